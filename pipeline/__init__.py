@@ -1,0 +1,1 @@
+"""Where the world is touched: stages of DVC, workers of Ray, runs and models of MLflow, files and commands."""

@@ -1,0 +1,68 @@
+"""`unet add` and `unet shapes`: data arrive. Recording is an explicit act; every stage follows from the record."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline.command import say
+from pipeline.ledger import append, compare, read_ledger
+from pipeline.params import load_section
+from pipeline.source import IngestConfig, find_pairs
+from unet_core.errors import DataError, StorageError
+from unet_core.samples import ClassMap
+from unet_core.synthetic import SHAPE_NAMES, draw_shapes
+
+log = logging.getLogger(__name__)
+
+
+def add(*, allow_removal: bool = False) -> None:
+    """Record what is new or changed in the source as a batch, and let DVC track the ledger."""
+    config = load_section("ingest", IngestConfig)
+    source, ledger = Path(config.source), Path(config.ledger)
+    pairs = find_pairs(source, config, load_section("masks", ClassMap))
+    changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, source)
+    if changes.missing and not allow_removal:
+        raise DataError(
+            f"recorded samples are missing from {source}: {changes.missing[0].key}"
+            f"{f' and {len(changes.missing) - 1} more' if len(changes.missing) > 1 else ''}. "
+            "Restore them, or record their removal with `unet add --allow-removal`."
+        )
+    lines = [*changes.new, *changes.changed, *changes.missing]
+    if lines:
+        append(ledger, lines)
+        say(
+            f"batch {lines[0].batch} recorded in {ledger}: {len(changes.new)} new, {len(changes.changed)} changed, "
+            f"{len(changes.missing)} removed"
+        )
+    else:
+        say(f"nothing new in {source}")
+    if lines or not ledger.with_name(ledger.name + ".dvc").exists():
+        _track(ledger)
+
+
+def _track(ledger: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "add", "--quiet", str(ledger)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise StorageError(f"DVC can't track the ledger: {ledger}: {done.stderr.strip()}")
+
+
+def draw_source(folder: Path, *, count: int, seed: int) -> None:
+    """Write the tutorial's shapes as files, one folder of masks per shape; files that are there already stay."""
+    for number in tqdm(range(count), desc="shapes", unit=" images", mininterval=1):
+        image, masks = draw_shapes(seed=seed, number=number)
+        name = f"{number:05d}.png"
+        targets = [folder / "images" / name, *(folder / "masks" / shape / name for shape in SHAPE_NAMES)]
+        pictures = [image, *(masks[..., plane] * 255 for plane in range(len(SHAPE_NAMES)))]
+        for target, picture in zip(targets, pictures, strict=True):
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_suffix(".partial")
+                Image.fromarray(picture).save(partial, format="PNG")
+                partial.replace(target)
+    say(f"{count} pictures of shapes in {folder}")

@@ -1,0 +1,114 @@
+"""The `unet` command. Each subcommand imports what it needs when it runs, so that `unet --help` is quick."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from pipeline.command import run_command
+
+# What the stages of dvc.yaml leave behind, for commands that a person types without arguments.
+SHARDS = Path("data/shards")
+MODEL = Path("models/final")
+RECEIPT = Path("models/receipt.json")
+METRICS = Path("metrics")
+REPORT = Path("reports/report.html")
+TIMINGS = Path(".unet/timings.jsonl")
+
+STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["stage"]:
+        sys.exit(_run_stage(words[1:]))
+    parsed = _parser().parse_args(words)
+    timings = TIMINGS if parsed.command == "promote" else None
+    sys.exit(run_command(parsed.command, partial(parsed.run, parsed), timings=timings))
+
+
+def _run_stage(words: Sequence[str]) -> int:
+    """`unet stage NAME --OUT PATH ...`: every option is a path and an argument of the stage's `run`."""
+    parser = argparse.ArgumentParser(prog="unet stage", description="Run one DVC stage; dvc.yaml calls this.")
+    parser.add_argument("name", choices=STAGES)
+    name = parser.parse_args(words[:1]).name
+
+    def run() -> None:
+        module = importlib.import_module(f"pipeline.stages.{name}")
+        names = [word for word in module.run.__annotations__ if word != "return"]
+        paths = argparse.ArgumentParser(prog=f"unet stage {name}")
+        for word in names:
+            paths.add_argument(f"--{word}", type=Path, required=True)
+        module.run(**vars(paths.parse_args(words[1:])))
+
+    return run_command(name, run, timings=TIMINGS)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unet", description="From a folder of images and masks to a registered, evaluated, promoted U-Net."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    init = command("init", "look at a folder, write params.yaml for it, record the first batch", _init)
+    init.add_argument("--source", type=Path, required=True, help="folder with images/ and masks/")
+    init.add_argument("--recipe", help="start from recipes/NAME.yaml instead of looking")
+    init.add_argument("--force", action="store_true", help="replace a params.yaml of your own")
+    add = command("add", "record what is new or changed in the source as a batch", _add)
+    add.add_argument("--allow-removal", action="store_true", help="record samples that are gone as removed")
+    shapes = command("shapes", "write the built-in synthetic data set as files", _shapes)
+    shapes.add_argument("folder", type=Path)
+    shapes.add_argument("--count", type=int, required=True, help="number of pictures")
+    shapes.add_argument("--seed", type=int, default=0)
+    command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    predict = command("predict", "write masks and overlays for images", _predict)
+    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
+    predict.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
+    predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
+    command("summary", "say where things stand", _summary)
+    command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
+    return parser
+
+
+def _init(parsed: argparse.Namespace) -> None:
+    from pipeline.init import init
+
+    init(source=parsed.source, recipe=parsed.recipe, force=parsed.force)
+
+
+def _add(parsed: argparse.Namespace) -> None:
+    from pipeline.arrivals import add
+
+    add(allow_removal=parsed.allow_removal)
+
+
+def _shapes(parsed: argparse.Namespace) -> None:
+    from pipeline.arrivals import draw_source
+
+    draw_source(parsed.folder, count=parsed.count, seed=parsed.seed)
+
+
+def _promote(_: argparse.Namespace) -> None:
+    from pipeline.promote import promote
+
+    promote(shards=SHARDS, model=MODEL, receipt=RECEIPT, report=REPORT)
+
+
+def _predict(parsed: argparse.Namespace) -> None:
+    from pipeline.predict import predict
+
+    predict(parsed.paths, out=parsed.out, model=parsed.model)
+
+
+def _summary(_: argparse.Namespace) -> None:
+    from pipeline.summary import summary
+
+    summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)

@@ -1,0 +1,192 @@
+"""Worker groups: the door to Ray."""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# What makes Ray Train start seconds earlier; none of it changes a result.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+
+from pipeline.placement import Placement
+from unet_core.errors import TrainingError
+
+log = logging.getLogger(__name__)
+
+#: How often a training goes on after its workers were lost.
+MAX_WORKER_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The workers of a training."""
+
+    workers: int
+    threads: int
+    use_gpu: bool
+
+
+class Journal(UserCallback):  # type: ignore[misc]
+    """Writes every report of rank 0 as a line of a file. Runs in Ray's controller, on the driver's machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        """Called by Ray when all workers have reported."""
+        line = json.dumps({**metrics[0], "time_ms": int(time.time() * 1000)})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+@contextmanager
+def cluster(placement: Placement, needed_cpus: int) -> Iterator[None]:
+    """Ray for the length of a training: the running cluster that the placement names, or one on this machine."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if placement.ray_address:
+            ray.init(address=placement.ray_address, **quiet)
+        else:
+            # More workers than cores is allowed when the user asks for it, as in tests.
+            cpus = max(needed_cpus, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"Ray cluster can't be reached: {placement.ray_address}: {str(error).splitlines()[0]} "
+            "Start it, correct RAY_ADDRESS, or unset it to train on this machine."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def choose_group(placement: Placement, *, lanes: int, threads: int, gpus: int, cores: int) -> Group:
+    """How many workers train: as the placement says, else one per GPU, else as the cores allow; names idle cores."""
+    if placement.workers is not None and placement.workers > lanes:
+        raise TrainingError(
+            f"UNET_WORKERS={placement.workers}, but train.lanes is {lanes}. Lower the one or raise the other."
+        )
+    workers = placement.workers or min(gpus or max(1, cores // threads), lanes)
+    idle = cores - workers * threads
+    if not gpus and idle > 0:
+        log.info(
+            "%d of %d cores stay idle: raise train.lanes (%d), train.threads_per_worker (%d) or UNET_WORKERS",
+            idle, cores, lanes, threads,
+        )  # fmt: skip
+    return Group(workers=workers, threads=threads, use_gpu=gpus > 0)
+
+
+def train_group(
+    worker: Callable[[dict[str, Any]], None],
+    config: Mapping[str, Any],
+    group: Group,
+    *,
+    work_dir: Path,
+    on_report: Callable[[dict[str, Any]], None],
+) -> Path:
+    """Run `worker(config)` on every worker to the end and give the directory of the last checkpoint.
+
+    Lost workers are replaced; an interrupted training goes on from its last checkpoint in `work_dir`.
+    `on_report` sees every report once in each driver, also those of the time before an interruption.
+    """
+    journal = work_dir / "journal.jsonl"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    journal.touch()
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(backend="nccl" if group.use_gpu else "gloo", timeout_s=600),
+        scaling_config=ScalingConfig(
+            num_workers=group.workers, use_gpu=group.use_gpu, resources_per_worker={"CPU": group.threads}
+        ),
+        run_config=RunConfig(
+            name="workers",
+            storage_path=str(work_dir),
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[Journal(journal)],
+        ),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with _follow(journal, on_report):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(
+                f"training failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)} "
+                f"The next `dvc repro` goes on from the last checkpoint in {work_dir}."
+            ) from error
+    if result.checkpoint is None:
+        raise TrainingError(f"training left no checkpoint in {work_dir}. Remove the directory and train again.")
+    return Path(result.checkpoint.path)
+
+
+def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    """Report from a worker; all workers must call it equally often, rank 0 with the checkpoint's directory."""
+    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
+
+
+@contextmanager
+def resume_directory() -> Iterator[Path | None]:
+    """In a worker: the checkpoint to go on from, or None."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+    else:
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """In a worker: its rank and the number of workers."""
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
+
+
+@contextmanager
+def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hand the journal's lines to `on_report` while training runs, and the rest at its end."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        with journal.open(encoding="utf-8") as stream:
+            rest = ""
+            while True:
+                ending = stop.is_set()
+                rest += stream.read()
+                *lines, rest = rest.split("\n")
+                for line in lines:
+                    on_report(json.loads(line))
+                if ending:
+                    return
+                stop.wait(0.5)
+
+    thread = threading.Thread(target=follow, name="journal", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,49 @@
+"""What all commands and stages share: one sentence for a foreseen mistake, quiet libraries, seconds written down."""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from unet_core.errors import UnetError
+
+
+def run_command(name: str, function: Callable[[], None], *, timings: Path | None = None) -> int:
+    """Run a command to its exit code; with `timings`, append its seconds (from the process's start) there."""
+    _quieten()
+    # Counts imports and the interpreter's start too, since the user waits for them.
+    started = psutil.Process().create_time()
+    try:
+        function()
+    except UnetError as error:
+        sys.stderr.write(f"unet {name}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"unet {name}: interrupted\n")
+        return 130
+    if timings is not None:
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        with timings.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"stage": name, "seconds": round(time.time() - started, 2)}) + "\n")
+    return 0
+
+
+def _quieten() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("mlflow", "alembic", "ray", "matplotlib", "botocore", "urllib3", "PIL", "git"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+def say(text: str = "") -> None:
+    """A line of a command's result."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,113 @@
+"""params.yaml section -> dataclass, strictly: the door to YAML.
+
+One section is one dataclass beside the code that it configures, and one `params:` line of its stage.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from unet_core.errors import RecipeError
+
+#: Where the recipe lies, relative to the working tree.
+RECIPE = Path("params.yaml")
+
+SECTIONS = (
+    "ingest masks validate split shard model augment train register evaluate promote".split()  # noqa: SIM905
+)
+
+Config = TypeVar("Config")
+
+
+def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
+    """Read one section of the recipe as `cls`; RecipeError for an unknown, missing or ill-typed key."""
+    recipe = _read(path)
+    _check_keys(recipe, SECTIONS, str(path), whole=False)
+    if name not in recipe:
+        raise RecipeError(f"missing section: {path}: {name}. Copy it from a recipe in recipes/.")
+    return _build(cls, recipe[name], f"{path}: {name}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"no recipe: {path.resolve()}. Run `unet init --source FOLDER`, or copy one from recipes/."
+        ) from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"not a recipe: {path}: expected sections, got {type(recipe).__name__}.")
+    return recipe
+
+
+def _check_keys(found: Iterable[str], known: Sequence[str], where: str, *, whole: bool, optional: Sequence[str] = ()) -> None:
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
+            raise RecipeError(f"unknown key: {where}: {key}. {hint}")
+    missing = [key for key in known if key not in set(found) and key not in optional]
+    if whole and missing:
+        raise RecipeError(f"missing key: {where}: {missing[0]}. Add it; recipes/ shows examples.")
+
+
+def _build(cls: type[Config], body: Any, where: str) -> Config:
+    if not isinstance(body, dict):
+        raise RecipeError(f"wrong type: {where}: expected keys and values, got {body!r}.")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    optional = [
+        name
+        for name, field in fields.items()
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    ]
+    _check_keys(body, list(fields), where, whole=True, optional=optional)
+    hints = typing.get_type_hints(cls)
+    for name, value in body.items():
+        if not _fits(value, hints[name]):
+            raise RecipeError(f"wrong type: {where}.{name}: expected {_describe(hints[name])}, got {value!r}.")
+    return cls(**body)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, argument) for argument in arguments)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, dict) and all(
+            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items()
+        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if hint is type(None):
+        return "null"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"{_describe(arguments[0])}: {_describe(arguments[1])} pairs"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_describe(arguments[0])}"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Any: "a value"}
+    return names.get(hint, str(hint))

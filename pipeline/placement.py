@@ -1,0 +1,52 @@
+"""Environment -> where things run and lie. Placement changes no result; the recipe (params.yaml) does.
+
+The only module that reads environment variables; README.md shows them as a table.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_core.errors import RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how fast."""
+
+    root: Path
+    """The working tree; stages run here."""
+    tracking_uri: str
+    """MLFLOW_TRACKING_URI: MLflow's server or store; by default a SQLite file in the working tree."""
+    ray_address: str | None
+    """RAY_ADDRESS: a running cluster; by default Ray starts on this machine for the length of the training."""
+    workers: int | None
+    """UNET_WORKERS: training workers; by default min(cores or GPUs, lanes)."""
+    loader_threads: int
+    """UNET_LOADER_THREADS: threads that prepare batches in each worker; by default 1."""
+
+    @property
+    def state_dir(self) -> Path:
+        """Working files that are nobody's result: checkpoints of unfinished trainings, timings."""
+        return self.root / ".unet"
+
+
+def read_placement() -> Placement:
+    """Read the environment; RecipeError for a number that is none."""
+    root = Path.cwd()
+    return Placement(
+        root=root,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}",
+        ray_address=os.environ.get("RAY_ADDRESS") or None,
+        workers=_read_count("UNET_WORKERS"),
+        loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
+    )
+
+
+def _read_count(name: str) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise RecipeError(f"environment variable {name}: {text!r} is not a number from 1. Correct or unset it.")
+    return int(text)

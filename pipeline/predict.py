@@ -1,0 +1,82 @@
+"""`unet predict`: images or folders -> masks at the original size, and overlays."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import tracking
+from pipeline.command import say
+from pipeline.pictures import overlay, write_picture
+from pipeline.placement import read_placement
+from pipeline.scoring import predict_sample
+from pipeline.source import PICTURE_SUFFIXES
+from unet_core.checkpoint import read_model
+from unet_core.errors import DataError
+from unet_core.samples import Array, ClassMap, read_image
+
+log = logging.getLogger(__name__)
+
+
+def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
+    """Predict all images; `model` is a registry address or a model directory."""
+    images = find_images(paths)
+    if Path(model).is_dir():
+        network, spec = read_model(Path(model))
+    else:
+        tracking.connect(read_placement().tracking_uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
+    names = _names(images)
+    for path in tqdm(images, desc="predict", unit=" images", mininterval=1):
+        image = read_image(path, channels=spec.channels)
+        mask = predict_sample(network, spec, image)
+        _write_mask(out / "masks", names[path], mask, spec.class_map)
+        write_picture(out / "overlays" / f"{names[path]}.png", overlay(image, mask, spec.class_map))
+    say(f"{len(images)} masks in {out / 'masks'}, overlays in {out / 'overlays'}")
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files: the paths themselves, and all below a folder; DataError for a path without one."""
+    found = []
+    for path in paths:
+        inside = (
+            sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+            if path.is_dir()
+            else [path]
+        )
+        if not inside or not path.exists():
+            raise DataError(f"no images: {path}. Give image files, or folders with {sorted(PICTURE_SUFFIXES)}.")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _names(images: Sequence[Path]) -> dict[Path, str]:
+    """Names of results: the image's own; DataError where two images would write one file."""
+    names: dict[str, Path] = {}
+    for path in images:
+        if path.stem in names:
+            raise DataError(f"two images of one name: {names[path.stem]} and {path}. Predict them into two folders.")
+        names[path.stem] = path
+    return {path: name for name, path in names.items()}
+
+
+def _write_mask(folder: Path, name: str, mask: Array, class_map: ClassMap) -> None:
+    """Masks as a user would bring them: the recipe's pixel values; overlapping classes in a folder each."""
+    values = list(class_map.classes.values())
+    if class_map.kind == "multilabel":
+        for number, class_name in enumerate(class_map.names):
+            _write_gray(folder / class_name / f"{name}.png", mask[..., number] * values[number])
+        return
+    coded = mask.copy()
+    for number, value in enumerate(values):
+        coded[mask == number] = value
+    _write_gray(folder / f"{name}.png", coded)
+
+
+def _write_gray(path: Path, values: Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)

@@ -1,0 +1,62 @@
+"""`unet promote`: the gate compares challenger and champion on today's test images and moves the alias, or says why not."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.command import say
+from pipeline.gate import GateConfig, Verdict, judge, judge_first
+from pipeline.params import load_section
+from pipeline.placement import read_placement
+from pipeline.receipt import read_receipt, registered_version
+from pipeline.report_page import add_promotion
+from pipeline.scoring import fetch_registered, image_scores, score_split
+from pipeline.stages.evaluate import EvaluateConfig
+from unet_core.errors import RegistryError
+from unet_core.shards import ShardReader, read_index
+
+
+def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
+    """Score, judge, move the alias if the gate opens, and write verdict and page beside the report."""
+    placement = read_placement()
+    client = tracking.connect(placement.tracking_uri)
+    challenger = registered_version(client, read_receipt(receipt), model)
+    champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
+    if champion is not None and champion.weights_sha256 == challenger.weights_sha256:
+        say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same weights")
+        return
+    verdict = _judge(client, challenger, champion, shards)
+    if verdict.decision == "promoted":
+        tracking.set_alias(client, challenger, tracking.CHAMPION)
+    tracking.set_version_tags(client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence})
+    body = {**asdict(verdict), "version": challenger.number, "against": champion.number if champion else None}
+    verdict_path = report.with_name("verdict.json")
+    verdict_path.parent.mkdir(parents=True, exist_ok=True)
+    verdict_path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
+    if report.exists():
+        say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+
+
+def _judge(
+    client: tracking.Client, challenger: tracking.Version, champion: tracking.Version | None, shards: Path
+) -> Verdict:
+    gate = load_section("promote", GateConfig)
+    score = load_section("evaluate", EvaluateConfig).score
+    reader = ShardReader(shards, read_index(shards).of_split("test"))
+    network, spec = fetch_registered(client, challenger)
+    if champion is None:
+        return judge_first(
+            image_scores(score_split(network, spec, reader, name="challenger"), score), gate, score=score.capitalize()
+        )
+    old_network, old_spec = fetch_registered(client, champion)
+    if old_spec.class_map.names != spec.class_map.names or old_spec.channels != spec.channels:
+        raise RegistryError(
+            f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "
+            f"{list(old_spec.class_map.names)} on {old_spec.channels} channels, version {challenger.number} "
+            f"{list(spec.class_map.names)} on {spec.channels}. Give the new task its own register.model."
+        )
+    new = image_scores(score_split(network, spec, reader, name="challenger"), score)
+    old = image_scores(score_split(old_network, old_spec, reader, name="champion"), score)
+    return judge(new, old, gate, score=score.capitalize())

@@ -1,0 +1,47 @@
+"""The receipt of `register`: which model the tree speaks of. Whoever needs the version makes sure that it exists."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import tracking
+from unet_core.checkpoint import weights_hash
+from unet_core.errors import RegistryError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What `register` wrote."""
+
+    model: str
+    weights_sha256: str
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read it; RegistryError where nothing was registered yet."""
+    try:
+        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RegistryError(f"nothing is registered: {path} can't be read. Run `dvc repro` first.") from error
+
+
+def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Path) -> tracking.Version:
+    """The receipt's version; where this registry lacks it, the model directory is registered anew.
+
+    DVC's run cache, a colleague's `dvc pull` or another tracking server bring a receipt without a version.
+    """
+    version = tracking.find_version(client, receipt.model, receipt.weights_sha256)
+    if version is not None:
+        return version
+    if not model_dir.is_dir() or weights_hash(model_dir) != receipt.weights_sha256:
+        raise RegistryError(
+            f"the registry lacks the model of the receipt ({receipt.weights_sha256[:12]}) and {model_dir} holds "
+            "other weights. Run `dvc checkout` or `dvc repro`."
+        )
+    log.warning("the registry lacks model %s: registering it anew", receipt.weights_sha256[:12])
+    version, _ = tracking.ensure_version(client, receipt.model, model_dir, {})
+    tracking.set_alias(client, version, tracking.CHALLENGER)
+    return version

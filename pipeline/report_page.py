@@ -1,0 +1,231 @@
+"""The report as HTML: one file, no scripts, nothing fetched from elsewhere, readable on a phone."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.gate import Verdict
+from pipeline.scoring import ScoreRow
+from pipeline.tracking import Version
+
+#: Where `unet promote` puts the verdict.
+VERDICT_MARK = "<!-- verdict -->"
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6b7e; --line: #dfe4ea; --page: #fbfcfd; --good: #11734b;
+        --bad: #9c2f1b; --wait: #7a5a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa8ba; --line: #333d4a; --page: #14181e;
+        --good: #5fd0a0; --bad: #ff9a85; --wait: #e5c158; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
+       padding: 1.2rem; max-width: 64rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .9rem; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1rem 0; }
+.numbers b { display: block; font-size: 1.7rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 20rem; }
+th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); font-weight: normal; }
+th:first-child, td:first-child { text-align: left; } thead th { color: var(--soft); font-size: .85rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; } figure { margin: 0 0 1rem; }
+figcaption { font-size: .9rem; color: var(--soft); overflow-wrap: anywhere; }
+pre { overflow-x: auto; font-size: .85rem; border: 1px solid var(--line); border-radius: 4px; padding: .8rem; }
+code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
+.key i { display: inline-block; width: .9em; height: .9em; border: 1px solid var(--line); margin-right: .35em;
+         vertical-align: -.1em; }
+.verdict { border-left: 4px solid var(--wait); padding: .3rem 1rem; margin: 1rem 0; }
+.verdict.promoted { border-color: var(--good); } .verdict.not { border-color: var(--bad); }
+.cases { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 0 1.5rem; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything that the page shows."""
+
+    data: Mapping[str, Any]
+    splits: Mapping[str, int]
+    training: Mapping[str, Any]
+    scores: Mapping[str, Any]
+    rejected: Sequence[Mapping[str, str]]
+    cases: Sequence[Mapping[str, Any]]
+    rows: Sequence[ScoreRow]
+    receipt: Mapping[str, str]
+    recipe: str
+    curves: Path
+    data_examples: Path
+    validation_examples: Path
+    cases_dir: Path
+
+
+def render(page: Page) -> str:
+    """The whole page."""
+    sections = [
+        _head(page),
+        VERDICT_MARK,
+        _classes(page),
+        _cases(page, "worst", "Worst test images"),
+        _cases(page, "best", "Best test images"),
+        _training(page),
+        _data(page),
+        _lineage(page),
+    ]
+    title = f"Report: {html.escape(page.receipt['model'])}"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+
+
+def add_promotion(report: Path, verdict: Verdict, challenger: Version, champion: Version | None) -> Path:
+    """Write the report once more, with the gate's verdict and where the version lies, as `promotion.html` beside it.
+
+    The report itself is a result that DVC tracks, and a promotion must not change it.
+    """
+    css = {"promoted": "promoted", "not promoted": "not"}.get(verdict.decision, "wait")
+    against = f"version {champion.number}" if champion else "no champion before"
+    tags = {"Training run": challenger.run_id or "unknown", **dict(sorted(challenger.tags.items()))}
+    rows = "".join(
+        f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(value)}</code></td></tr>"
+        for key, value in tags.items()
+        if not key.startswith("gate.")
+    )
+    text = (
+        f'<div class="verdict {css}"><p><b>{html.escape(verdict.sentence)}</b></p>'
+        f'<p class="soft">{html.escape(challenger.name)} version {challenger.number} against {against}</p></div>'
+        f'<details><summary class="soft">The version in the registry</summary><div class="scroll"><table>{rows}</table>'
+        "</div></details>"
+    )
+    page = report.with_name("promotion.html")
+    page.write_text(report.read_text(encoding="utf-8").replace(VERDICT_MARK, text, 1), encoding="utf-8")
+    return page
+
+
+def _head(page: Page) -> str:
+    score = _main_score(page)
+    low, high = page.scores["interval_95"]
+    numbers = [
+        (f"{page.scores[score]:.3f}", f"test {score.capitalize()} (95 % interval {low:.3f} to {high:.3f})"),
+        (f"{page.training['val_loss']:.3f}", "validation loss"),
+        (str(page.scores["images"]), "test images"),
+        (str(page.splits["train"]), "training images"),
+    ]
+    cells = "".join(f"<div><b>{value}</b><span class='soft'>{label}</span></div>" for value, label in numbers)
+    return (
+        f"<h1>{html.escape(page.receipt['model'])}</h1>"
+        f"<p class='soft'>weights <code>{page.receipt['weights_sha256'][:16]}</code></p>"
+        f"<div class='numbers'>{cells}</div>"
+    )
+
+
+def _main_score(page: Page) -> str:
+    return "dice" if "dice" in page.scores else "iou"
+
+
+def _classes(page: Page) -> str:
+    rows = []
+    for name, dice in page.scores["class_dice"].items():
+        images = [row for row in page.rows if row.class_name == name]
+        there = sum(row.true_positive + row.false_negative > 0 for row in images)
+        scored = "" if images and images[0].scored else " (not in the mean)"
+        cells = [dice, page.scores["class_iou"][name], page.scores["pooled_dice"][name]]
+        shown = "".join(f"<td>{_number(cell)}</td>" for cell in cells)
+        rows.append(f"<tr><td>{html.escape(name)}{scored}</td>{shown}<td>{there}</td></tr>")
+    error = page.scores.get("pixel_error")
+    return (
+        "<h2>Scores per class on the test split</h2><div class='scroll'><table><thead><tr><th>class</th>"
+        "<th>Dice, mean over images</th><th>IoU, mean over images</th><th>Dice, pooled pixels</th><th>images with it</th>"
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        + (f"<p class='soft'>Pixels of another class than true: {error:.2%}</p>" if error is not None else "")
+    )
+
+
+def _cases(page: Page, kind: str, title: str) -> str:
+    figures = "".join(
+        f"<figure>{_picture(page.cases_dir / case['picture'], 'image, mask, prediction, overlay')}"
+        f"<figcaption>{html.escape(case['key'])}: {case['score']:.3f}</figcaption></figure>"
+        for case in page.cases
+        if case["kind"] == kind
+    )
+    note = "<p class='soft'>Image, true mask, prediction, prediction over the image.</p>"
+    return f"<h2>{title}</h2>{note}<div class='cases'>{figures}</div>"
+
+
+def _training(page: Page) -> str:
+    resting = page.training["samples_resting_per_epoch"]
+    note = f" {resting} samples rest in each epoch, others each time." if resting else ""
+    return (
+        f"<h2>Training</h2><p class='soft'>{page.training['steps']} steps; the weights are those after epoch "
+        f"{page.training['best_epoch']}, best on validation.{note}</p>"
+        f"<figure>{_curves(page.curves)}</figure>"
+        f"<h2>Validation images</h2><p class='soft'>Image, true mask, prediction.</p>"
+        f"<figure>{_picture(page.validation_examples, 'image, mask and prediction of validation images')}</figure>"
+    )
+
+
+def _data(page: Page) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{share:.2%}</td></tr>"
+        for name, share in page.data["class_fraction"].items()
+    )
+    if page.rejected:
+        entries = "".join(f"<li>{html.escape(bad['key'])}: {html.escape(bad['reason'])}</li>" for bad in page.rejected)
+        rejected = f"<p>{len(page.rejected)} files were rejected:</p><ul>{entries}</ul>"
+    else:
+        rejected = "<p>No file was rejected.</p>"
+    splits = ", ".join(f"{count} {split}" for split, count in page.splits.items())
+    return (
+        f"<h2>Data</h2><p>{page.data['accepted']} images of {page.data['image_sizes']} sizes: {splits}.</p>{rejected}"
+        "<div class='scroll'><table><thead><tr><th>class</th><th>share of pixels</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+        f"<figure>{_picture(page.data_examples, 'images above their masks')}"
+        "<figcaption>Images above their masks.</figcaption></figure>"
+    )
+
+
+def _lineage(page: Page) -> str:
+    return (
+        "<h2>Lineage</h2><div class='scroll'><table>"
+        f"<tr><td>weights</td><td><code>{page.receipt['weights_sha256']}</code></td></tr></table></div>"
+        "<p class='soft'>Version, run and commit stand on the promotion page and in MLflow; data and code of every "
+        f"stage in dvc.lock.</p><details><summary>Recipe</summary><pre>{html.escape(page.recipe)}</pre></details>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _picture(path: Path, text: str) -> str:
+    return _embed(path.read_bytes(), text)
+
+
+def _embed(data: bytes, text: str) -> str:
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def _curves(path: Path) -> str:
+    """Loss of training (each step, thin) and of validation, logarithmic, as a picture."""
+    # The figure is made without pyplot: no display, no global state.
+    from matplotlib.figure import Figure
+
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    steps = [int(row["step"]) for row in rows]
+    loss.plot(steps, [float(row["train_loss"]) for row in rows], linewidth=0.6, color="#56b4e9", label="training, each step")
+    seen = [row for row in rows if row["val_loss"]]
+    loss.plot([int(row["step"]) for row in seen], [float(row["val_loss"]) for row in seen], color="#d55e00", label="validation")
+    loss.set(yscale="log", xlabel="step", title="loss")
+    loss.legend(frameon=False)
+    dice = [row for row in seen if row["val_dice"]]
+    score.plot([int(row["step"]) for row in dice], [float(row["val_dice"]) for row in dice], color="#009e73")
+    score.set(xlabel="step", title="validation Dice", ylim=(0, 1))
+    stream_out = io.BytesIO()
+    figure.savefig(stream_out, format="png", metadata={"Software": None})
+    return _embed(stream_out.getvalue(), "loss and validation Dice over the steps")

@@ -1,0 +1,111 @@
+"""Stage 7: the registered version on the test split -> scores per image and class, intervals, best and worst images."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.params import load_section
+from pipeline.pictures import as_rgb, fit, grid, overlay, paint_mask, write_picture
+from pipeline.placement import read_placement
+from pipeline.receipt import read_receipt, registered_version
+from pipeline.scoring import (
+    Score,
+    ScoreRow,
+    bootstrap_interval,
+    by_class,
+    class_scores,
+    fetch_registered,
+    image_scores,
+    pixel_error,
+    predict_sample,
+    score_split,
+    write_rows,
+)
+from unet_core.errors import DataError
+from unet_core.model import ModelSpec, UNet
+from unet_core.shards import ShardReader, read_index
+
+log = logging.getLogger(__name__)
+
+#: Pictures of the best and of the worst images, each.
+NUM_CASES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Recipe section `evaluate`."""
+
+    score: Score
+    """The main score: the mean over images of the mean over their scored classes."""
+    bootstrap_draws: int
+    seed: int
+    """Of the bootstrap."""
+
+
+def run(*, shards: Path, model: Path, receipt: Path, scores: Path, metrics: Path, cases: Path) -> None:
+    """Score the version that the registry has under the receipt's hash."""
+    config = load_section("evaluate", EvaluateConfig)
+    client = tracking.connect(read_placement().tracking_uri)
+    version = registered_version(client, read_receipt(receipt), model)
+    network, spec = fetch_registered(client, version)
+    reader = ShardReader(shards, read_index(shards).of_split("test"))
+    rows = score_split(network, spec, reader, name="evaluate")
+    write_rows(scores, rows)
+    body = summarise(rows, config, spec)
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_cases(cases, rows, config.score, reader, network, spec)
+    if version.run_id:
+        numbers = {f"test_{name}": value for name, value in body.items() if isinstance(value, float)}
+        tracking.log_to_run(client, version.run_id, metrics=numbers, files=[metrics, scores, *sorted(cases.glob("*.png"))])
+    log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
+
+
+def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec) -> dict[str, object]:
+    """The metrics file: means over images, their interval, means per class, and pooled scores."""
+    per_image = image_scores(rows, config.score)
+    if not per_image:
+        raise DataError(
+            "no score is defined: no scored class occurs in the test images or predictions. "
+            "Check masks.classes and the test split."
+        )
+    interval = bootstrap_interval(list(per_image.values()), draws=config.bootstrap_draws, seed=config.seed)
+    body: dict[str, object] = {
+        config.score: sum(per_image.values()) / len(per_image),
+        "interval_95": list(interval),
+        "images": len(per_image),
+        "class_dice": class_scores(rows, "dice"),
+        "class_iou": class_scores(rows, "iou"),
+        "pooled_dice": {name: counts.dice for name, counts in by_class(rows).items()},
+    }
+    if spec.class_map.kind == "multiclass":
+        body["pixel_error"] = pixel_error(rows)
+    return body
+
+
+def write_cases(
+    directory: Path, rows: Sequence[ScoreRow], score: Score, reader: ShardReader, network: UNet, spec: ModelSpec
+) -> None:
+    """Pictures of the best and worst images: image, mask, prediction, prediction over image; and a list of them."""
+    per_image = image_scores(rows, score)
+    ranked = sorted(per_image, key=lambda key: (per_image[key], key))
+    numbers = {entry.key: number for number, entry in enumerate(reader.entries)}
+    chosen = [("worst", key) for key in ranked[:NUM_CASES]] + [("best", key) for key in ranked[::-1][:NUM_CASES]]
+    directory.mkdir(parents=True, exist_ok=True)
+    listed = []
+    for place, (kind, key) in enumerate(chosen):
+        sample = reader.read(numbers[key])
+        predicted = predict_sample(network, spec, sample.image)
+        name = f"{place:02d}_{kind}.png"
+        tiles = [
+            as_rgb(sample.image),
+            paint_mask(sample.mask, spec.class_map),
+            paint_mask(predicted, spec.class_map),
+            overlay(sample.image, predicted, spec.class_map),
+        ]
+        write_picture(directory / name, grid([[fit(tile) for tile in tiles]]))
+        listed.append({"kind": kind, "key": key, "score": per_image[key], "picture": name})
+    (directory / "cases.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,37 @@
+"""Stage 6: the trained model -> a version in the registry, found by its weights' hash, alias `challenger`."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.lineage import data_state, git_state
+from pipeline.params import RECIPE, load_section
+from pipeline.placement import read_placement
+from unet_core.checkpoint import weights_hash
+from unet_core.hashing import hash_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """Recipe section `register`."""
+
+    model: str
+    """Name of the model in the registry."""
+
+
+def run(*, shards: Path, model: Path, receipt: Path) -> None:
+    """Make sure that the registry has these weights; the receipt holds only what does not change with the registry."""
+    config = load_section("register", RegisterConfig)
+    placement = read_placement()
+    client = tracking.connect(placement.tracking_uri)
+    tags = {**git_state(placement.root), **data_state(shards), "recipe.sha256": hash_file(RECIPE)}
+    version, made = tracking.ensure_version(client, config.model, model, tags)
+    tracking.set_alias(client, version, tracking.CHALLENGER)
+    receipt.parent.mkdir(parents=True, exist_ok=True)
+    body = {"model": config.model, "weights_sha256": weights_hash(model)}
+    receipt.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    log.info("register: %s version %s %s", config.model, version.number, "made" if made else "was there already")

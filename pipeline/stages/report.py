@@ -1,0 +1,40 @@
+"""Stage 8: metrics, curves, scores and pictures -> one self-contained page for people."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.params import RECIPE
+from pipeline.report_page import Page, render
+from pipeline.scoring import read_rows
+
+log = logging.getLogger(__name__)
+
+
+def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt: Path, page: Path) -> None:
+    """Write the page. It holds nothing of when or where, so that equal results are equal pages."""
+
+    def read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    html = render(
+        Page(
+            data=read(metrics / "validate.json"),
+            splits=read(metrics / "split.json"),
+            training=read(metrics / "train.json"),
+            scores=read(metrics / "evaluate.json"),
+            rejected=read(rejected),
+            cases=read(evaluation / "cases" / "cases.json"),
+            rows=read_rows(evaluation / "scores.parquet"),
+            receipt=read(receipt),
+            recipe=RECIPE.read_text(encoding="utf-8"),
+            curves=plots / "curves.csv",
+            data_examples=plots / "data.png",
+            validation_examples=plots / "predictions.png",
+            cases_dir=evaluation / "cases",
+        )
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html, encoding="utf-8")
+    log.info("report: %s", page)

@@ -1,0 +1,296 @@
+"""Stage 5: shards -> the model that is best on validation, trained by Ray Train's workers."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline import cluster, tracking
+from pipeline.lineage import code_hash, data_state, git_state
+from pipeline.params import RECIPE, load_section
+from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
+from pipeline.placement import Placement, read_placement
+from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_checkpoint, write_model
+from unet_core.errors import TrainingError, UnetError
+from unet_core.inference import predict_logits, predict_mask
+from unet_core.loader import LaneLoader
+from unet_core.losses import weighted_loss
+from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.plan import plan_epoch
+from unet_core.reduction import LaneTree
+from unet_core.shards import ShardIndex, ShardReader, read_index
+from unet_core.trainer import Report, TrainConfig, Trainer, has_native_bfloat16
+from unet_core.transforms import AugmentConfig
+
+log = logging.getLogger(__name__)
+
+
+def run(*, shards: Path, model: Path, metrics: Path, curves: Path, examples: Path) -> None:
+    """Train to the end, or go on with an unfinished training of the same recipe, data and code."""
+    index = read_index(shards)
+    spec, config, augment = read_recipe(index)
+    placement = read_placement()
+    _check_early(index, shards, spec, config, augment)
+    training = training_key(shards, placement.root)
+    work_dir = placement.state_dir / "training" / training
+    client = tracking.connect(placement.tracking_uri)
+    run_ = tracking.TrainingRun(client, training=training, params=_flat({**asdict(config), **asdict(spec.config)}))
+    watch = Watch(run_, config)
+    try:
+        checkpoint = _train(placement, config, shards, work_dir, watch)
+        write_model(model, spec, read_checkpoint(checkpoint).best_weights)
+    except BaseException:
+        run_.fail()
+        raise
+    finally:
+        watch.close()
+    watch.write(metrics, curves)
+    _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
+    lock = [path for path in (Path("dvc.lock"), RECIPE) if path.exists()]
+    run_.log_files([metrics, curves, examples, *lock])
+    run_.finish(model, {**git_state(placement.root), **data_state(shards)})
+    shutil.rmtree(work_dir)
+    log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
+
+
+def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
+    """The network that recipe and data ask for, and how to train it."""
+    config = load_section("train", TrainConfig)
+    model = load_section("model", ModelConfig)
+    mean, deviation = index.train_statistics()
+    if model.input_statistics == "imagenet":
+        mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        if index.channels != 3:
+            raise TrainingError("model.input_statistics: imagenet is for RGB images. Set validate.channels: 3, or train.")
+    spec = ModelSpec(
+        config=model,
+        channels=index.channels,
+        class_map=index.class_map,
+        mean=mean,
+        deviation=deviation,
+        precision=config.precision,
+    )
+    return spec, config, load_section("augment", AugmentConfig)
+
+
+def training_key(shards: Path, root: Path) -> str:
+    """Hash of all that decides the result: recipe, index of shards, code."""
+    sections = {name: load_section(name, dict_type) for name, dict_type in _SECTIONS.items()}
+    text = json.dumps({name: asdict(section) for name, section in sections.items()}, sort_keys=True)
+    return hashlib.sha256(f"{text}{data_state(shards)}{code_hash(root)}".encode()).hexdigest()[:32]
+
+
+_SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "augment": AugmentConfig}
+
+
+def _check_early(
+    index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig
+) -> None:
+    """Find mistakes of the recipe before a cluster starts."""
+    weighted_loss(config.loss, spec.class_map)
+    LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
+    plan = plan_epoch(
+        [len(shard.samples) for shard in index.of_split("train")],
+        seed=config.seed,
+        epoch=0,
+        lanes=config.lanes,
+        samples_per_lane=config.samples_per_lane,
+        block_shards=config.block_shards,
+    )
+    log.info(
+        "train: %d epochs of %d steps; %d samples rest in each epoch",
+        config.epochs, plan.num_steps, len(plan.remainder),
+    )  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    native = has_native_bfloat16(device)
+    if config.precision == "bfloat16" and not native:
+        log.warning("this processor has no native bfloat16 and emulates it slowly: train.precision: float32 is faster")
+    if config.precision == "float32" and native:
+        log.info("this processor has native bfloat16: train.precision: bfloat16 is faster here")
+
+
+def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
+    group = cluster.choose_group(
+        placement,
+        lanes=config.lanes,
+        threads=config.threads_per_worker,
+        gpus=torch.cuda.device_count(),
+        cores=os.cpu_count() or 1,
+    )
+    options = {
+        "root": str(placement.root),
+        "shards": str(shards.resolve()),
+        "loader_threads": placement.loader_threads,
+        "use_gpu": group.use_gpu,
+    }
+    log.info("train: %d workers with %d threads each", group.workers, group.threads)
+    with cluster.cluster(placement, group.workers * group.threads):
+        checkpoint = cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
+    if watch.failure is not None:
+        raise TrainingError(watch.failure)
+    return checkpoint
+
+
+def train_worker(options: dict[str, Any]) -> None:
+    """What every worker does; a foreseen mistake is reported, since Ray would only try it again."""
+    # Ray starts workers elsewhere; the recipe lies in the working tree.
+    os.chdir(options["root"])
+    try:
+        _train_worker(options)
+    except UnetError as error:
+        cluster.report({"failure": str(error)}, None)
+
+
+def _train_worker(options: dict[str, Any]) -> None:
+    rank, world_size = cluster.rank_and_size()
+    shards = Path(options["shards"])
+    index = read_index(shards)
+    spec, config, augment = read_recipe(index)
+    torch.set_num_threads(config.threads_per_worker)
+    if options["use_gpu"]:
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(mode=True)
+    device = torch.device("cuda" if options["use_gpu"] else "cpu")
+    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
+    with cluster.resume_directory() as directory:
+        if directory is not None:
+            trainer.restore(read_checkpoint(directory))
+    train = ShardReader(shards, index.of_split("train"))
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+    val = ShardReader(shards, index.of_split("val"))
+    started = time.monotonic()
+    for told in trainer.fit(loader, val, [len(shard.samples) for shard in index.of_split("train")]):
+        about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
+        with tempfile.TemporaryDirectory() as scratch:
+            kept = None
+            if told.checkpoint is not None and rank == 0:
+                kept = Path(scratch) / "checkpoint"
+                write_checkpoint(kept, spec, told.checkpoint)
+            cluster.report(about, kept)
+
+
+def _record(told: Report) -> dict[str, Any]:
+    return {
+        "epoch": told.position.epoch,
+        "num_steps": told.num_steps,
+        "resting": told.resting,
+        "steps": [asdict(step) for step in told.steps],
+        "validation": asdict(told.validation) if told.validation else None,
+    }
+
+
+class Watch:
+    """Follows a training on the driver: a progress line, MLflow, and the curves. Each step counts once."""
+
+    def __init__(self, run_: tracking.TrainingRun, config: TrainConfig) -> None:
+        self._run = run_
+        self._config = config
+        self._steps: dict[int, dict[str, float]] = {}
+        self._validations: dict[int, dict[str, Any]] = {}
+        self._bar: tqdm[Any] | None = None
+        self._resting = 0
+        self.failure: str | None = None
+        self.seconds = 0.0
+
+    def on_report(self, told: dict[str, Any]) -> None:
+        """Take one report."""
+        if "failure" in told:
+            self.failure = told["failure"]
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=told["num_steps"], desc="train", unit=" steps", mininterval=5, dynamic_ncols=True)
+        self._resting, self.seconds = told["resting"], told["seconds"]
+        for step in told["steps"]:
+            if step["step"] not in self._steps:
+                self._bar.update()
+            self._steps[step["step"]] = step
+            self._run.log_step(
+                step["step"], {"train_loss": step["loss"], "learning_rate": step["learning_rate"]}, told["time_ms"]
+            )
+        if told["validation"]:
+            self._take_validation(told)
+        self._run.flush()
+
+    def _take_validation(self, told: dict[str, Any]) -> None:
+        step, seen = max(self._steps), told["validation"]
+        self._validations[step] = {"epoch": told["epoch"], **seen}
+        scores = {"val_loss": seen["loss"], "val_dice": seen["dice"], "epoch": told["epoch"]}
+        scores |= {f"val_dice_{name}": value for name, value in seen["class_dice"].items()}
+        self._run.log_step(step, {name: value for name, value in scores.items() if value is not None}, told["time_ms"])
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"val_loss {seen['loss']:.4f}, workers {told['workers']}", refresh=False)
+
+    def close(self) -> None:
+        """End the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def best(self) -> dict[str, Any]:
+        """The validation whose weights were kept."""
+        seen = [v for v in self._validations.values() if self._config.select_by == "loss" or v["dice"] is not None]
+        if not seen:
+            raise TrainingError(
+                "validation gave no score: no scored class occurs in the validation split or its predictions. "
+                "Add such images, or set train.select_by: loss."
+            )
+        key = (lambda v: v["loss"]) if self._config.select_by == "loss" else (lambda v: -v["dice"])
+        return min(seen, key=key)
+
+    def write(self, metrics: Path, curves: Path) -> None:
+        """Write metrics and curves: what the recipe, data and code decide, and nothing of when or where."""
+        best = self.best()
+        body = {
+            "val_loss": best["loss"],
+            "val_dice": best["dice"],
+            "val_class_dice": best["class_dice"],
+            "best_epoch": best["epoch"],
+            "steps": len(self._steps),
+            "samples_resting_per_epoch": self._resting,
+        }
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        curves.parent.mkdir(parents=True, exist_ok=True)
+        with curves.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["step", "train_loss", "learning_rate", "val_loss", "val_dice"])
+            for number, step in sorted(self._steps.items()):
+                seen = self._validations.get(number, {"loss": None, "dice": None})
+                writer.writerow([number, step["loss"], step["learning_rate"], seen["loss"], seen["dice"]])
+
+    def summary(self) -> str:
+        """One line for people."""
+        best = self.best()
+        return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+
+
+def _write_examples(path: Path, model_dir: Path, val: ShardReader) -> None:
+    """Image, true mask and prediction of a few validation images, side by side."""
+    model, spec = read_model(model_dir)
+    rows = []
+    for number in range(min(4, len(val))):
+        sample = val.read(number)
+        predicted = predict_mask(predict_logits(model, spec, sample.image), spec)
+        masks = [paint_mask(mask, spec.class_map) for mask in (sample.mask, predicted)]
+        rows.append([fit(as_rgb(sample.image)), *[fit(mask) for mask in masks]])
+    write_picture(path, grid(rows))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,58 @@
+"""`unet summary`: where things stand after a run, what took how long, what to type next."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.command import say
+from pipeline.placement import read_placement
+from pipeline.receipt import read_receipt
+
+STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report", "promote")
+
+
+def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
+    """Print scores, version, verdict, report, seconds per stage, and the next commands."""
+    placement = read_placement()
+    known = read_receipt(receipt)
+    client = tracking.connect(placement.tracking_uri)
+    version = tracking.find_version(client, known.model, known.weights_sha256)
+    champion = tracking.version_by_alias(client, known.model, tracking.CHAMPION)
+    train, scores = (_read(metrics / name) for name in ("train.json", "evaluate.json"))
+    score = "dice" if "dice" in scores else "iou"
+    low, high = scores["interval_95"]
+    verdict = _read(report.with_name("verdict.json"))
+    promoted = report.with_name("promotion.html")
+    say()
+    say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {low:.3f} to {high:.3f}) "
+        f"on {scores['images']} images; validation loss {train['val_loss']:.4f}")  # fmt: skip
+    say(f"  version   {known.model} {version.number if version else 'not in this registry'}, "
+        f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip
+    say(f"  gate      {verdict.get('sentence', 'not asked yet: unet promote')}")
+    say(f"  report    {promoted if promoted.exists() else report}")
+    _say_seconds(read_timings(placement.state_dir / "timings.jsonl"))
+    say()
+    say("  next      unet predict PATH... --out DIR     masks for your images")
+    say("            make ui                            runs and models in MLflow")
+    say("            unet init --source FOLDER          your own images and masks")
+
+
+def read_timings(path: Path) -> dict[str, float]:
+    """The last seconds of each stage; `training` is the part of `train` between first and last step."""
+    seconds: dict[str, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        seconds[entry["stage"]] = entry["seconds"]
+    return seconds
+
+
+def _say_seconds(seconds: dict[str, float]) -> None:
+    shown = [f"{name} {seconds[name]:.0f}" for name in STAGES if name in seconds]
+    total = sum(seconds[name] for name in STAGES if name in seconds)
+    training = seconds.get("training", 0.0)
+    say(f"  seconds   {', '.join(shown)}; of these training {training:.0f}, all else {total - training:.0f}")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

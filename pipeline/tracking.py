@@ -1,0 +1,268 @@
+"""Runs, model versions and aliases: the door to MLflow."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# A server that is away is an error after seconds, not after minutes of silent retries.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.types import Schema, TensorSpec
+
+import numpy as np
+
+from unet_core.checkpoint import read_spec, weights_hash
+from unet_core.errors import RegistryError
+
+log = logging.getLogger(__name__)
+
+Client = MlflowClient
+CHAMPION, CHALLENGER = "champion", "challenger"
+EXPERIMENT = "unet"
+#: Tag of runs and versions: the hash of the weights is the model's name everywhere.
+WEIGHTS_TAG = "unet.weights_sha256"
+TRAINING_TAG = "unet.training"
+MODEL_TAG = "unet.model_uri"
+SERVING_CODE = Path(__file__).with_name("serving.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A version in the model registry."""
+
+    name: str
+    number: str
+    run_id: str | None
+    weights_sha256: str
+    tags: Mapping[str, str]
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking store; RegistryError within seconds where nothing answers."""
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https"):
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=5).close()
+        except OSError as error:
+            shown = f"{address.scheme}://{address.hostname}:{port}"
+            raise RegistryError(
+                f"tracking server can't be reached: {shown}: {error}. Start it, correct MLFLOW_TRACKING_URI, "
+                "or unset it to use the working tree's own store."
+            ) from error
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    with registry_errors(uri):
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def registry_errors(doing: str) -> Iterator[None]:
+    """Turn MLflow's errors into one sentence."""
+    try:
+        yield
+    except MlflowException as error:
+        text = str(error).splitlines()[0]
+        raise RegistryError(f"MLflow refused: {doing}: {text}") from error
+
+
+class TrainingRun:
+    """The one run of a training, found again when the training is resumed."""
+
+    def __init__(self, client: MlflowClient, *, training: str, params: Mapping[str, Any]) -> None:
+        self._client = client
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        with registry_errors("opening a run"):
+            found = client.get_experiment_by_name(experiment)
+            experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+            old = client.search_runs(
+                [experiment_id], f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'", max_results=1
+            )
+            if old:
+                self.run_id = old[0].info.run_id
+                client.update_run(self.run_id, status="RUNNING")
+                history = client.get_metric_history(self.run_id, "train_loss")
+                self._last_step = max((metric.step for metric in history), default=-1)
+            else:
+                self.run_id = client.create_run(experiment_id, run_name=f"train {training[:8]}").info.run_id
+                self._last_step = -1
+                client.log_batch(
+                    self.run_id,
+                    params=[Param(key, str(value)[:6000]) for key, value in params.items()],
+                    tags=[RunTag(TRAINING_TAG, training)],
+                )
+        self._waiting: list[Metric] = []
+        self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=5, tracking_uri=mlflow.get_tracking_uri())
+        self._monitor.start()
+
+    def log_step(self, step: int, metrics: Mapping[str, float], time_ms: int) -> None:
+        """Keep the metrics of a step for the next `flush`; a step that was logged before is left out."""
+        if step > self._last_step:
+            self._waiting += [Metric(name, value, time_ms, step) for name, value in metrics.items()]
+
+    def flush(self, *, must: bool = False) -> None:
+        """Send what waits. A server that is away keeps it waiting, unless it `must` arrive now."""
+        if not self._waiting:
+            return
+        try:
+            for start in range(0, len(self._waiting), 1000):
+                self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
+        except MlflowException as error:
+            if must:
+                raise RegistryError(f"metrics could not be sent to MLflow: {str(error).splitlines()[0]}") from error
+            log.warning("MLflow does not answer; metrics are kept and sent later")
+            return
+        self._last_step = max(self._last_step, max(metric.step for metric in self._waiting))
+        self._waiting = []
+
+    def log_files(self, paths: Sequence[Path], folder: str | None = None) -> None:
+        """Store files with the run."""
+        with registry_errors("storing files of the run"):
+            for path in paths:
+                self._client.log_artifact(self.run_id, str(path), folder)
+
+    def finish(self, model_dir: Path, tags: Mapping[str, str]) -> None:
+        """Log the model and close the run."""
+        self._monitor.finish()
+        self.flush(must=True)
+        with registry_errors("logging the model"):
+            with mlflow.start_run(run_id=self.run_id):
+                _log_model(self._client, self.run_id, model_dir)
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def fail(self) -> None:
+        """Close the run as failed; a later training with the same recipe, data and code takes it up again."""
+        self._monitor.finish()
+        with contextlib.suppress(MlflowException, RegistryError):
+            self.flush()
+            self._client.set_terminated(self.run_id, "FAILED")
+
+
+def _log_model(client: MlflowClient, run_id: str, model_dir: Path) -> str:
+    """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
+    spec = read_spec(model_dir)
+    shape_out = (-1, -1, -1) if spec.class_map.kind == "multiclass" else (-1, -1, -1, spec.class_map.num_classes)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, spec.channels), "images")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), shape_out, "masks")]),
+    )
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(SERVING_CODE),
+        artifacts={"model": str(model_dir)},
+        code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
+        signature=signature,
+        # Named, not inferred: inferring runs the model in a new process.
+        pip_requirements=["mlflow", "torch", "safetensors", "numpy", "pillow", "webdataset"],
+    )
+    client.log_batch(
+        run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))]
+    )
+    return str(info.model_uri)
+
+
+def find_version(client: MlflowClient, name: str, weights_sha256: str) -> Version | None:
+    """The version with these weights, or None."""
+    with registry_errors("searching the registry"):
+        found = client.search_model_versions(f"name = '{name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'")
+    return _version(min(found, key=lambda version: int(version.version))) if found else None
+
+
+def ensure_version(client: MlflowClient, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
+    """The version with the weights of `model_dir`, made only if there is none; and whether it was made."""
+    weights = weights_hash(model_dir)
+    old = find_version(client, name, weights)
+    if old is not None:
+        return old, False
+    with registry_errors("registering the model"):
+        with contextlib.suppress(MlflowException):
+            client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
+        run_id, model_uri = _find_logged_model(client, weights, model_dir)
+        made = client.create_model_version(
+            name, source=model_uri, run_id=run_id, tags={**tags, WEIGHTS_TAG: weights}
+        )
+    return _version(made), True
+
+
+def _find_logged_model(client: MlflowClient, weights: str, model_dir: Path) -> tuple[str, str]:
+    """The training run that logged these weights here, or a new one (the training ran against another server)."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{WEIGHTS_TAG}` = '{weights}'", max_results=1)
+    if runs:
+        return runs[0].info.run_id, runs[0].data.tags[MODEL_TAG]
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+    with mlflow.start_run(run_name=f"model {weights[:8]} from the working tree") as run:
+        return run.info.run_id, _log_model(client, run.info.run_id, model_dir)
+
+
+def version_by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
+    """The version that an alias names, or None where model or alias does not exist."""
+    try:
+        return _version(client.get_model_version_by_alias(name, alias))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise RegistryError(f"MLflow refused: reading alias {alias}: {str(error).splitlines()[0]}") from error
+
+
+def set_alias(client: MlflowClient, version: Version, alias: str) -> None:
+    """Let an alias name this version."""
+    with registry_errors(f"setting alias {alias}"):
+        client.set_registered_model_alias(version.name, alias, version.number)
+
+
+def set_version_tags(client: MlflowClient, version: Version, tags: Mapping[str, str]) -> None:
+    """Add tags to a version."""
+    with registry_errors("tagging a version"):
+        for key, value in tags.items():
+            client.set_model_version_tag(version.name, version.number, key, value)
+
+
+def log_to_run(client: MlflowClient, run_id: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Add scores and files to a run that has ended."""
+    with registry_errors("logging scores"):
+        client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
+        for path in files:
+            client.log_artifact(run_id, str(path), "evaluation")
+
+
+def fetch_model(model_uri: str, directory: Path) -> Path:
+    """Download a model (`models:/unet@champion`, `models:/unet/3`) and give its model directory.
+
+    Raises RegistryError where there is no such model or alias.
+    """
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(directory)))
+    except (MlflowException, OSError) as error:
+        hint = "Run `unet promote` first." if model_uri.endswith(f"@{CHAMPION}") else "Look with `make ui`."
+        raise RegistryError(f"no such model: {model_uri}: {str(error).splitlines()[0]} {hint}") from error
+    found = sorted(local.rglob("model.safetensors"))
+    if len(found) != 1:
+        raise RegistryError(f"not a model of this project: {model_uri}: {len(found)} weights files. Train it again.")
+    return found[0].parent
+
+
+def _version(entity: Any) -> Version:
+    return Version(
+        name=entity.name,
+        number=str(entity.version),
+        run_id=entity.run_id or None,
+        weights_sha256=entity.tags.get(WEIGHTS_TAG, ""),
+        tags=dict(entity.tags),
+    )

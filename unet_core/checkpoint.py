@@ -1,0 +1,194 @@
+"""Models and training states <-> directories: safetensors and JSON, strict, written atomically, no pickle.
+
+    model directory        model.safetensors  model.json
+    checkpoint directory   the same (best on validation so far), and
+                           last.safetensors  train_state.safetensors  train_state.json
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unet_core.errors import ModelError
+from unet_core.hashing import hash_file
+from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.samples import ClassMap
+
+FORMAT_VERSION = 1
+WEIGHTS_NAME = "model.safetensors"
+SPEC_NAME = "model.json"
+
+
+def write_model(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    """Write a model directory: it appears complete or not at all, and replaces an older one."""
+    partial = _new_partial(directory)
+    _write_model_files(partial, spec, state)
+    _put_in_place(partial, directory)
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """Read what network a model directory holds."""
+    body = _read_json(directory / SPEC_NAME)
+    try:
+        return ModelSpec(
+            config=ModelConfig(**body["config"]),
+            channels=body["channels"],
+            class_map=ClassMap(**body["class_map"]),
+            mean=tuple(body["mean"]),
+            deviation=tuple(body["deviation"]),
+            precision=body["precision"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {error}.") from error
+
+
+def read_model(directory: Path) -> tuple[UNet, ModelSpec]:
+    """Build the network of a model directory with its weights, ready to predict."""
+    spec = read_spec(directory)
+    model = UNet(spec)
+    load_weights(model, directory / WEIGHTS_NAME)
+    return model.eval(), spec
+
+
+def load_weights(model: UNet, path: Path) -> None:
+    """Load weights into a network; ModelError where name or shape of a tensor differs."""
+    try:
+        model.load_state_dict(_read_tensors(path), strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"weights do not fit the network: {path}: {error}") from error
+
+
+def weights_hash(directory: Path) -> str:
+    """sha256 of the weights of a model directory: the name by which everybody knows the model."""
+    return hash_file(directory / WEIGHTS_NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where training stands: between two steps."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    """Steps since the start of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything beside the network that decides how training goes on."""
+
+    position: Position
+    best_score: float | None
+    """Validation score (larger is better) of the best weights so far."""
+    best_weights: Mapping[str, Tensor]
+    last_weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    """The optimizer's own state_dict."""
+
+
+def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> None:
+    """Write a checkpoint directory: it appears complete or not at all."""
+    partial = _new_partial(directory)
+    _write_model_files(partial, spec, state.best_weights)
+    save_file(_storable(state.last_weights), partial / "last.safetensors")
+    tensors, plain = _split_optimizer(state.optimizer)
+    save_file(tensors, partial / "train_state.safetensors")
+    about = {
+        "format": FORMAT_VERSION,
+        "position": asdict(state.position),
+        "best_score": state.best_score,
+        "optimizer": plain,
+        "sha256": {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))},
+    }
+    _write_text(partial / "train_state.json", json.dumps(about, indent=1))
+    _put_in_place(partial, directory)
+
+
+def read_checkpoint(directory: Path) -> TrainState:
+    """Read a checkpoint; ModelError if a file is missing or its hash is not the recorded one."""
+    about = _read_json(directory / "train_state.json")
+    for name, expected in about["sha256"].items():
+        if not (directory / name).is_file() or hash_file(directory / name) != expected:
+            raise ModelError(f"checkpoint is damaged: {directory / name}. Remove the directory to start anew.")
+    return TrainState(
+        position=Position(**about["position"]),
+        best_score=about["best_score"],
+        best_weights=_read_tensors(directory / WEIGHTS_NAME),
+        last_weights=_read_tensors(directory / "last.safetensors"),
+        optimizer=_join_optimizer(_read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
+    )
+
+
+def _write_model_files(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+    body = {"format": FORMAT_VERSION, **asdict(spec)}
+    save_file(_storable(state), directory / WEIGHTS_NAME)
+    _write_text(directory / SPEC_NAME, json.dumps(body, indent=1))
+
+
+def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors: equal weights are equal bytes, whatever their layout in memory was."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {
+        f"{number}.{name}": value.detach().cpu().contiguous()
+        for number, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _join_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    return {"state": state, **plain}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"weights can't be read: {path}: {error}. Restore the file, or train again.") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"not a model directory: {path}: {error}.") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _new_partial(directory: Path) -> Path:
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def _put_in_place(partial: Path, directory: Path) -> None:
+    for path in partial.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.replace(directory)
+
+
+def clone_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights and buffers that later training steps don't change."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

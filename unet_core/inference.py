@@ -1,0 +1,82 @@
+"""Image of any size -> logits, by overlapping tiles whose weights fall towards their borders."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unet_core.errors import ModelError
+from unet_core.metrics import predict_planes
+from unet_core.model import ModelSpec
+from unet_core.samples import Array, Window
+
+#: Side of a tile and overlap of neighbours, in pixels. An image that fits in one tile is predicted whole.
+TILE_PX = 768
+OVERLAP_PX = 64
+
+
+def predict_logits(
+    model: nn.Module, spec: ModelSpec, image: Array, *, tile_px: int = TILE_PX, overlap_px: int = OVERLAP_PX
+) -> Tensor:
+    """Predict one image (H, W, C) uint8; logits (K, H, W) float32 on the CPU.
+
+    Raises ModelError for an image whose number of channels the model does not take.
+    """
+    if image.ndim != 3 or image.shape[2] != spec.channels:
+        raise ModelError(
+            f"the model takes {spec.channels} channels, the image has shape {image.shape}. "
+            "Convert the image, or train a model for such images."
+        )
+    height, width = image.shape[:2]
+    if height <= tile_px and width <= tile_px:
+        return _predict_tile(model, spec, image)
+    total = torch.zeros(spec.class_map.num_classes, height, width)
+    weights = torch.zeros(height, width)
+    for tile in _tiles(height, width, tile_px, overlap_px):
+        rows, columns = slice(tile.top, tile.top + tile.height), slice(tile.left, tile.left + tile.width)
+        weight = _ramp(tile.height, overlap_px)[:, None] * _ramp(tile.width, overlap_px)[None, :]
+        total[:, rows, columns] += weight * _predict_tile(model, spec, image[rows, columns])
+        weights[rows, columns] += weight
+    return total / weights
+
+
+def predict_mask(logits: Tensor, spec: ModelSpec) -> Array:
+    """Logits (K, H, W) -> class indices (H, W), or (H, W, K) zeros and ones for overlapping classes; uint8."""
+    if spec.class_map.kind == "multiclass":
+        return logits.argmax(dim=0).to(torch.uint8).numpy()
+    return predict_planes(logits).permute(1, 2, 0).to(torch.uint8).numpy()
+
+
+def _predict_tile(model: nn.Module, spec: ModelSpec, image: Array) -> Tensor:
+    device = next(model.parameters()).device
+    # A copy: mapped files are read-only, and torch wants memory that it may write.
+    batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
+    with torch.inference_mode(), autocast(device, spec.precision):
+        logits: Tensor = model(batch)
+    return logits[0].float().cpu()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The arithmetic that the recipe names, as a context."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _tiles(height: int, width: int, tile_px: int, overlap_px: int) -> Iterator[Window]:
+    for top in _starts(height, tile_px, overlap_px):
+        for left in _starts(width, tile_px, overlap_px):
+            yield Window(top=top, left=left, height=min(tile_px, height), width=min(tile_px, width))
+
+
+def _starts(length: int, tile_px: int, overlap_px: int) -> list[int]:
+    """Evenly placed starts of tiles that cover `length` and overlap by at least `overlap_px`."""
+    if length <= tile_px:
+        return [0]
+    count = -(-(length - overlap_px) // (tile_px - overlap_px))
+    return [round(number * (length - tile_px) / (count - 1)) for number in range(count)]
+
+
+def _ramp(length: int, overlap_px: int) -> Tensor:
+    """Weights along one side of a tile: 1 inside, falling to its ends over the overlap."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap_px) / overlap_px

@@ -1,0 +1,91 @@
+"""Plan -> batches, one per lane, resumable at any step; the next ones are made ready by threads.
+
+A batch is a function of (shards, recipe, epoch, step, lane): how many threads or workers there are changes nothing.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unet_core.errors import TrainingError
+from unet_core.metrics import mask_to_tensor
+from unet_core.plan import EpochPlan
+from unet_core.samples import ClassMap, Sample
+from unet_core.shards import ShardReader
+from unet_core.transforms import AugmentConfig, Augmentation, draw_window, pad_to, sample_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The samples of one lane in one step."""
+
+    keys: tuple[str, ...]
+    images: torch.Tensor
+    """(N, C, H, W) uint8, channels last in memory."""
+    masks: torch.Tensor
+    """(N, H, W) int64 class indices, or (N, K, H, W) uint8 planes."""
+
+
+class LaneLoader:
+    """Serves the training batches of some lanes."""
+
+    def __init__(
+        self, reader: ShardReader, class_map: ClassMap, augment: AugmentConfig, *, seed: int, threads: int = 1
+    ) -> None:
+        self._reader = reader
+        self._class_map = class_map
+        self._crop_px = augment.crop_px
+        self._augmentation = Augmentation(augment, class_map)
+        self._seed = seed
+        self._threads = threads
+        if augment.crop_px is None:
+            self._check_one_size()
+
+    def _check_one_size(self) -> None:
+        sizes = sorted({entry.image.shape[:2] for entry in self._reader.entries})
+        if len(sizes) > 1:
+            raise TrainingError(
+                f"training images differ in size: {len(sizes)} sizes, {sizes[0]} to {sizes[-1]} (height, width). "
+                "Set augment.crop_px in params.yaml, so that batches can be made."
+            )
+
+    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
+        """Batches of `lanes` for each step of an epoch, beginning at step `first`."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
+            waiting: deque[Future[list[Batch]]] = deque()
+            try:
+                for step in range(first, plan.num_steps):
+                    waiting.append(pool.submit(self._make_step, plan, epoch, lanes, step))
+                    if len(waiting) > self._threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _make_step(self, plan: EpochPlan, epoch: int, lanes: Sequence[int], step: int) -> list[Batch]:
+        numbers = plan.step(step)
+        return [self._collate([self._load(int(number), epoch) for number in numbers[lane]]) for lane in lanes]
+
+    def _load(self, number: int, epoch: int) -> Sample:
+        entry = self._reader.entries[number]
+        seed = sample_seed(seed=self._seed, epoch=epoch, key=entry.key)
+        if self._crop_px is None:
+            return self._augmentation.apply(self._reader.read(number), seed)
+        window = draw_window(entry.image.shape, self._crop_px, seed)
+        sample = pad_to(self._reader.read(number, window), self._crop_px, self._class_map)
+        return self._augmentation.apply(sample, seed)
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+        return Batch(
+            keys=tuple(sample.key for sample in samples),
+            # (N, H, W, C) in memory is exactly channels_last of (N, C, H, W): no copy.
+            images=images.permute(0, 3, 1, 2),
+            masks=mask_to_tensor(np.stack([sample.mask for sample in samples]), self._class_map),
+        )

@@ -1,0 +1,183 @@
+"""The U-Net (Ronneberger, Fischer, Brox 2015), padded so that the mask has the image's size.
+
+Every level is two 3x3 convolutions; 2x2 max pooling leads down, 2x2 transposed convolution up, and each
+decoder level sees the encoder's feature map of its size beside the upsampled one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet_core.errors import ModelError, RecipeError
+from unet_core.samples import ClassMap
+
+Norm = Literal["none", "batch", "group", "instance"]
+
+#: Mean and deviation of ImageNet's channels (RGB, units of 0 to 1), as torchvision publishes them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Recipe section `model`."""
+
+    width: int
+    """Channels of the first level; each level below has twice as many."""
+    depth: int
+    """How often the image is halved; the tutorial's network has 4."""
+    norm: Norm
+    """Normalisation after each 3x3 convolution."""
+    input_statistics: Literal["train", "imagenet"]
+    """Mean and deviation that the first layer removes: the training images' own, or ImageNet's."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1:
+            raise RecipeError(f"model: width {self.width}, depth {self.depth}: both must be at least 1.")
+        if self.norm == "group" and self.width % 8:
+            raise RecipeError(f"model: group norm makes 8 groups, width {self.width} does not divide. Choose 8, 16 ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that is needed to build a network again and to read its output."""
+
+    config: ModelConfig
+    channels: int
+    """Channels of the image, 1 or 3."""
+    class_map: ClassMap
+    mean: tuple[float, ...]
+    """Per channel, units of 0 to 1."""
+    deviation: tuple[float, ...]
+    precision: Literal["float32", "bfloat16"]
+    """Arithmetic of the convolutions, in training and in prediction."""
+
+
+class InputNormalisation(nn.Module):
+    """Grey levels 0 to 255 -> (level / 255 - mean) / deviation, so that a model takes images as they are."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() / 255 - self.mean) / self.deviation
+
+
+class ConvBlock(nn.Sequential):
+    """Twice: 3x3 convolution, normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            # A normalisation removes what a bias would add.
+            layers.append(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=norm == "none"))
+            layers += _norm_layers(norm, out_channels)
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
+    match norm:
+        case "none":
+            return []
+        case "batch":
+            return [nn.BatchNorm2d(channels)]
+        case "group":
+            return [nn.GroupNorm(8, channels)]
+        case "instance":
+            return [nn.InstanceNorm2d(channels, affine=True)]
+
+
+class UNet(nn.Module):
+    """A U-Net for images of any size, also sizes that its stride does not divide.
+
+    Shape:
+        images: (N, C, H, W), grey levels 0 to 255 of any dtype
+        logits: (N, K, H, W)
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        config = spec.config
+        widths = [config.width * 2**level for level in range(config.depth + 1)]
+        self.channels = spec.channels
+        self.stride = 2**config.depth
+        self.normalise = InputNormalisation(spec.mean, spec.deviation)
+        self.encoder = nn.ModuleList(
+            ConvBlock(before, after, config.norm)
+            for before, after in zip([spec.channels, *widths], widths, strict=False)
+        )
+        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(below, level, kernel_size=2, stride=2) for below, level in pairs
+        )
+        self.decoder = nn.ModuleList(ConvBlock(2 * level, level, config.norm) for _, level in pairs)
+        self.head = nn.Conv2d(config.width, spec.class_map.num_classes, kernel_size=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He initialisation (He et al. 2015), as in the U-Net paper."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.channels:
+            raise ModelError(
+                f"the model takes {self.channels} channels, the image has {images.shape[1]}. "
+                "Convert the image, or train a model for such images."
+            )
+        height, width = images.shape[-2:]
+        feature_map = self._pad(self.normalise(images))
+        skip_connections = []
+        for level, block in enumerate(self.encoder):
+            if level:
+                feature_map = F.max_pool2d(feature_map, 2)
+            feature_map = block(feature_map)  # (N, width * 2**level, H / 2**level, W / 2**level)
+            skip_connections.append(feature_map)
+        skip_connections.pop()
+        for upsample, block in zip(self.upsample, self.decoder, strict=True):
+            feature_map = torch.cat([upsample(feature_map), skip_connections.pop()], dim=1)
+            feature_map = block(feature_map)
+        logits: Tensor = self.head(feature_map)
+        return logits[..., :height, :width]
+
+    def _pad(self, images: Tensor) -> Tensor:
+        """Repeat the last row and column until the stride divides both sides."""
+        below, right = -images.shape[-2] % self.stride, -images.shape[-1] % self.stride
+        return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+
+
+def tutorial_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of the tutorial's network (e11 ... outconv) to those of our U-Net.
+
+    They fit width 64, depth 4, no normalisation; load them with `strict=False`, since the tutorial's
+    network has no input normalisation. Raises ModelError for weights of another network.
+    """
+    names = {"outconv": "head"}
+    for level in range(5):
+        for conv in range(2):
+            names[f"e{level + 1}{conv + 1}"] = f"encoder.{level}.{2 * conv}"
+    for level in range(4):
+        names[f"upconv{level + 1}"] = f"upsample.{level}"
+        for conv in range(2):
+            names[f"d{level + 1}{conv + 1}"] = f"decoder.{level}.{2 * conv}"
+    expected = {f"{old}.{part}": f"{new}.{part}" for old, new in names.items() for part in ("weight", "bias")}
+    odd = sorted(set(weights) ^ set(expected))
+    if odd:
+        raise ModelError(
+            f"not the tutorial's network: {odd[0]} is {'unknown' if odd[0] in weights else 'missing'}. "
+            "Expected the layers e11 to e52, upconv1 to upconv4, d11 to d42, outconv."
+        )
+    return {expected[name]: tensor for name, tensor in weights.items()}

@@ -1,0 +1,177 @@
+"""One summation tree over the lanes: the same bits for every number of workers.
+
+Floating-point addition is not associative. So every sum over lanes (gradients, loss, batch statistics) is
+taken in one fixed binary tree: inside a worker by merging partial sums of equal size, between workers by
+adding their partial sums in the order of the same tree. Today workers exchange partial sums by all-gather,
+which is best for two; the tree does not depend on how they travel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unet_core.plan import lanes_of_workers
+
+
+class LaneTree:
+    """The tree above the workers: which lanes each carries, and how their partial sums are added."""
+
+    def __init__(self, *, lanes: int, rank: int = 0, world_size: int = 1) -> None:
+        self.num_lanes = lanes
+        self.rank = rank
+        self.world_size = world_size
+        self._shares = lanes_of_workers(lanes=lanes, workers=world_size)
+
+    @property
+    def lanes(self) -> range:
+        """The lanes of this worker."""
+        return self._shares[self.rank]
+
+    def add(self, partials: Sequence[Tensor]) -> Tensor:
+        """Sum of the workers' partial sums (in order of rank), along the tree."""
+        by_share = {(share.start, len(share)): part for share, part in zip(self._shares, partials, strict=True)}
+
+        def subtree(first: int, size: int) -> Tensor:
+            if (first, size) in by_share:
+                return by_share[first, size]
+            half = size // 2
+            return subtree(first, half) + subtree(first + half, half)
+
+        return subtree(0, self.num_lanes)
+
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        """Sum over all workers; every rank must call it."""
+        if self.world_size == 1:
+            return partial
+        parts = [torch.empty_like(partial) for _ in range(self.world_size)]
+        dist.all_gather(parts, partial)
+        return self.add(parts)
+
+    def start_all_reduce(self, partial: Tensor) -> "torch.futures.Future[Tensor]":
+        """Begin a sum over all workers; every rank must call it, in the same order."""
+        parts = [torch.empty_like(partial) for _ in range(self.world_size)]
+        work = dist.all_gather(parts, partial, async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda _: self.add(parts))
+
+
+class PartialSums:
+    """Sums lists of tensors in a binary tree, one leaf at a time, holding at most log2(leaves) + 1 of them."""
+
+    def __init__(self) -> None:
+        self._stack: list[tuple[int, list[Tensor]]] = []
+
+    def push(self, leaf: list[Tensor]) -> None:
+        """Add a leaf; subtrees of equal size merge at once."""
+        size = 1
+        while self._stack and self._stack[-1][0] == size:
+            _, left = self._stack.pop()
+            leaf = [a.add_(b) for a, b in zip(left, leaf, strict=True)]
+            size *= 2
+        self._stack.append((size, leaf))
+
+    def pop_total(self) -> list[Tensor]:
+        """The sum of all leaves, a power of two of them."""
+        (_, total) = self._stack.pop()
+        assert not self._stack, "the number of lanes of a worker is a power of two"
+        return total
+
+    def waiting(self, position: int) -> list[Tensor]:
+        """The partial sums of one tensor that the last leaf will meet, smallest first."""
+        return [parts[position] for _, parts in reversed(self._stack)]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._stack.clear()
+
+
+class GradientTree:
+    """Gradients of a model's lanes, summed along the tree and divided by the number of lanes.
+
+    In a group, the last lane's backward pass runs under DDP, whose hook merges each bucket with what the
+    earlier lanes left and starts its exchange while the backward pass goes on.
+    """
+
+    def __init__(self, model: nn.Module, tree: LaneTree) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._position = {id(parameter): number for number, parameter in enumerate(self._parameters)}
+        self._tree = tree
+        self._sums = PartialSums()
+
+    def keep(self) -> None:
+        """Take the gradients of the lane that just ran."""
+        grads = []
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            grads.append(parameter.grad)
+            parameter.grad = None
+        self._sums.push(grads)
+
+    def finish_alone(self) -> None:
+        """Without a group: put the mean gradient where the optimizer looks for it."""
+        for parameter, total in zip(self._parameters, self._sums.pop_total(), strict=True):
+            parameter.grad = total.div_(self._tree.num_lanes)
+
+    def finish_group(self) -> None:
+        """In a group: the hook has put the mean gradients in place; forget this step's partial sums."""
+        self._sums.clear()
+
+    def hook(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """DDP communication hook. DDP reads its annotations, so they are no strings."""
+        buffer = bucket.buffer()
+        start = buffer.storage_offset()
+        for parameter in bucket.parameters():
+            # A bucket keeps each gradient in its parameter's memory order; `bucket.gradients()` reads it as
+            # contiguous and would mix up the elements of channels-last weights.
+            grad = buffer.as_strided(parameter.size(), parameter.stride(), start)
+            for partial in self._sums.waiting(self._position[id(parameter)]):
+                grad.add_(partial)
+            start += parameter.numel()
+        lanes = self._tree.num_lanes
+        future = self._tree.start_all_reduce(buffer)
+        return future.then(lambda done: done.value().div_(lanes))
+
+
+class BatchStatistics:
+    """Batch norm's running statistics, updated once a step from the tree's mean over the lanes.
+
+    While a lane runs, momentum 1 makes the buffers hold that lane's own statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._momenta = [norm.momentum or 0.1 for norm in self._norms]
+        self._running = self._read() if self._norms else None
+
+    def begin(self) -> None:
+        """Before the lanes of a step."""
+        for norm in self._norms:
+            norm.momentum = 1.0
+        self._running = self._read() if self._norms else None
+
+    def read_lane(self) -> Tensor:
+        """The statistics of the lane that just ran, as one vector (empty without batch norm)."""
+        return self._read() if self._norms else torch.zeros(0)
+
+    def finish(self, mean: Tensor) -> None:
+        """After a step: move the running statistics towards the mean over all lanes."""
+        if self._running is None:
+            return
+        start = 0
+        for norm, momentum in zip(self._norms, self._momenta, strict=True):
+            for buffer in (norm.running_mean, norm.running_var):
+                assert buffer is not None
+                part = slice(start, start + buffer.numel())
+                buffer.copy_(torch.lerp(self._running[part], mean[part], momentum))
+                start += buffer.numel()
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                # Counts lanes of this worker otherwise, and would tell how many workers there were.
+                norm.num_batches_tracked.zero_()
+
+    def _read(self) -> Tensor:
+        buffers = [buffer for norm in self._norms for buffer in (norm.running_mean, norm.running_var)]
+        return torch.cat([buffer.detach().flatten() for buffer in buffers if buffer is not None])

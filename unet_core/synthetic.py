@@ -1,0 +1,75 @@
+"""The shapes of the tutorial: white shapes on black, six overlapping masks a picture.
+
+The built-in data set: `unet shapes` writes it as files, as if a user had brought it.
+Each picture is a function of (seed, number) alone. The geometry follows the tutorial ("Cook your first
+U-Net in PyTorch", Towards Data Science, 2023).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unet_core.samples import Array
+
+#: The masks, in the order of the tutorial.
+SHAPE_NAMES = ("filled_square", "filled_circle", "triangle", "ring", "mesh_square", "plus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a shape lies: centre and size in pixels."""
+
+    x: int
+    y: int
+    size: int
+
+
+def draw_shapes(*, seed: int, number: int, height: int = 192, width: int = 192) -> tuple[Array, Array]:
+    """Draw picture `number`: image (H, W) with 0 and 255, masks (H, W, 6) with 0 and 1."""
+    rng = np.random.default_rng([seed, number])
+    image = np.zeros((height, width), dtype=bool)
+    planes = {}
+    for name, factor in (
+        ("triangle", 1.0),
+        ("ring", 0.7),
+        ("filled_circle", 0.5),
+        ("mesh_square", 1.0),
+        ("filled_square", 0.8),
+        ("plus", 1.2),
+    ):
+        place = _draw_place(rng, height, width, factor)
+        label = _label(name, place, height, width)
+        planes[name] = label
+        image |= label & _odd_rows_and_columns(height, width) if name == "mesh_square" else label
+    masks = np.stack([planes[name] for name in SHAPE_NAMES], axis=-1)
+    return np.where(image, 255, 0).astype(np.uint8), masks.astype(np.uint8)
+
+
+def _draw_place(rng: np.random.Generator, height: int, width: int, factor: float) -> Place:
+    x = int(width * rng.uniform(0.1, 0.9))
+    y = int(height * rng.uniform(0.1, 0.9))
+    return Place(x=x, y=y, size=int(min(height, width) * rng.uniform(0.06, 0.12) * factor))
+
+
+def _label(name: str, place: Place, height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    y, x = np.mgrid[0:height, 0:width]
+    dx, dy = x - place.x, y - place.y
+    in_square: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = (abs(dx) <= place.size) & (abs(dy) <= place.size)
+    distance = np.hypot(dx, dy)
+    if name == "triangle":
+        return in_square & (dy >= dx)
+    if name == "ring":
+        return (distance <= place.size) & (distance > 0.7 * place.size)
+    if name == "filled_circle":
+        return distance <= place.size
+    if name == "plus":
+        stroke_px = 2
+        upright = (dx >= -stroke_px // 2) & (dx < stroke_px - stroke_px // 2)
+        level = (dy >= -stroke_px // 2) & (dy < stroke_px - stroke_px // 2)
+        return in_square & (upright | level)
+    return in_square
+
+
+def _odd_rows_and_columns(height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    y, x = np.mgrid[0:height, 0:width]
+    return (y % 2 == 1) & (x % 2 == 1)

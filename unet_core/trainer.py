@@ -1,0 +1,335 @@
+"""The training loop: batches in, reports out, stepping over lanes. Knows no Ray, no MLflow, no file layout.
+
+A worker of a group and a plain process run the same loop; how many workers there are changes no result.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unet_core.checkpoint import Position, TrainState, clone_weights
+from unet_core.errors import RecipeError, TrainingError
+from unet_core.inference import autocast, predict_logits
+from unet_core.loader import Batch, LaneLoader
+from unet_core.losses import weighted_loss
+from unet_core.metrics import count_pixels, mask_to_tensor, mean_defined
+from unet_core.model import ModelSpec, UNet
+from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
+from unet_core.shards import ShardReader
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Recipe section `train`: everything about training that may change its result."""
+
+    seed: int
+    epochs: int
+    lanes: int
+    """Parallel streams of samples, a power of two: the largest number of workers that can ever train."""
+    samples_per_lane: int
+    """Samples that a step takes from each lane; a batch has lanes * samples_per_lane."""
+    block_shards: int
+    """Samples are shuffled among this many neighbouring shards."""
+    threads_per_worker: int
+    """Threads of a worker's arithmetic; part of the recipe, since sums inside an operation follow it."""
+    precision: Literal["float32", "bfloat16"]
+    channels_last: bool
+    """Memory order of images and weights; faster on most processors."""
+    optimizer: Literal["adamw", "adam"]
+    learning_rate: float
+    """At its highest, after warm-up."""
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "step"]
+    warmup_steps: int
+    """Steps in which the learning rate rises from 0."""
+    decay_epochs: int | None
+    """For schedule step: epochs after which the learning rate is multiplied by 0.1, again and again."""
+    loss: Mapping[str, float]
+    """Name of a loss -> weight."""
+    gradient_clip: float | None
+    """Largest norm of the gradient; null leaves it alone."""
+    validate_every_epochs: int
+    checkpoint_every_steps: int | None
+    """Extra checkpoints between validations; null makes one after each validation only."""
+    select_by: Literal["dice", "loss"]
+    """What decides on validation which weights are the best: highest mean Dice or lowest loss."""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.lanes & (self.lanes - 1):
+            raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")
+        if self.schedule == "step" and not self.decay_epochs:
+            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
+        for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
+
+
+def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
+    """Learning rate of a step: a pure function, so that resuming needs no scheduler state."""
+    total = config.epochs * steps_per_epoch
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "cosine":
+            done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        case "step":
+            assert config.decay_epochs is not None
+            return config.learning_rate * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What a step leaves behind."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Scores on the validation split, each image predicted whole."""
+
+    loss: float
+    """Mean over images."""
+    dice: float | None
+    """Mean over images and scored classes where it is defined."""
+    class_dice: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the loop tells the outside, the same on every rank."""
+
+    position: Position
+    num_steps: int
+    """Steps of the whole training."""
+    steps: tuple[StepRecord, ...]
+    """Since the last report."""
+    resting: int
+    """Samples that this epoch's plan leaves out."""
+    validation: Validation | None
+    checkpoint: TrainState | None
+    """Present when the state should be kept."""
+
+
+class Trainer:
+    """One worker's part of a training."""
+
+    #: Steps between two reports; only how often progress is seen depends on it.
+    report_every_steps = 10
+
+    def __init__(
+        self, spec: ModelSpec, config: TrainConfig, tree: LaneTree, device: torch.device | None = None
+    ) -> None:
+        self.spec = spec
+        self.config = config
+        self.tree = tree
+        self.device = device or torch.device("cpu")
+        self.loss = weighted_loss(config.loss, spec.class_map)
+        torch.manual_seed(config.seed)
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = UNet(spec).to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.optimizer = _make_optimizer(self.model, config)
+        self.position = Position()
+        self.best_score: float | None = None
+        self.best_weights = clone_weights(self.model)
+        self._gradients = GradientTree(self.model, tree)
+        self._statistics = BatchStatistics(self.model)
+        self._network = self._wrap()
+
+    def _wrap(self) -> nn.Module:
+        if self.tree.world_size == 1:
+            return self.model
+        network = DistributedDataParallel(self.model, forward_sync_buffers=False)
+        network.register_comm_hook(None, self._gradients.hook)  # type: ignore[arg-type]
+        return network
+
+    def restore(self, state: TrainState) -> None:
+        """Go on where a checkpoint stands."""
+        self.model.load_state_dict(state.last_weights)
+        self.optimizer.load_state_dict(dict(state.optimizer))
+        self.position = state.position
+        self.best_score = state.best_score
+        self.best_weights = dict(state.best_weights)
+
+    def fit(self, loader: LaneLoader, val: ShardReader, shard_sizes: list[int]) -> Iterator[Report]:
+        """Train to the end of the last epoch; every rank gets the same reports."""
+        config = self.config
+        while self.position.epoch < config.epochs:
+            plan = plan_epoch(
+                shard_sizes,
+                seed=config.seed,
+                epoch=self.position.epoch,
+                lanes=config.lanes,
+                samples_per_lane=config.samples_per_lane,
+                block_shards=config.block_shards,
+            )
+            yield from self._run_epoch(loader, plan, val)
+
+    def _run_epoch(self, loader: LaneLoader, plan: EpochPlan, val: ShardReader) -> Iterator[Report]:
+        config, epoch = self.config, self.position.epoch
+        records: list[StepRecord] = []
+        batches = loader.steps(plan, epoch=epoch, lanes=self.tree.lanes, first=self.position.step_in_epoch)
+        for lane_batches in batches:
+            records.append(self._step(lane_batches, plan.num_steps))
+            done = self.position
+            self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
+            if self.position.step_in_epoch == plan.num_steps:
+                break
+            due = bool(config.checkpoint_every_steps) and self.position.step % config.checkpoint_every_steps == 0
+            if due or len(records) >= self.report_every_steps:
+                yield self._report(plan, records, None, keep=due)
+                records = []
+        self.position = Position(epoch=epoch + 1, step=self.position.step)
+        is_last = epoch + 1 == config.epochs
+        validation = None
+        if is_last or (epoch + 1) % config.validate_every_epochs == 0:
+            validation = self._validate(val)
+            self._keep_best(validation)
+        yield self._report(plan, records, validation, keep=validation is not None)
+
+    def _report(
+        self, plan: EpochPlan, records: list[StepRecord], validation: Validation | None, *, keep: bool
+    ) -> Report:
+        return Report(
+            position=self.position,
+            num_steps=self.config.epochs * plan.num_steps,
+            steps=tuple(records),
+            resting=len(plan.remainder),
+            validation=validation,
+            checkpoint=self._state() if keep else None,
+        )
+
+    def _state(self) -> TrainState:
+        last = clone_weights(self.model)
+        return TrainState(
+            position=self.position,
+            best_score=self.best_score,
+            best_weights=self.best_weights if self.best_score is not None else last,
+            last_weights=last,
+            optimizer=self.optimizer.state_dict(),
+        )
+
+    def _step(self, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
+        """One optimizer step: a forward and backward pass per lane, sums along the tree."""
+        self.model.train()
+        self._statistics.begin()
+        self.optimizer.zero_grad(set_to_none=True)
+        scalars = PartialSums()
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            loss = self._run_lane(batch, synchronise=is_last)
+            if self.tree.world_size == 1 or not is_last:
+                self._gradients.keep()
+            scalars.push([torch.cat([loss.detach().reshape(1).cpu(), self._statistics.read_lane().cpu()])])
+        if self.tree.world_size == 1:
+            self._gradients.finish_alone()
+        else:
+            self._gradients.finish_group()
+        means = self.tree.all_reduce(scalars.pop_total()[0]) / self.tree.num_lanes
+        self._statistics.finish(means[1:].to(self.device))
+        return self._update(float(means[0]), batches, steps_per_epoch)
+
+    def _run_lane(self, batch: Batch, *, synchronise: bool) -> Tensor:
+        network = self._network
+        hold = (
+            network.no_sync()
+            if isinstance(network, DistributedDataParallel) and not synchronise
+            else nullcontext()
+        )
+        with hold:
+            with autocast(self.device, self.spec.precision):
+                logits = network(batch.images.to(self.device))
+            loss = self.loss(logits, batch.masks.to(self.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def _update(self, loss: float, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
+        step = self.position.step
+        if not math.isfinite(loss):
+            keys = ", ".join(key for batch in batches for key in batch.keys)
+            raise TrainingError(
+                f"the loss is not a number: step {step}: {loss}; this worker's samples: {keys}. "
+                "Lower train.learning_rate, or set train.gradient_clip."
+            )
+        rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.config.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        return StepRecord(step=step, loss=loss, learning_rate=rate)
+
+    def _validate(self, val: ShardReader) -> Validation:
+        self.model.eval()
+        rows = score_images(
+            self.model, self.spec, val, self.loss, numbers=range(self.tree.rank, len(val), self.tree.world_size)
+        )
+        if self.tree.world_size > 1:
+            # Every row is filled by one rank and zero on the others, so this sum is exact in any order.
+            dist.all_reduce(rows)
+        return summarise(rows, self.spec)
+
+    def _keep_best(self, validation: Validation) -> None:
+        score = -validation.loss if self.config.select_by == "loss" else validation.dice
+        if score is not None and (self.best_score is None or score > self.best_score):
+            self.best_score = score
+            self.best_weights = clone_weights(self.model)
+
+
+def score_images(model: nn.Module, spec: ModelSpec, reader: ShardReader, loss: Loss, *, numbers: range) -> Tensor:
+    """Predict images whole; (images, 1 + 3 K) float64: loss, then TP, FP, FN of each class. Other rows are 0."""
+    device = next(model.parameters()).device
+    rows = torch.zeros(len(reader), 1 + 3 * spec.class_map.num_classes, dtype=torch.float64)
+    for number in numbers:
+        sample = reader.read(number)
+        logits = predict_logits(model, spec, sample.image)
+        mask = mask_to_tensor(sample.mask[None], spec.class_map)
+        counts = count_pixels(logits, mask[0])
+        rows[number, 0] = float(loss(logits[None].to(device), mask.to(device)))
+        rows[number, 1:] = torch.tensor(
+            [value for c in counts for value in (c.true_positive, c.false_positive, c.false_negative)]
+        )
+    return rows
+
+
+def summarise(rows: Tensor, spec: ModelSpec) -> Validation:
+    """Mean loss and mean Dice of the rows of `score_images`."""
+    counts = rows[:, 1:].reshape(len(rows), -1, 3)
+    sizes = 2 * counts[..., 0] + counts[..., 1] + counts[..., 2]
+    dice = [
+        [float(2 * image[k, 0] / size[k]) if size[k] else None for k in range(spec.class_map.num_classes)]
+        for image, size in zip(counts, sizes, strict=True)
+    ]
+    return Validation(
+        loss=float(rows[:, 0].mean()),
+        dice=mean_defined(row[k] for row in dice for k in spec.class_map.scored),
+        class_dice={name: mean_defined(row[k] for row in dice) for k, name in enumerate(spec.class_map.names)},
+    )
+
+
+def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
+    return make(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the processor computes in bfloat16 itself; elsewhere it is emulated, correct and slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
