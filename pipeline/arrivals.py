@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline.command import say
 from pipeline.ledger import append, compare, read_ledger
 from pipeline.params import load_section
+from pipeline.progress import progress
 from pipeline.source import IngestConfig, find_pairs
 from unet_core.errors import DataError, StorageError
 from unet_core.samples import ClassMap
@@ -24,6 +24,9 @@ def add(*, allow_removal: bool = False) -> None:
     config = load_section("ingest", IngestConfig)
     source, ledger = Path(config.source), Path(config.ledger)
     pairs = find_pairs(source, config, load_section("masks", ClassMap))
+    tracked = ledger.with_name(ledger.name + ".dvc")
+    if tracked.exists() and not ledger.exists():
+        raise DataError(f"the ledger is recorded in git but not here: {ledger}. Run `dvc pull` before you add to it.")
     changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, source)
     if changes.missing and not allow_removal:
         raise DataError(
@@ -40,7 +43,7 @@ def add(*, allow_removal: bool = False) -> None:
         )
     else:
         say(f"nothing new in {source}")
-    if lines or not ledger.with_name(ledger.name + ".dvc").exists():
+    if lines or not tracked.exists():
         _track(ledger)
 
 
@@ -54,7 +57,7 @@ def _track(ledger: Path) -> None:
 
 def draw_source(folder: Path, *, count: int, seed: int) -> None:
     """Write the tutorial's shapes as files, one folder of masks per shape; files that are there already stay."""
-    for number in tqdm(range(count), desc="shapes", unit=" images", mininterval=1):
+    for number in progress(range(count), total=count, label="shapes", unit="images"):
         image, masks = draw_shapes(seed=seed, number=number)
         name = f"{number:05d}.png"
         targets = [folder / "images" / name, *(folder / "masks" / shape / name for shape in SHAPE_NAMES)]

@@ -28,10 +28,15 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
         sys.stderr.write(f"unet {name}: interrupted\n")
         return 130
     if timings is not None:
-        timings.parent.mkdir(parents=True, exist_ok=True)
-        with timings.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"stage": name, "seconds": round(time.time() - started, 2)}) + "\n")
+        note_seconds(timings, name, time.time() - started)
     return 0
+
+
+def note_seconds(timings: Path, stage: str, seconds: float) -> None:
+    """Append what a stage, or a part of one, took. No result depends on this file."""
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    with timings.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"stage": stage, "seconds": round(seconds, 2)}) + "\n")
 
 
 def _quieten() -> None:

@@ -57,9 +57,7 @@ def judge_first(challenger: Mapping[str, float], config: GateConfig, *, score: s
     )
 
 
-def judge(
-    challenger: Mapping[str, float], champion: Mapping[str, float], config: GateConfig, *, score: str
-) -> Verdict:
+def judge(challenger: Mapping[str, float], champion: Mapping[str, float], config: GateConfig, *, score: str) -> Verdict:
     """Compare the two on the images that both have a score for, by a paired bootstrap over images."""
     keys = sorted(set(challenger) & set(champion))
     new, old = (np.array([scores[key] for key in keys]) for scores in (challenger, champion))

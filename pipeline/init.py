@@ -14,7 +14,7 @@ from pipeline.command import say
 from pipeline.params import RECIPE
 from pipeline.source import list_pictures
 from unet_core.errors import DataError, RecipeError
-from unet_core.samples import open_picture, read_mask_values
+from unet_core.samples import read_mask_values
 
 RECIPES = Path("recipes")
 #: The recipe that the repository comes with; replacing it loses nothing.
@@ -121,8 +121,8 @@ def _look_at_masks(folder: Path, masks: Mapping[str, Path]) -> tuple[str, dict[s
     values = _mask_values(masks)
     if len(values) > 32:
         raise DataError(
-            f"masks with {len(values)} values: {folder}: {values[:6]} ... {values[-1]}. If they are smoothed binary masks, "
-            "threshold them to 0 and 255; if they number objects, make them 0 and 255 (objects apart come later)."
+            f"masks with {len(values)} values: {folder}: {values[:6]} ... {values[-1]}. If they are smoothed "
+            "binary masks, threshold them to 0 and 255; if they number objects, draw them all with 255."
         )
     if len(values) == 1:
         raise DataError(f"masks with one value: {folder}: all pixels are {values[0]}. There is nothing to learn.")
@@ -142,7 +142,9 @@ def _mask_values(masks: Mapping[str, Path]) -> list[int]:
 def _look_for_table(source: Path, keys: set[str]) -> tuple[str | None, tuple[str, ...] | None, tuple[str, ...]]:
     """A text of two columns, split and key, as in `train 007`; other tables the user names in the recipe."""
     for path in sorted(source.glob("*.txt")):
-        rows = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        rows = [
+            line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
         if not rows or any(len(row) != 2 for row in rows):
             continue
         if {row[1] for row in rows} >= keys and {row[0] for row in rows} <= set(SPLIT_WORDS):

@@ -48,7 +48,9 @@ def _read(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def _check_keys(found: Iterable[str], known: Sequence[str], where: str, *, whole: bool, optional: Sequence[str] = ()) -> None:
+def _check_keys(
+    found: Iterable[str], known: Sequence[str], where: str, *, whole: bool, optional: Sequence[str] = ()
+) -> None:
     for key in found:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)

@@ -30,6 +30,11 @@ class Placement:
         """Working files that are nobody's result: checkpoints of unfinished trainings, timings."""
         return self.root / ".unet"
 
+    @property
+    def timings(self) -> Path:
+        """Seconds of the last stages, for people."""
+        return self.state_dir / "timings.jsonl"
+
 
 def read_placement() -> Placement:
     """Read the environment; RecipeError for a number that is none."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline import tracking
 from pipeline.command import say
 from pipeline.pictures import overlay, write_picture
 from pipeline.placement import read_placement
+from pipeline.progress import progress
 from pipeline.scoring import predict_sample
 from pipeline.source import PICTURE_SUFFIXES
 from unet_core.checkpoint import read_model
@@ -31,7 +31,7 @@ def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
     names = _names(images)
-    for path in tqdm(images, desc="predict", unit=" images", mininterval=1):
+    for path in progress(images, total=len(images), label="predict", unit="images"):
         image = read_image(path, channels=spec.channels)
         mask = predict_sample(network, spec, image)
         _write_mask(out / "masks", names[path], mask, spec.class_map)

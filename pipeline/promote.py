@@ -1,4 +1,4 @@
-"""`unet promote`: the gate compares challenger and champion on today's test images and moves the alias, or says why not."""
+"""`unet promote`: the gate compares challenger and champion on today's test images, and moves the alias or not."""
 
 import json
 from dataclasses import asdict
@@ -11,7 +11,8 @@ from pipeline.params import load_section
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
 from pipeline.report_page import add_promotion
-from pipeline.scoring import fetch_registered, image_scores, score_split
+from pipeline.scores import image_scores
+from pipeline.scoring import fetch_registered, score_split
 from pipeline.stages.evaluate import EvaluateConfig
 from unet_core.errors import RegistryError
 from unet_core.shards import ShardReader, read_index
@@ -26,10 +27,12 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
     if champion is not None and champion.weights_sha256 == challenger.weights_sha256:
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same weights")
         return
-    verdict = _judge(client, challenger, champion, shards)
+    verdict = _judge(challenger, champion, shards)
     if verdict.decision == "promoted":
         tracking.set_alias(client, challenger, tracking.CHAMPION)
-    tracking.set_version_tags(client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence})
+    tracking.set_version_tags(
+        client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence}
+    )
     body = {**asdict(verdict), "version": challenger.number, "against": champion.number if champion else None}
     verdict_path = report.with_name("verdict.json")
     verdict_path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,18 +42,16 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
 
 
-def _judge(
-    client: tracking.Client, challenger: tracking.Version, champion: tracking.Version | None, shards: Path
-) -> Verdict:
+def _judge(challenger: tracking.Version, champion: tracking.Version | None, shards: Path) -> Verdict:
     gate = load_section("promote", GateConfig)
     score = load_section("evaluate", EvaluateConfig).score
     reader = ShardReader(shards, read_index(shards).of_split("test"))
-    network, spec = fetch_registered(client, challenger)
+    network, spec = fetch_registered(challenger)
     if champion is None:
         return judge_first(
             image_scores(score_split(network, spec, reader, name="challenger"), score), gate, score=score.capitalize()
         )
-    old_network, old_spec = fetch_registered(client, champion)
+    old_network, old_spec = fetch_registered(champion)
     if old_spec.class_map.names != spec.class_map.names or old_spec.channels != spec.channels:
         raise RegistryError(
             f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "

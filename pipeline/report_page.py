@@ -7,11 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.gate import Verdict
-from pipeline.scoring import ScoreRow
-from pipeline.tracking import Version
+from pipeline.scores import ScoreRow
+
+if TYPE_CHECKING:
+    # The stage `report` needs no registry, and not its seconds.
+    from pipeline.tracking import Version
 
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
@@ -33,7 +36,8 @@ th:first-child, td:first-child { text-align: left; } thead th { color: var(--sof
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; } figure { margin: 0 0 1rem; }
 figcaption { font-size: .9rem; color: var(--soft); overflow-wrap: anywhere; }
 pre { overflow-x: auto; font-size: .85rem; border: 1px solid var(--line); border-radius: 4px; padding: .8rem; }
-code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; }
+code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none;
+       padding: 0; }
 .key i { display: inline-block; width: .9em; height: .9em; border: 1px solid var(--line); margin-right: .35em;
          vertical-align: -.1em; }
 .verdict { border-left: 4px solid var(--wait); padding: .3rem 1rem; margin: 1rem 0; }
@@ -81,7 +85,7 @@ def render(page: Page) -> str:
     )
 
 
-def add_promotion(report: Path, verdict: Verdict, challenger: Version, champion: Version | None) -> Path:
+def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champion: "Version | None") -> Path:
     """Write the report once more, with the gate's verdict and where the version lies, as `promotion.html` beside it.
 
     The report itself is a result that DVC tracks, and a promotion must not change it.
@@ -138,7 +142,7 @@ def _classes(page: Page) -> str:
     error = page.scores.get("pixel_error")
     return (
         "<h2>Scores per class on the test split</h2><div class='scroll'><table><thead><tr><th>class</th>"
-        "<th>Dice, mean over images</th><th>IoU, mean over images</th><th>Dice, pooled pixels</th><th>images with it</th>"
+        "<th>Dice, mean over images</th><th>IoU, mean over images</th><th>Dice, pooled</th><th>images with it</th>"
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         + (f"<p class='soft'>Pixels of another class than true: {error:.2%}</p>" if error is not None else "")
     )
@@ -218,9 +222,16 @@ def _curves(path: Path) -> str:
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     loss, score = figure.subplots(1, 2)
     steps = [int(row["step"]) for row in rows]
-    loss.plot(steps, [float(row["train_loss"]) for row in rows], linewidth=0.6, color="#56b4e9", label="training, each step")
+    loss.plot(
+        steps, [float(row["train_loss"]) for row in rows], linewidth=0.6, color="#56b4e9", label="training, each step"
+    )
     seen = [row for row in rows if row["val_loss"]]
-    loss.plot([int(row["step"]) for row in seen], [float(row["val_loss"]) for row in seen], color="#d55e00", label="validation")
+    loss.plot(
+        [int(row["step"]) for row in seen],
+        [float(row["val_loss"]) for row in seen],
+        color="#d55e00",
+        label="validation",
+    )
     loss.set(yscale="log", xlabel="step", title="loss")
     loss.legend(frameon=False)
     dice = [row for row in seen if row["val_dice"]]

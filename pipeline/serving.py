@@ -8,7 +8,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import numpy.typing as npt
 from mlflow.pyfunc import PythonModel
 
 from unet_core.checkpoint import read_model
@@ -27,7 +26,8 @@ class UNetModel(PythonModel):  # type: ignore[misc]
         """Read the weights that are stored with the model."""
         self.network, self.spec = read_model(Path(context.artifacts["model"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> npt.NDArray[np.uint8]:  # noqa: ARG002
+    # Without type hints: MLflow reads them as the schema of a request, and knows no arrays there.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Predict a batch of images of one size."""
         images = model_input["images"] if isinstance(model_input, dict) else model_input
         return np.stack(

@@ -31,7 +31,7 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
         f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip
     say(f"  gate      {verdict.get('sentence', 'not asked yet: unet promote')}")
     say(f"  report    {promoted if promoted.exists() else report}")
-    _say_seconds(read_timings(placement.state_dir / "timings.jsonl"))
+    _say_seconds(read_timings(placement.timings))
     say()
     say("  next      unet predict PATH... --out DIR     masks for your images")
     say("            make ui                            runs and models in MLflow")

@@ -17,14 +17,13 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 
 import mlflow
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
-
-import numpy as np
 
 from unet_core.checkpoint import read_spec, weights_hash
 from unet_core.errors import RegistryError
@@ -92,7 +91,9 @@ class TrainingRun:
             found = client.get_experiment_by_name(experiment)
             experiment_id = found.experiment_id if found else client.create_experiment(experiment)
             old = client.search_runs(
-                [experiment_id], f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'", max_results=1
+                [experiment_id],
+                f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'",
+                max_results=1,
             )
             if old:
                 self.run_id = old[0].info.run_id
@@ -128,7 +129,7 @@ class TrainingRun:
                 raise RegistryError(f"metrics could not be sent to MLflow: {str(error).splitlines()[0]}") from error
             log.warning("MLflow does not answer; metrics are kept and sent later")
             return
-        self._last_step = max(self._last_step, max(metric.step for metric in self._waiting))
+        self._last_step = max(self._last_step, *(metric.step for metric in self._waiting))
         self._waiting = []
 
     def log_files(self, paths: Sequence[Path], folder: str | None = None) -> None:
@@ -171,9 +172,7 @@ def _log_model(client: MlflowClient, run_id: str, model_dir: Path) -> str:
         # Named, not inferred: inferring runs the model in a new process.
         pip_requirements=["mlflow", "torch", "safetensors", "numpy", "pillow", "webdataset"],
     )
-    client.log_batch(
-        run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))]
-    )
+    client.log_batch(run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))])
     return str(info.model_uri)
 
 
@@ -194,9 +193,7 @@ def ensure_version(client: MlflowClient, name: str, model_dir: Path, tags: Mappi
         with contextlib.suppress(MlflowException):
             client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
         run_id, model_uri = _find_logged_model(client, weights, model_dir)
-        made = client.create_model_version(
-            name, source=model_uri, run_id=run_id, tags={**tags, WEIGHTS_TAG: weights}
-        )
+        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags={**tags, WEIGHTS_TAG: weights})
     return _version(made), True
 
 

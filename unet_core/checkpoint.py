@@ -1,8 +1,8 @@
 """Models and training states <-> directories: safetensors and JSON, strict, written atomically, no pickle.
 
-    model directory        model.safetensors  model.json
-    checkpoint directory   the same (best on validation so far), and
-                           last.safetensors  train_state.safetensors  train_state.json
+model directory        model.safetensors  model.json
+checkpoint directory   the same (best on validation so far), and
+                       last.safetensors  train_state.safetensors  train_state.json
 """
 
 import json

@@ -16,7 +16,7 @@ from unet_core.metrics import mask_to_tensor
 from unet_core.plan import EpochPlan
 from unet_core.samples import ClassMap, Sample
 from unet_core.shards import ShardReader
-from unet_core.transforms import AugmentConfig, Augmentation, draw_window, pad_to, sample_seed
+from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ class GradientTree:
         """In a group: the hook has put the mean gradients in place; forget this step's partial sums."""
         self._sums.clear()
 
-    def hook(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         """DDP communication hook. DDP reads its annotations, so they are no strings."""
         buffer = bucket.buffer()
         start = buffer.storage_offset()

@@ -133,7 +133,7 @@ def read_mask_values(path: Path) -> npt.NDArray[np.int64]:
         colours = values[..., :3] if picture.mode != "LA" else values[..., :1]
         if (colours != colours[..., :1]).any():
             raise DataError(
-                f"mask is a colour image: {path}: mode {picture.mode}. Export it as an index image (one number a pixel)."
+                f"mask is a colour image: {path}: mode {picture.mode}. Export it as an index image, a number a pixel."
             )
         return colours[..., 0].astype(np.int64)
     return np.asarray(picture).astype(np.int64)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
@@ -123,6 +122,9 @@ def write_shard(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".tar.partial")
     counts = {}
+    # Brings torch along, which costs readers and the light stages a second.
+    import webdataset
+
     try:
         with partial.open("wb") as stream:
             # A fixed mtime and owner: two writes of the same samples are the same bytes.

@@ -26,7 +26,7 @@ class SplitConfig:
     the declared training groups by the hash."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val_fraction and 0 <= self.test_fraction and self.val_fraction + self.test_fraction < 1):
+        if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction >= 1:
             raise RecipeError(
                 f"split: val_fraction {self.val_fraction} and test_fraction {self.test_fraction} leave nothing to "
                 "train on. Choose two numbers from 0 whose sum is below 1."

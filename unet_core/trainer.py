@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unet_core.checkpoint import Position, TrainState, clone_weights
+from unet_core.counts import mean_defined
 from unet_core.errors import RecipeError, TrainingError
 from unet_core.inference import autocast, predict_logits
 from unet_core.loader import Batch, LaneLoader
 from unet_core.losses import weighted_loss
-from unet_core.metrics import count_pixels, mask_to_tensor, mean_defined
+from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
@@ -155,7 +156,7 @@ class Trainer:
         if self.tree.world_size == 1:
             return self.model
         network = DistributedDataParallel(self.model, forward_sync_buffers=False)
-        network.register_comm_hook(None, self._gradients.hook)  # type: ignore[arg-type]
+        network.register_comm_hook(None, self._gradients.hook)
         return network
 
     def restore(self, state: TrainState) -> None:
@@ -190,7 +191,8 @@ class Trainer:
             self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
             if self.position.step_in_epoch == plan.num_steps:
                 break
-            due = bool(config.checkpoint_every_steps) and self.position.step % config.checkpoint_every_steps == 0
+            every = config.checkpoint_every_steps
+            due = every is not None and self.position.step % every == 0
             if due or len(records) >= self.report_every_steps:
                 yield self._report(plan, records, None, keep=due)
                 records = []
@@ -246,11 +248,7 @@ class Trainer:
 
     def _run_lane(self, batch: Batch, *, synchronise: bool) -> Tensor:
         network = self._network
-        hold = (
-            network.no_sync()
-            if isinstance(network, DistributedDataParallel) and not synchronise
-            else nullcontext()
-        )
+        hold = network.no_sync() if isinstance(network, DistributedDataParallel) and not synchronise else nullcontext()
         with hold:
             with autocast(self.device, self.spec.precision):
                 logits = network(batch.images.to(self.device))

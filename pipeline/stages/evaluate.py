@@ -11,19 +11,17 @@ from pipeline.params import load_section
 from pipeline.pictures import as_rgb, fit, grid, overlay, paint_mask, write_picture
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
-from pipeline.scoring import (
+from pipeline.scores import (
     Score,
     ScoreRow,
     bootstrap_interval,
     by_class,
     class_scores,
-    fetch_registered,
     image_scores,
     pixel_error,
-    predict_sample,
-    score_split,
     write_rows,
 )
+from pipeline.scoring import fetch_registered, predict_sample, score_split
 from unet_core.errors import DataError
 from unet_core.model import ModelSpec, UNet
 from unet_core.shards import ShardReader, read_index
@@ -50,7 +48,7 @@ def run(*, shards: Path, model: Path, receipt: Path, scores: Path, metrics: Path
     config = load_section("evaluate", EvaluateConfig)
     client = tracking.connect(read_placement().tracking_uri)
     version = registered_version(client, read_receipt(receipt), model)
-    network, spec = fetch_registered(client, version)
+    network, spec = fetch_registered(version)
     reader = ShardReader(shards, read_index(shards).of_split("test"))
     rows = score_split(network, spec, reader, name="evaluate")
     write_rows(scores, rows)
@@ -60,7 +58,9 @@ def run(*, shards: Path, model: Path, receipt: Path, scores: Path, metrics: Path
     write_cases(cases, rows, config.score, reader, network, spec)
     if version.run_id:
         numbers = {f"test_{name}": value for name, value in body.items() if isinstance(value, float)}
-        tracking.log_to_run(client, version.run_id, metrics=numbers, files=[metrics, scores, *sorted(cases.glob("*.png"))])
+        tracking.log_to_run(
+            client, version.run_id, metrics=numbers, files=[metrics, scores, *sorted(cases.glob("*.png"))]
+        )
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
 
 

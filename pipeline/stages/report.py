@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.params import RECIPE
 from pipeline.report_page import Page, render
-from pipeline.scoring import read_rows
+from pipeline.scores import read_rows
 
 log = logging.getLogger(__name__)
 

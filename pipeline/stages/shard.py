@@ -1,4 +1,4 @@
-"""Stage 4: accepted samples -> closed WebDataset shards and their index. What already lies there is not written again."""
+"""Stage 4: accepted samples -> closed WebDataset shards and their index. What lies there is not written again."""
 
 import json
 import logging
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from tqdm import tqdm
-
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
+from pipeline.progress import progress
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
 from unet_core.errors import RecipeError
@@ -63,10 +62,8 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
             return write_shard(shards, job.name, job.split, job.content, samples, class_map)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            entries = list(tqdm(pool.map(make, jobs), total=len(jobs), desc="shard", unit=" shards", mininterval=1))
-        write_index(
-            shards, ShardIndex(class_map=class_map, channels=rows[0].channels or 1, shards=tuple(entries))
-        )
+            entries = list(progress(pool.map(make, jobs), total=len(jobs), label="shard", unit="shards"))
+        write_index(shards, ShardIndex(class_map=class_map, channels=rows[0].channels or 1, shards=tuple(entries)))
     kept = sum(entry.content in finished for entry in entries)
     log.info("shard: %d written, %d kept, %.1f MB", len(entries) - kept, kept, sum(e.num_bytes for e in entries) / 1e6)
 
@@ -101,7 +98,9 @@ def _parts(rows: list[CatalogRow], config: ShardConfig, class_map: ClassMap) -> 
     part: list[CatalogRow] = []
     size = 0
     for row in rows:
-        assert row.height is not None and row.width is not None and row.channels is not None
+        assert row.height
+        assert row.width
+        assert row.channels
         num_bytes = row.height * row.width * (row.channels + planes)
         if part and size + num_bytes > config.target_mb * 1e6:
             yield part

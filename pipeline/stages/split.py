@@ -18,14 +18,14 @@ def run(*, accepted: Path, splits: Path, metrics: Path) -> None:
     """Write key -> split; DataError if one of the three splits gets nothing."""
     config = load_section("split", SplitConfig)
     rows = read_catalog(accepted)
-    assigned: dict[str, Split] = {row.key: assign_split(row.group, row.declared_split, config) for row in rows}
+    assigned = {row.key: assign_split(row.group, row.declared_split, config) for row in rows}
     counts = Counter(assigned.values())
     empty = [split for split in SPLITS if not counts[split]]
     if empty:
+        found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
         raise DataError(
-            f"too few images for three splits: {len({row.group for row in rows})} groups give "
-            f"{', '.join(f'{counts[split]} {split}' for split in SPLITS)}. Add images, raise split.{empty[0]}_fraction, "
-            "try another split.seed, or declare the splits in a table (ingest.split_column)."
+            f"too few images for three splits: {len({row.group for row in rows})} groups give {found}. Add images, "
+            f"raise split.{empty[0]}_fraction, try another split.seed, or declare splits in a table (ingest.split_column)."
         )
     splits.parent.mkdir(parents=True, exist_ok=True)
     with splits.open("w", newline="", encoding="utf-8") as stream:

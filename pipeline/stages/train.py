@@ -6,31 +6,30 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline import cluster, tracking
+from pipeline.command import note_seconds
 from pipeline.lineage import code_hash, data_state, git_state
 from pipeline.params import RECIPE, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
-from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_checkpoint, write_model
-from unet_core.errors import TrainingError, UnetError
+from pipeline.progress import Progress
+from pipeline.worker import read_recipe, train_worker
+from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_model
+from unet_core.errors import TrainingError
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
-from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import plan_epoch
-from unet_core.reduction import LaneTree
 from unet_core.shards import ShardIndex, ShardReader, read_index
-from unet_core.trainer import Report, TrainConfig, Trainer, has_native_bfloat16
+from unet_core.trainer import TrainConfig, has_native_bfloat16
 from unet_core.transforms import AugmentConfig
 
 log = logging.getLogger(__name__)
@@ -61,27 +60,8 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, examples: Pat
     run_.log_files([metrics, curves, examples, *lock])
     run_.finish(model, {**git_state(placement.root), **data_state(shards)})
     shutil.rmtree(work_dir)
+    note_seconds(placement.timings, "training", watch.seconds)
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
-
-
-def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
-    """The network that recipe and data ask for, and how to train it."""
-    config = load_section("train", TrainConfig)
-    model = load_section("model", ModelConfig)
-    mean, deviation = index.train_statistics()
-    if model.input_statistics == "imagenet":
-        mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if index.channels != 3:
-            raise TrainingError("model.input_statistics: imagenet is for RGB images. Set validate.channels: 3, or train.")
-    spec = ModelSpec(
-        config=model,
-        channels=index.channels,
-        class_map=index.class_map,
-        mean=mean,
-        deviation=deviation,
-        precision=config.precision,
-    )
-    return spec, config, load_section("augment", AugmentConfig)
 
 
 def training_key(shards: Path, root: Path) -> str:
@@ -94,9 +74,7 @@ def training_key(shards: Path, root: Path) -> str:
 _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "augment": AugmentConfig}
 
 
-def _check_early(
-    index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig
-) -> None:
+def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     weighted_loss(config.loss, spec.class_map)
     LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
@@ -142,54 +120,6 @@ def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Pa
     return checkpoint
 
 
-def train_worker(options: dict[str, Any]) -> None:
-    """What every worker does; a foreseen mistake is reported, since Ray would only try it again."""
-    # Ray starts workers elsewhere; the recipe lies in the working tree.
-    os.chdir(options["root"])
-    try:
-        _train_worker(options)
-    except UnetError as error:
-        cluster.report({"failure": str(error)}, None)
-
-
-def _train_worker(options: dict[str, Any]) -> None:
-    rank, world_size = cluster.rank_and_size()
-    shards = Path(options["shards"])
-    index = read_index(shards)
-    spec, config, augment = read_recipe(index)
-    torch.set_num_threads(config.threads_per_worker)
-    if options["use_gpu"]:
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(mode=True)
-    device = torch.device("cuda" if options["use_gpu"] else "cpu")
-    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
-    with cluster.resume_directory() as directory:
-        if directory is not None:
-            trainer.restore(read_checkpoint(directory))
-    train = ShardReader(shards, index.of_split("train"))
-    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
-    val = ShardReader(shards, index.of_split("val"))
-    started = time.monotonic()
-    for told in trainer.fit(loader, val, [len(shard.samples) for shard in index.of_split("train")]):
-        about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
-        with tempfile.TemporaryDirectory() as scratch:
-            kept = None
-            if told.checkpoint is not None and rank == 0:
-                kept = Path(scratch) / "checkpoint"
-                write_checkpoint(kept, spec, told.checkpoint)
-            cluster.report(about, kept)
-
-
-def _record(told: Report) -> dict[str, Any]:
-    return {
-        "epoch": told.position.epoch,
-        "num_steps": told.num_steps,
-        "resting": told.resting,
-        "steps": [asdict(step) for step in told.steps],
-        "validation": asdict(told.validation) if told.validation else None,
-    }
-
-
 class Watch:
     """Follows a training on the driver: a progress line, MLflow, and the curves. Each step counts once."""
 
@@ -198,7 +128,7 @@ class Watch:
         self._config = config
         self._steps: dict[int, dict[str, float]] = {}
         self._validations: dict[int, dict[str, Any]] = {}
-        self._bar: tqdm[Any] | None = None
+        self._bar: Progress | None = None
         self._resting = 0
         self.failure: str | None = None
         self.seconds = 0.0
@@ -209,11 +139,11 @@ class Watch:
             self.failure = told["failure"]
             return
         if self._bar is None:
-            self._bar = tqdm(total=told["num_steps"], desc="train", unit=" steps", mininterval=5, dynamic_ncols=True)
+            self._bar = Progress(total=told["num_steps"], label="train", unit="steps")
         self._resting, self.seconds = told["resting"], told["seconds"]
         for step in told["steps"]:
             if step["step"] not in self._steps:
-                self._bar.update()
+                self._bar.advance()
             self._steps[step["step"]] = step
             self._run.log_step(
                 step["step"], {"train_loss": step["loss"], "learning_rate": step["learning_rate"]}, told["time_ms"]
@@ -229,7 +159,7 @@ class Watch:
         scores |= {f"val_dice_{name}": value for name, value in seen["class_dice"].items()}
         self._run.log_step(step, {name: value for name, value in scores.items() if value is not None}, told["time_ms"])
         if self._bar is not None:
-            self._bar.set_postfix_str(f"val_loss {seen['loss']:.4f}, workers {told['workers']}", refresh=False)
+            self._bar.advance(0, f"val_loss {seen['loss']:.4f}, {told['workers']} workers")
 
     def close(self) -> None:
         """End the progress line."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.catalog import CatalogRow, read_catalog, write_catalog
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
+from pipeline.progress import progress
 from pipeline.source import IngestConfig
 from unet_core.errors import DataError
 from unet_core.samples import ClassMap, Sample, count_class_pixels, read_sample
@@ -49,7 +49,7 @@ def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, example
     rows = read_catalog(catalog)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = pool.map(lambda row: check_row(row, source, class_map, config.channels), rows)
-        findings = list(tqdm(checks, total=len(rows), desc="validate", unit=" samples", mininterval=1))
+        findings = list(progress(checks, total=len(rows), label="validate", unit="samples"))
     good = [finding for finding in findings if finding.reason is None]
     bad = [{"key": finding.row.key, "reason": finding.reason} for finding in findings if finding.reason is not None]
     _write_json(rejected, bad)

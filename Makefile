@@ -1,0 +1,69 @@
+# `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+# Which build of torch: cpu, or cuda for NVIDIA GPUs (several GB more). Macs have one build for both.
+TORCH ?= cpu
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: install ## train, evaluate and promote a model on the built-in shapes
+	unet shapes data/raw/shapes --count 400
+	unet add
+	dvc repro
+	unet promote
+	unet summary
+
+install: $(VENV)/.run ## make the virtual environment with pinned dependencies (TORCH=cpu or cuda)
+
+install-dev: $(VENV)/.dev ## the same with the tools for tests and checks
+
+$(VENV)/.run: constraints.txt pyproject.toml
+	@case "$(TORCH)" in cpu|cuda) ;; *) echo "TORCH=$(TORCH): choose cpu or cuda"; exit 2 ;; esac
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(MAKE) --no-print-directory torch-$(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# A CPU build that pip finds by its own settings is taken first; the second line asks PyTorch's index for it.
+torch-cpu:
+	if [ "$$(uname)" = Darwin ]; then $(PIP) install --quiet torch==$(TORCH_VERSION); \
+	else $(PIP) install --quiet torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+	  || $(PIP) install --quiet torch==$(TORCH_VERSION)+cpu --extra-index-url $(TORCH_INDEX); fi
+
+torch-cuda:
+	$(PIP) install --quiet torch==$(TORCH_VERSION)
+
+test: install-dev ## all tests
+	pytest
+
+test-fast: install-dev ## the tests that start no servers or clusters
+	pytest -m 'not slow'
+
+check: install-dev ## format, lint, types, layers
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+fmt: install-dev ## format and mend what can be mended
+	ruff format .
+	ruff check --fix .
+
+ui: install ## MLflow's pages on this machine, at http://127.0.0.1:5000
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
+
+.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast check fmt ui

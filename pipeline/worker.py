@@ -1,0 +1,91 @@
+"""What a training worker does. Apart from the stage's driver, so that workers start without MLflow and its seconds."""
+
+import os
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import cluster
+from pipeline.params import load_section
+from unet_core.checkpoint import read_checkpoint, write_checkpoint
+from unet_core.errors import TrainingError, UnetError
+from unet_core.loader import LaneLoader
+from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.reduction import LaneTree
+from unet_core.shards import ShardIndex, ShardReader, read_index
+from unet_core.trainer import Report, TrainConfig, Trainer
+from unet_core.transforms import AugmentConfig
+
+
+def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
+    """The network that recipe and data ask for, and how to train it."""
+    config = load_section("train", TrainConfig)
+    model = load_section("model", ModelConfig)
+    mean, deviation = index.train_statistics()
+    if model.input_statistics == "imagenet":
+        mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
+        if index.channels != 3:
+            raise TrainingError(
+                "model.input_statistics: imagenet is for RGB images. Set validate.channels: 3, or train."
+            )
+    spec = ModelSpec(
+        config=model,
+        channels=index.channels,
+        class_map=index.class_map,
+        mean=mean,
+        deviation=deviation,
+        precision=config.precision,
+    )
+    return spec, config, load_section("augment", AugmentConfig)
+
+
+def train_worker(options: dict[str, Any]) -> None:
+    """What every worker does; a foreseen mistake is reported, since Ray would only try it again."""
+    # Ray starts workers elsewhere; the recipe lies in the working tree.
+    os.chdir(options["root"])
+    try:
+        _train_worker(options)
+    except UnetError as error:
+        cluster.report({"failure": str(error)}, None)
+
+
+def _train_worker(options: dict[str, Any]) -> None:
+    rank, world_size = cluster.rank_and_size()
+    shards = Path(options["shards"])
+    index = read_index(shards)
+    spec, config, augment = read_recipe(index)
+    torch.set_num_threads(config.threads_per_worker)
+    if options["use_gpu"]:
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(mode=True)
+    device = torch.device("cuda" if options["use_gpu"] else "cpu")
+    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
+    with cluster.resume_directory() as directory:
+        if directory is not None:
+            trainer.restore(read_checkpoint(directory))
+    train = ShardReader(shards, index.of_split("train"))
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+    val = ShardReader(shards, index.of_split("val"))
+    started = time.monotonic()
+    for told in trainer.fit(loader, val, [len(shard.samples) for shard in index.of_split("train")]):
+        about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
+        with tempfile.TemporaryDirectory() as scratch:
+            kept = None
+            if told.checkpoint is not None and rank == 0:
+                kept = Path(scratch) / "checkpoint"
+                write_checkpoint(kept, spec, told.checkpoint)
+            cluster.report(about, kept)
+
+
+def _record(told: Report) -> dict[str, Any]:
+    return {
+        "epoch": told.position.epoch,
+        "num_steps": told.num_steps,
+        "resting": told.resting,
+        "steps": [asdict(step) for step in told.steps],
+        "validation": asdict(told.validation) if told.validation else None,
+    }
