@@ -56,6 +56,8 @@ class Page:
     scores: Mapping[str, Any]
     rejected: Sequence[Mapping[str, str]]
     cases: Sequence[Mapping[str, Any]]
+    colours: Mapping[str, str]
+    """Class -> its colour in the pictures, as in #e69f00."""
     rows: Sequence[ScoreRow]
     receipt: Mapping[str, str]
     recipe: str
@@ -155,7 +157,13 @@ def _cases(page: Page, kind: str, title: str) -> str:
         for case in page.cases
         if case["kind"] == kind
     )
-    note = "<p class='soft'>Image, true mask, prediction, prediction over the image.</p>"
+    key = "".join(
+        f"<li><i style='background:{html.escape(colour)}'></i>{html.escape(name)}</li>"
+        for name, colour in page.colours.items()
+    )
+    note = (
+        f"<p class='soft'>Image, true mask, prediction, prediction over the image.</p><ul class='key soft'>{key}</ul>"
+    )
     return f"<h2>{title}</h2>{note}<div class='cases'>{figures}</div>"
 
 
@@ -182,8 +190,10 @@ def _data(page: Page) -> str:
     else:
         rejected = "<p>No file was rejected.</p>"
     splits = ", ".join(f"{count} {split}" for split, count in page.splits.items())
+    num_sizes = page.data["image_sizes"]
+    sizes = "one size" if num_sizes == 1 else f"{num_sizes} sizes"
     return (
-        f"<h2>Data</h2><p>{page.data['accepted']} images of {page.data['image_sizes']} sizes: {splits}.</p>{rejected}"
+        f"<h2>Data</h2><p>{page.data['accepted']} images of {sizes}: {splits}.</p>{rejected}"
         "<div class='scroll'><table><thead><tr><th>class</th><th>share of pixels</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
         f"<figure>{_picture(page.data_examples, 'images above their masks')}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.params import load_section
-from pipeline.pictures import as_rgb, fit, grid, overlay, paint_mask, write_picture
+from pipeline.pictures import as_rgb, class_colours, fit, grid, overlay, paint_mask, write_picture
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
 from pipeline.scores import (
@@ -108,4 +108,7 @@ def write_cases(
         ]
         write_picture(directory / name, grid([[fit(tile) for tile in tiles]]))
         listed.append({"kind": kind, "key": key, "score": per_image[key], "picture": name})
-    (directory / "cases.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    shades = ["#" + bytes(colour).hex() for colour in class_colours(spec.class_map)]
+    colours = dict(zip(spec.class_map.names, shades, strict=True))
+    body = {"colours": colours, "cases": listed}
+    (directory / "cases.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

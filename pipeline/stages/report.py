@@ -18,6 +18,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
     def read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
+    shown = read(evaluation / "cases" / "cases.json")
     html = render(
         Page(
             data=read(metrics / "validate.json"),
@@ -25,7 +26,8 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
             training=read(metrics / "train.json"),
             scores=read(metrics / "evaluate.json"),
             rejected=read(rejected),
-            cases=read(evaluation / "cases" / "cases.json"),
+            cases=shown["cases"],
+            colours=shown["colours"],
             rows=read_rows(evaluation / "scores.parquet"),
             receipt=read(receipt),
             recipe=RECIPE.read_text(encoding="utf-8"),

@@ -25,7 +25,7 @@ def run(*, accepted: Path, splits: Path, metrics: Path) -> None:
         found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
         raise DataError(
             f"too few images for three splits: {len({row.group for row in rows})} groups give {found}. Add images, "
-            f"raise split.{empty[0]}_fraction, try another split.seed, or declare splits in a table (ingest.split_column)."
+            f"raise split.{empty[0]}_fraction, try another split.seed, or declare splits (ingest.split_column)."
         )
     splits.parent.mkdir(parents=True, exist_ok=True)
     with splits.open("w", newline="", encoding="utf-8") as stream:

@@ -1,0 +1,68 @@
+"""A working tree of its own for a benchmark or a test: the project's files, a recipe, git and DVC."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+#: What a road needs of the project; data and results are made anew.
+FILES = ("dvc.yaml", "constraints.txt", ".gitignore", ".dvcignore", "pipeline", "unet_core", "recipes")
+
+
+def make_workspace(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Path:
+    """Copy the project to `folder` with recipes/RECIPE.yaml as its recipe, `changes` ("train.epochs": 1) applied."""
+    folder.mkdir(parents=True)
+    for name in FILES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    change_recipe(folder, recipe, changes)
+    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.invalid"]
+    run(folder, "git", "init", "--quiet")
+    run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
+    run(folder, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
+    run(folder, "git", "add", ".")
+    run(folder, "git", *identity, "commit", "--quiet", "--message", "start")
+    return folder
+
+
+def change_recipe(folder: Path, recipe: str | None, changes: Mapping[str, Any]) -> None:
+    """Rewrite params.yaml: a recipe by name (or the one that is there) with some values changed."""
+    path = ROOT / "recipes" / f"{recipe}.yaml" if recipe else folder / "params.yaml"
+    body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        body[section][name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(body, sort_keys=False), encoding="utf-8")
+
+
+def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, check: bool = True) -> str:
+    """Run a command in the workspace with its own MLflow store; its output is in the error if it fails."""
+    scripts = str(Path(sys.executable).parent)
+    outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**outside, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
+    return done.stdout
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The one JSON line that a benchmark prints last."""
+    print(json.dumps(result), flush=True)

@@ -1,0 +1,222 @@
+"""The whole road with real DVC, Ray and MLflow, on tiny data: what a user does and what must come out."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from benchmarks.workspace import change_recipe, make_workspace, run
+
+pytestmark = pytest.mark.slow
+
+#: Small and quick; batch norm, so that running statistics are part of what must be equal.
+TINY = {
+    "model.width": 4,
+    "model.depth": 2,
+    "train.epochs": 3,
+    "train.lanes": 4,
+    "train.samples_per_lane": 1,
+    "train.validate_every_epochs": 1,
+    "train.checkpoint_every_steps": 5,
+    "promote.min_score": 0.01,
+    "promote.min_images": 3,
+    "shard.target_mb": 2.0,
+}
+TRAIN = (
+    *("unet", "stage", "train", "--shards", "data/shards", "--model", "models/final"),
+    *("--metrics", "metrics/train.json", "--curves", "plots/curves.csv", "--examples", "plots/predictions.png"),
+)
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working tree in which everything ran once."""
+    folder = make_workspace(tmp_path_factory.mktemp("road") / "tree", "shapes", TINY)
+    run(folder, "unet", "shapes", "data/raw/shapes", "--count", "60")
+    run(folder, "unet", "add")
+    run(folder, "dvc", "repro")
+    run(folder, "unet", "promote")
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "models" / "final" / "model.safetensors").read_bytes()
+
+
+def copy_of(road: Path, folder: Path, changes: Mapping[str, object] | None = None) -> Path:
+    """A copy that has everything but the model, with its own MLflow store."""
+    shutil.copytree(road, folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns", "models", ".unet"))
+    if changes:
+        change_recipe(folder, None, changes)
+    return folder
+
+
+def test_everything_that_a_run_promises_is_there(road: Path) -> None:
+    for name in ("models/final/model.json", "reports/report.html", "reports/promotion.html", "reports/verdict.json"):
+        assert (road / name).stat().st_size > 0
+    scores = json.loads((road / "metrics" / "evaluate.json").read_text())
+    assert 0 < scores["dice"] <= 1
+    assert json.loads((road / "reports" / "verdict.json").read_text())["decision"] == "promoted"
+
+
+def test_summary_tells_scores_version_verdict_report_and_next_step(road: Path) -> None:
+    text = run(road, "unet", "summary")
+    for words in ("test Dice", "unet 1", "promoted: the first champion", "reports/promotion.html", "unet predict"):
+        assert words in text
+
+
+def test_second_repro_runs_nothing(road: Path) -> None:
+    text = run(road, "dvc", "repro")
+    assert "Running stage" not in text
+    assert "up to date" in text
+
+
+def test_promoting_twice_moves_nothing(road: Path) -> None:
+    assert "champion already" in run(road, "unet", "promote")
+
+
+def stale_stages(folder: Path) -> set[str]:
+    status = json.loads(run(folder, "dvc", "status", "--json"))
+    return {name for name in status if not name.endswith(".dvc")}
+
+
+def test_a_knob_reruns_only_what_depends_on_it(road: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(road, tmp_path / "tree")
+    change_recipe(tree, None, {"train.learning_rate": 0.5})
+    stale = stale_stages(tree)
+    assert "train" in stale
+    assert not stale & {"ingest", "validate", "split", "shard"}
+    change_recipe(tree, None, {"train.learning_rate": 0.01, "evaluate.bootstrap_draws": 10})
+    assert not stale_stages(tree) & {"ingest", "validate", "split", "shard", "train", "register"}
+
+
+def test_a_module_reruns_only_what_imports_it(road: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(road, tmp_path / "tree")
+    with (tree / "pipeline" / "report_page.py").open("a") as stream:
+        stream.write("# changed\n")
+    assert stale_stages(tree) == {"report"}
+
+
+def test_dvc_shows_metrics_plots_and_graph(road: Path) -> None:
+    assert "val_loss" in run(road, "dvc", "metrics", "show")
+    assert "evaluate" in run(road, "dvc", "dag")
+    run(road, "dvc", "plots", "show", "--out", "dvc_plots")
+    assert "curves" in (road / "dvc_plots" / "index.html").read_text()
+
+
+def test_one_worker_gives_the_same_weights_as_two(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    workers = "1" if (os.cpu_count() or 1) > 1 else "2"
+    text = run(tree, *TRAIN, env={"UNET_WORKERS": workers})
+    assert f"train: {workers} workers" in text
+    assert weights(tree) == weights(road)
+
+
+def test_another_seed_gives_other_weights(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree", {"train.seed": 1})
+    run(tree, *TRAIN)
+    assert weights(tree) != weights(road)
+
+
+def start_training(tree: Path) -> subprocess.Popen[str]:
+    scripts = str(Path(sys.executable).parent)
+    env = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    with (tree / "train.log").open("w") as log:
+        return subprocess.Popen(TRAIN, cwd=tree, env=env, stdout=log, stderr=log, text=True, start_new_session=True)
+
+
+def wait_for_step(tree: Path, step: int) -> None:
+    """Until the journal tells of `step`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for journal in tree.glob(".unet/training/*/journal.jsonl"):
+            if any(f'"step": {step},' in line for line in journal.read_text().splitlines()):
+                return
+        time.sleep(0.1)
+    raise AssertionError((tree / "train.log").read_text())
+
+
+def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_a_killed_worker_changes_nothing(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    process = start_training(tree)
+    wait_for_step(tree, 12)
+    killed = training_workers(process)
+    assert killed
+    killed[0].send_signal(signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, (tree / "train.log").read_text()
+    assert weights(tree) == weights(road)
+
+
+def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    process = start_training(tree)
+    wait_for_step(tree, 12)
+    # Ray's processes notice that their driver is gone, as after a power cut of the driver's host.
+    process.kill()
+    process.wait()
+    run(tree, *TRAIN)
+    assert weights(tree) == weights(road)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [found.info.status for found in runs] == ["FINISHED"]
+    steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    assert steps == sorted(set(steps))
+    assert len(steps) == sum(1 for _ in (tree / "plots" / "curves.csv").open()) - 1
+
+
+def test_predict_writes_masks_of_the_original_size(road: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, size in {"small": (20, 9), "odd": (213, 187)}.items():
+        Image.fromarray(np.zeros(size, dtype=np.uint8)).save(pictures / f"{name}.png")
+    run(road, "unet", "predict", str(pictures), "--out", str(tmp_path / "out"))
+    for name, size in {"small": (9, 20), "odd": (187, 213)}.items():
+        assert Image.open(tmp_path / "out" / "masks" / "ring" / f"{name}.png").size == size
+        assert Image.open(tmp_path / "out" / "overlays" / f"{name}.png").size == size
+
+
+def test_plain_mlflow_predicts_from_the_command_line(road: Path, tmp_path: Path) -> None:
+    image = np.asarray(Image.open(road / "data/raw/shapes/images/00000.png"))[None, ..., None]
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": image.tolist()}))
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{road / 'mlflow.db'}"}
+    run(
+        road,
+        *("mlflow", "models", "predict", "--model-uri", "models:/unet@champion", "--env-manager", "local"),
+        *("--input-path", str(tmp_path / "in.json"), "--output-path", str(tmp_path / "out.json")),
+        env=env,
+    )
+    masks = np.array(json.loads((tmp_path / "out.json").read_text())["predictions"])
+    assert masks.shape == (1, 192, 192, 6)
+    assert set(np.unique(masks)) <= {0, 1}
+
+
+def test_no_file_of_the_registered_model_is_a_pickle(road: Path) -> None:
+    files = [path for path in (road / "mlruns").rglob("*") if path.is_file()]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+def test_an_experiment_changes_a_knob_and_leaves_the_champion_alone(road: Path) -> None:
+    before = (road / "params.yaml").read_text()
+    text = run(road, "dvc", "exp", "run", "--temp", "-S", "train.learning_rate=0.002", "train")
+    assert "Running stage 'train'" in text
+    assert (road / "params.yaml").read_text() == before
+    assert "0.002" in run(road, "dvc", "exp", "show", "--csv")
+    assert "champion already" in run(road, "unet", "promote")
