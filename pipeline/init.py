@@ -224,7 +224,7 @@ shard:
 model:
   width: 16
   depth: 4
-  norm: batch
+  norm: group                   # batch is faster, and does well where all images look alike
   input_statistics: train
 augment:
   crop_px: {crop}

@@ -39,13 +39,20 @@ class Placement:
 def read_placement() -> Placement:
     """Read the environment; RecipeError for a number that is none."""
     root = Path.cwd()
+    store = _main_tree(root) / "mlflow.db"
     return Placement(
         root=root,
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}",
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}",
         ray_address=os.environ.get("RAY_ADDRESS") or None,
         workers=_read_count("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
     )
+
+
+def _main_tree(root: Path) -> Path:
+    """The user's working tree. DVC runs queued experiments in copies below its .dvc/tmp, which it deletes later."""
+    parts = root.parts
+    return Path(*parts[: parts.index(".dvc")]) if ".dvc" in parts else root
 
 
 def _read_count(name: str) -> int | None:

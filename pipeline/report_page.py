@@ -62,6 +62,7 @@ class Page:
     receipt: Mapping[str, str]
     recipe: str
     curves: Path
+    validation: Path
     data_examples: Path
     validation_examples: Path
     cases_dir: Path
@@ -173,7 +174,7 @@ def _training(page: Page) -> str:
     return (
         f"<h2>Training</h2><p class='soft'>{page.training['steps']} steps; the weights are those after epoch "
         f"{page.training['best_epoch']}, best on validation.{note}</p>"
-        f"<figure>{_curves(page.curves)}</figure>"
+        f"<figure>{_curves(page.curves, page.validation)}</figure>"
         f"<h2>Validation images</h2><p class='soft'>Image, true mask, prediction.</p>"
         f"<figure>{_picture(page.validation_examples, 'image, mask and prediction of validation images')}</figure>"
     )
@@ -222,31 +223,28 @@ def _embed(data: bytes, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
-def _curves(path: Path) -> str:
-    """Loss of training (each step, thin) and of validation, logarithmic, as a picture."""
+def _curves(curves: Path, validation: Path) -> str:
+    """Loss of training (each step, thin) and of validation, logarithmic; validation Dice beside it."""
     # The figure is made without pyplot: no display, no global state.
     from matplotlib.figure import Figure
 
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    train, val = _columns(curves), _columns(validation)
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     loss, score = figure.subplots(1, 2)
-    steps = [int(row["step"]) for row in rows]
-    loss.plot(
-        steps, [float(row["train_loss"]) for row in rows], linewidth=0.6, color="#56b4e9", label="training, each step"
-    )
-    seen = [row for row in rows if row["val_loss"]]
-    loss.plot(
-        [int(row["step"]) for row in seen],
-        [float(row["val_loss"]) for row in seen],
-        color="#d55e00",
-        label="validation",
-    )
+    loss.plot(train["step"], train["train_loss"], linewidth=0.6, color="#56b4e9", label="training, each step")
+    # Points too: a short training has one validation, and a line needs two.
+    loss.plot(val["step"], val["val_loss"], marker=".", color="#d55e00", label="validation")
     loss.set(yscale="log", xlabel="step", title="loss")
     loss.legend(frameon=False)
-    dice = [row for row in seen if row["val_dice"]]
-    score.plot([int(row["step"]) for row in dice], [float(row["val_dice"]) for row in dice], color="#009e73")
+    score.plot(val["step"], val["val_dice"], marker=".", color="#009e73")
     score.set(xlabel="step", title="validation Dice", ylim=(0, 1))
-    stream_out = io.BytesIO()
-    figure.savefig(stream_out, format="png", metadata={"Software": None})
-    return _embed(stream_out.getvalue(), "loss and validation Dice over the steps")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return _embed(stream.getvalue(), "loss and validation Dice over the steps")
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    """A CSV's columns as numbers; an undefined score becomes a gap."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}

@@ -34,7 +34,8 @@ TINY = {
 }
 TRAIN = (
     *("unet", "stage", "train", "--shards", "data/shards", "--model", "models/final"),
-    *("--metrics", "metrics/train.json", "--curves", "plots/curves.csv", "--examples", "plots/predictions.png"),
+    *("--metrics", "metrics/train.json", "--curves", "plots/curves.csv", "--validation", "plots/validation.csv"),
+    *("--examples", "plots/predictions.png"),
 )
 
 
@@ -213,10 +214,23 @@ def test_no_file_of_the_registered_model_is_a_pickle(road: Path) -> None:
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
 
 
-def test_an_experiment_changes_a_knob_and_leaves_the_champion_alone(road: Path) -> None:
-    before = (road / "params.yaml").read_text()
-    text = run(road, "dvc", "exp", "run", "--temp", "-S", "train.learning_rate=0.002", "train")
+def test_an_experiment_changes_a_knob_and_leaves_the_champion_alone(road: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(road, tmp_path / "tree")
+    text = run(tree, "dvc", "exp", "run", "-S", "train.learning_rate=0.002", "train")
     assert "Running stage 'train'" in text
-    assert (road / "params.yaml").read_text() == before
-    assert "0.002" in run(road, "dvc", "exp", "show", "--csv")
+    assert "Running stage 'shard'" not in text
+    assert "0.002" in run(tree, "dvc", "exp", "show", "--csv")
+    assert "train.learning_rate" in run(tree, "dvc", "params", "diff")
     assert "champion already" in run(road, "unet", "promote")
+
+
+def test_an_experiment_in_a_copy_logs_to_the_users_own_store(road: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(road, tmp_path / "tree")
+    # DVC copies the tree without the data: a source for queued experiments is an absolute path.
+    change_recipe(tree, None, {"ingest.source": str(road / "data/raw/shapes"), "train.epochs": 1})
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
+    before = len(client.search_runs(["1"]))
+    run(tree, "dvc", "exp", "run", "--temp", "train")
+    assert len(client.search_runs(["1"])) == before + 1

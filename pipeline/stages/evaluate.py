@@ -2,9 +2,13 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from pipeline import tracking
 from pipeline.params import load_section
@@ -43,9 +47,10 @@ class EvaluateConfig:
     """Of the bootstrap."""
 
 
-def run(*, shards: Path, model: Path, receipt: Path, scores: Path, metrics: Path, cases: Path) -> None:
+def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: Path, plots: Path) -> None:
     """Score the version that the registry has under the receipt's hash."""
     config = load_section("evaluate", EvaluateConfig)
+    scores, cases = evaluation / "scores.parquet", evaluation / "cases"
     client = tracking.connect(read_placement().tracking_uri)
     version = registered_version(client, read_receipt(receipt), model)
     network, spec = fetch_registered(version)
@@ -56,15 +61,14 @@ def run(*, shards: Path, model: Path, receipt: Path, scores: Path, metrics: Path
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     write_cases(cases, rows, config.score, reader, network, spec)
+    figures = write_plots(plots, body, cases)
     if version.run_id:
         numbers = {f"test_{name}": value for name, value in body.items() if isinstance(value, float)}
-        tracking.log_to_run(
-            client, version.run_id, metrics=numbers, files=[metrics, scores, *sorted(cases.glob("*.png"))]
-        )
+        tracking.log_to_run(client, version.run_id, metrics=numbers, files=[metrics, scores, *figures])
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
 
 
-def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec) -> dict[str, object]:
+def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec) -> dict[str, Any]:
     """The metrics file: means over images, their interval, means per class, and pooled scores."""
     per_image = image_scores(rows, config.score)
     if not per_image:
@@ -73,7 +77,7 @@ def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec)
             "Check masks.classes and the test split."
         )
     interval = bootstrap_interval(list(per_image.values()), draws=config.bootstrap_draws, seed=config.seed)
-    body: dict[str, object] = {
+    body: dict[str, Any] = {
         config.score: sum(per_image.values()) / len(per_image),
         "interval_95": list(interval),
         "images": len(per_image),
@@ -84,6 +88,16 @@ def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec)
     if spec.class_map.kind == "multiclass":
         body["pixel_error"] = pixel_error(rows)
     return body
+
+
+def write_plots(directory: Path, body: Mapping[str, Any], cases: Path) -> list[Path]:
+    """For `dvc plots`: a bar a class, and the cases on one sheet."""
+    bars, sheet = directory / "class_scores.csv", directory / "cases.png"
+    defined = [(name, dice) for name, dice in body["class_dice"].items() if dice is not None]
+    bars.write_text("class,dice\n" + "".join(f"{name},{dice}\n" for name, dice in defined), encoding="utf-8")
+    strips = [np.asarray(Image.open(path)) for path in sorted(cases.glob("*.png"))]
+    write_picture(sheet, np.concatenate(strips))
+    return [bars, sheet]
 
 
 def write_cases(

@@ -32,6 +32,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
             receipt=read(receipt),
             recipe=RECIPE.read_text(encoding="utf-8"),
             curves=plots / "curves.csv",
+            validation=plots / "validation.csv",
             data_examples=plots / "data.png",
             validation_examples=plots / "predictions.png",
             cases_dir=evaluation / "cases",

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from unet_core.transforms import AugmentConfig
 log = logging.getLogger(__name__)
 
 
-def run(*, shards: Path, model: Path, metrics: Path, curves: Path, examples: Path) -> None:
+def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: Path, examples: Path) -> None:
     """Train to the end, or go on with an unfinished training of the same recipe, data and code."""
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
@@ -54,10 +54,10 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, examples: Pat
         raise
     finally:
         watch.close()
-    watch.write(metrics, curves)
+    watch.write(metrics, curves, validation)
     _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
     lock = [path for path in (Path("dvc.lock"), RECIPE) if path.exists()]
-    run_.log_files([metrics, curves, examples, *lock])
+    run_.log_files([metrics, curves, validation, examples, *lock])
     run_.finish(model, {**git_state(placement.root), **data_state(shards)})
     shutil.rmtree(work_dir)
     note_seconds(placement.timings, "training", watch.seconds)
@@ -177,7 +177,7 @@ class Watch:
         key = (lambda v: v["loss"]) if self._config.select_by == "loss" else (lambda v: -v["dice"])
         return min(seen, key=key)
 
-    def write(self, metrics: Path, curves: Path) -> None:
+    def write(self, metrics: Path, curves: Path, validation: Path) -> None:
         """Write metrics and curves: what the recipe, data and code decide, and nothing of when or where."""
         best = self.best()
         body = {
@@ -190,18 +190,23 @@ class Watch:
         }
         metrics.parent.mkdir(parents=True, exist_ok=True)
         metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        curves.parent.mkdir(parents=True, exist_ok=True)
-        with curves.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["step", "train_loss", "learning_rate", "val_loss", "val_dice"])
-            for number, step in sorted(self._steps.items()):
-                seen = self._validations.get(number, {"loss": None, "dice": None})
-                writer.writerow([number, step["loss"], step["learning_rate"], seen["loss"], seen["dice"]])
+        steps = [(number, step["loss"], step["learning_rate"]) for number, step in sorted(self._steps.items())]
+        _write_table(curves, ("step", "train_loss", "learning_rate"), steps)
+        seen = [(number, found["loss"], found["dice"]) for number, found in sorted(self._validations.items())]
+        _write_table(validation, ("step", "val_loss", "val_dice"), seen)
 
     def summary(self) -> str:
         """One line for people."""
         best = self.best()
         return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def _write_examples(path: Path, model_dir: Path, val: ShardReader) -> None:
