@@ -77,19 +77,19 @@ def cluster(placement: Placement, needed_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def choose_group(placement: Placement, *, lanes: int, threads: int, gpus: int, cores: int) -> Group:
-    """How many workers train: as the placement says, else one per GPU, else as the cores allow; names idle cores."""
-    if placement.workers is not None and placement.workers > lanes:
-        raise TrainingError(
-            f"UNET_WORKERS={placement.workers}, but train.lanes is {lanes}. Lower the one or raise the other."
-        )
+def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:
+    """How many workers train in the running cluster: as the placement says, else one per GPU, else as the cores allow.
+
+    Cores that stay idle are named.
+    """
+    resources = ray.cluster_resources()
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     workers = placement.workers or min(gpus or max(1, cores // threads), lanes)
     idle = cores - workers * threads
     if not gpus and idle > 0:
         log.info(
-            "%d of %d cores stay idle: raise train.lanes (%d), train.threads_per_worker (%d) or UNET_WORKERS",
-            idle, cores, lanes, threads,
-        )  # fmt: skip
+            "%d of %d cores stay idle: more workers need a larger train.lanes (%d) or UNET_WORKERS", idle, cores, lanes
+        )
     return Group(workers=workers, threads=threads, use_gpu=gpus > 0)
 
 
@@ -108,7 +108,7 @@ def train_group(
     """
     journal = work_dir / "journal.jsonl"
     work_dir.mkdir(parents=True, exist_ok=True)
-    journal.touch()
+    _end_at_line(journal)
     trainer = TorchTrainer(
         worker,
         train_loop_config=dict(config),
@@ -185,6 +185,12 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
     finally:
         stop.set()
         thread.join()
+
+
+def _end_at_line(journal: Path) -> None:
+    """Drop a line that a killed controller left unfinished; its report is made again."""
+    text = journal.read_bytes() if journal.exists() else b""
+    journal.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def _last_line(error: Exception) -> str:

@@ -18,6 +18,8 @@ class Placement:
     """The working tree; stages run here."""
     tracking_uri: str
     """MLFLOW_TRACKING_URI: MLflow's server or store; by default a SQLite file in the working tree."""
+    experiment: str
+    """MLFLOW_EXPERIMENT_NAME: MLflow's experiment for the runs; by default `unet`."""
     ray_address: str | None
     """RAY_ADDRESS: a running cluster; by default Ray starts on this machine for the length of the training."""
     workers: int | None
@@ -43,6 +45,7 @@ def read_placement() -> Placement:
     return Placement(
         root=root,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}",
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "unet",
         ray_address=os.environ.get("RAY_ADDRESS") or None,
         workers=_read_count("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,

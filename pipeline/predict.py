@@ -27,7 +27,8 @@ def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
     if Path(model).is_dir():
         network, spec = read_model(Path(model))
     else:
-        tracking.connect(read_placement().tracking_uri)
+        placement = read_placement()
+        tracking.connect(placement.tracking_uri, placement.experiment)
         with tempfile.TemporaryDirectory() as scratch:
             network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
     names = _names(images)

@@ -21,7 +21,7 @@ from unet_core.shards import ShardReader, read_index
 def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
     """Score, judge, move the alias if the gate opens, and write verdict and page beside the report."""
     placement = read_placement()
-    client = tracking.connect(placement.tracking_uri)
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
     challenger = registered_version(client, read_receipt(receipt), model)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
     if champion is not None and champion.weights_sha256 == challenger.weights_sha256:

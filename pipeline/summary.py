@@ -16,7 +16,7 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     """Print scores, version, verdict, report, seconds per stage, and the next commands."""
     placement = read_placement()
     known = read_receipt(receipt)
-    client = tracking.connect(placement.tracking_uri)
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = tracking.find_version(client, known.model, known.weights_sha256)
     champion = tracking.version_by_alias(client, known.model, tracking.CHAMPION)
     train, scores = (_read(metrics / name) for name in ("train.json", "evaluate.json"))

@@ -30,9 +30,7 @@ from unet_core.errors import RegistryError
 
 log = logging.getLogger(__name__)
 
-Client = MlflowClient
 CHAMPION, CHALLENGER = "champion", "challenger"
-EXPERIMENT = "unet"
 #: Tag of runs and versions: the hash of the weights is the model's name everywhere.
 WEIGHTS_TAG = "unet.weights_sha256"
 TRAINING_TAG = "unet.training"
@@ -51,7 +49,15 @@ class Version:
     tags: Mapping[str, str]
 
 
-def connect(uri: str) -> MlflowClient:
+class Client(MlflowClient):  # type: ignore[misc]
+    """MLflow's client, and the experiment that our runs belong to."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        super().__init__(uri)
+        self.experiment = experiment
+
+
+def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
     address = urlsplit(uri)
     if address.scheme in ("http", "https"):
@@ -65,7 +71,7 @@ def connect(uri: str) -> MlflowClient:
                 "or unset it to use the working tree's own store."
             ) from error
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
+    client = Client(uri, experiment)
     with registry_errors(uri):
         client.search_experiments(max_results=1)
     return client
@@ -84,12 +90,11 @@ def registry_errors(doing: str) -> Iterator[None]:
 class TrainingRun:
     """The one run of a training, found again when the training is resumed."""
 
-    def __init__(self, client: MlflowClient, *, training: str, params: Mapping[str, Any]) -> None:
+    def __init__(self, client: Client, *, training: str, params: Mapping[str, Any]) -> None:
         self._client = client
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         with registry_errors("opening a run"):
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+            found = client.get_experiment_by_name(client.experiment)
+            experiment_id = found.experiment_id if found else client.create_experiment(client.experiment)
             old = client.search_runs(
                 [experiment_id],
                 f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'",
@@ -155,7 +160,7 @@ class TrainingRun:
             self._client.set_terminated(self.run_id, "FAILED")
 
 
-def _log_model(client: MlflowClient, run_id: str, model_dir: Path) -> str:
+def _log_model(client: Client, run_id: str, model_dir: Path) -> str:
     """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
     spec = read_spec(model_dir)
     shape_out = (-1, -1, -1) if spec.class_map.kind == "multiclass" else (-1, -1, -1, spec.class_map.num_classes)
@@ -176,14 +181,14 @@ def _log_model(client: MlflowClient, run_id: str, model_dir: Path) -> str:
     return str(info.model_uri)
 
 
-def find_version(client: MlflowClient, name: str, weights_sha256: str) -> Version | None:
+def find_version(client: Client, name: str, weights_sha256: str) -> Version | None:
     """The version with these weights, or None."""
     with registry_errors("searching the registry"):
         found = client.search_model_versions(f"name = '{name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'")
     return _version(min(found, key=lambda version: int(version.version))) if found else None
 
 
-def ensure_version(client: MlflowClient, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
+def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
     """The version with the weights of `model_dir`, made only if there is none; and whether it was made."""
     weights = weights_hash(model_dir)
     old = find_version(client, name, weights)
@@ -197,18 +202,18 @@ def ensure_version(client: MlflowClient, name: str, model_dir: Path, tags: Mappi
     return _version(made), True
 
 
-def _find_logged_model(client: MlflowClient, weights: str, model_dir: Path) -> tuple[str, str]:
+def _find_logged_model(client: Client, weights: str, model_dir: Path) -> tuple[str, str]:
     """The training run that logged these weights here, or a new one (the training ran against another server)."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.`{WEIGHTS_TAG}` = '{weights}'", max_results=1)
     if runs:
         return runs[0].info.run_id, runs[0].data.tags[MODEL_TAG]
-    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+    mlflow.set_experiment(client.experiment)
     with mlflow.start_run(run_name=f"model {weights[:8]} from the working tree") as run:
         return run.info.run_id, _log_model(client, run.info.run_id, model_dir)
 
 
-def version_by_alias(client: MlflowClient, name: str, alias: str) -> Version | None:
+def version_by_alias(client: Client, name: str, alias: str) -> Version | None:
     """The version that an alias names, or None where model or alias does not exist."""
     try:
         return _version(client.get_model_version_by_alias(name, alias))
@@ -218,20 +223,20 @@ def version_by_alias(client: MlflowClient, name: str, alias: str) -> Version | N
         raise RegistryError(f"MLflow refused: reading alias {alias}: {str(error).splitlines()[0]}") from error
 
 
-def set_alias(client: MlflowClient, version: Version, alias: str) -> None:
+def set_alias(client: Client, version: Version, alias: str) -> None:
     """Let an alias name this version."""
     with registry_errors(f"setting alias {alias}"):
         client.set_registered_model_alias(version.name, alias, version.number)
 
 
-def set_version_tags(client: MlflowClient, version: Version, tags: Mapping[str, str]) -> None:
+def set_version_tags(client: Client, version: Version, tags: Mapping[str, str]) -> None:
     """Add tags to a version."""
     with registry_errors("tagging a version"):
         for key, value in tags.items():
             client.set_model_version_tag(version.name, version.number, key, value)
 
 
-def log_to_run(client: MlflowClient, run_id: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+def log_to_run(client: Client, run_id: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
     """Add scores and files to a run that has ended."""
     with registry_errors("logging scores"):
         client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])

@@ -51,7 +51,8 @@ def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: 
     """Score the version that the registry has under the receipt's hash."""
     config = load_section("evaluate", EvaluateConfig)
     scores, cases = evaluation / "scores.parquet", evaluation / "cases"
-    client = tracking.connect(read_placement().tracking_uri)
+    placement = read_placement()
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = registered_version(client, read_receipt(receipt), model)
     network, spec = fetch_registered(version)
     reader = ShardReader(shards, read_index(shards).of_split("test"))

@@ -27,7 +27,7 @@ def run(*, shards: Path, model: Path, receipt: Path) -> None:
     """Make sure that the registry has these weights; the receipt holds only what does not change with the registry."""
     config = load_section("register", RegisterConfig)
     placement = read_placement()
-    client = tracking.connect(placement.tracking_uri)
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
     tags = {**git_state(placement.root), **data_state(shards), "recipe.sha256": hash_file(RECIPE)}
     version, made = tracking.ensure_version(client, config.model, model, tags)
     tracking.set_alias(client, version, tracking.CHALLENGER)

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.plan import plan_epoch
+from unet_core.plan import lanes_of_workers, plan_epoch
 from unet_core.shards import ShardIndex, ShardReader, read_index
 from unet_core.trainer import TrainConfig, has_native_bfloat16
 from unet_core.transforms import AugmentConfig
@@ -43,7 +42,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     _check_early(index, shards, spec, config, augment)
     training = training_key(shards, placement.root)
     work_dir = placement.state_dir / "training" / training
-    client = tracking.connect(placement.tracking_uri)
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
     run_ = tracking.TrainingRun(client, training=training, params=_flat({**asdict(config), **asdict(spec.config)}))
     watch = Watch(run_, config)
     try:
@@ -99,21 +98,18 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
 
 
 def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
-    group = cluster.choose_group(
-        placement,
-        lanes=config.lanes,
-        threads=config.threads_per_worker,
-        gpus=torch.cuda.device_count(),
-        cores=os.cpu_count() or 1,
-    )
-    options = {
-        "root": str(placement.root),
-        "shards": str(shards.resolve()),
-        "loader_threads": placement.loader_threads,
-        "use_gpu": group.use_gpu,
-    }
-    log.info("train: %d workers with %d threads each", group.workers, group.threads)
-    with cluster.cluster(placement, group.workers * group.threads):
+    threads = config.threads_per_worker
+    if placement.workers is not None:
+        lanes_of_workers(lanes=config.lanes, workers=placement.workers)
+    with cluster.cluster(placement, (placement.workers or 1) * threads):
+        group = cluster.choose_group(placement, lanes=config.lanes, threads=threads)
+        log.info("train: %d workers with %d threads each", group.workers, threads)
+        options = {
+            "root": str(placement.root),
+            "shards": str(shards.resolve()),
+            "loader_threads": placement.loader_threads,
+            "use_gpu": group.use_gpu,
+        }
         checkpoint = cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
     if watch.failure is not None:
         raise TrainingError(watch.failure)
