@@ -1,5 +1,6 @@
 """`unet init`: look at a folder, say what lies there, write a recipe for it, record the first batch."""
 
+import csv
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,18 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table in the folder that declares splits."""
+
+    name: str
+    columns: tuple[str, ...] | None
+    """Names of its columns where its first line has none."""
+    key_column: str
+    words: tuple[str, ...]
+    """What stands in its split column."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """What lies in a folder."""
 
@@ -35,9 +48,7 @@ class Look:
     classes: Mapping[str, int]
     ignore: int | None
     background: str | None
-    table: str | None
-    table_columns: tuple[str, ...] | None
-    split_words: tuple[str, ...]
+    table: Table | None
 
 
 def init(*, source: Path, recipe: str | None, force: bool) -> None:
@@ -88,7 +99,6 @@ def look_at(source: Path) -> Look:
     kind, classes, ignore, background = (
         _look_at_planes(folders) if folders else _look_at_masks(source / "masks", list_pictures(source / "masks"))
     )
-    table, columns, words = _look_for_table(source, set(images))
     return Look(
         num_images=len(images),
         modes=modes,
@@ -97,9 +107,7 @@ def look_at(source: Path) -> Look:
         classes=classes,
         ignore=ignore,
         background=background,
-        table=table,
-        table_columns=columns,
-        split_words=words,
+        table=_look_for_table(source, set(images)),
     )
 
 
@@ -139,17 +147,25 @@ def _mask_values(masks: Mapping[str, Path]) -> list[int]:
     return sorted({int(value) for path in shown for value in np.unique(read_mask_values(path))})
 
 
-def _look_for_table(source: Path, keys: set[str]) -> tuple[str | None, tuple[str, ...] | None, tuple[str, ...]]:
-    """A text of two columns, split and key, as in `train 007`; other tables the user names in the recipe."""
-    for path in sorted(source.glob("*.txt")):
-        rows = [
-            line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        if not rows or any(len(row) != 2 for row in rows):
-            continue
-        if {row[1] for row in rows} >= keys and {row[0] for row in rows} <= set(SPLIT_WORDS):
-            return path.name, ("split", "key"), tuple(sorted({row[0] for row in rows}))
-    return None, None, ()
+def _look_for_table(source: Path, keys: set[str]) -> Table | None:
+    """A table that declares splits: lines such as `train 007`, or a CSV with a column `split` and one of all keys."""
+    for path in sorted([*source.glob("*.txt"), *source.glob("*.csv")]):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if path.suffix == ".csv":
+            header, *rows = list(csv.reader(lines)) or [[]]
+        else:
+            header, rows = ["split", "key"], [line.split() for line in lines if line.strip()]
+        columns = {name: {row[number] for row in rows if number < len(row)} for number, name in enumerate(header)}
+        words = columns.get("split", set())
+        key_columns = [name for name, found in columns.items() if found >= keys]
+        if key_columns and words and words <= set(SPLIT_WORDS):
+            return Table(
+                name=path.name,
+                columns=None if path.suffix == ".csv" else ("split", "key"),
+                key_column=key_columns[0],
+                words=tuple(sorted(words)),
+            )
+    return None
 
 
 def _tell(source: Path, look: Look) -> None:
@@ -161,8 +177,8 @@ def _tell(source: Path, look: Look) -> None:
     say(f"  masks: {look.kind}, {', '.join(f'{name} = {value}' for name, value in look.classes.items())}")
     if look.ignore is not None:
         say(f"  value {look.ignore} looks like an ignore value: neither trained on nor scored")
-    if look.table:
-        say(f"  splits declared in {look.table}: {', '.join(look.split_words)}")
+    if look.table is not None:
+        say(f"  splits declared in {look.table.name}: {', '.join(look.table.words)}")
 
 
 def write_recipe(source: Path, look: Look) -> str:
@@ -174,15 +190,7 @@ def write_recipe(source: Path, look: Look) -> str:
     epochs = max(10, min(500, 16_000 // num_train))
     loss = "cross_entropy" if look.kind == "multiclass" else "bce"
     classes = "\n".join(f"    {name}: {value}" for name, value in look.classes.items())
-    table = ""
-    if look.table and look.table_columns:
-        columns = ", ".join(look.table_columns)
-        table = f"  table: {look.table}\n  table_columns: [{columns}]\n  split_column: split\n"
-    declared = ", ".join(f"{word}: {SPLIT_WORDS[word]}" for word in look.split_words)
-    if "test" not in {SPLIT_WORDS[word] for word in look.split_words} and declared:
-        declared = ", ".join(
-            f"{word}: {'test' if SPLIT_WORDS[word] == 'val' else 'train'}" for word in look.split_words
-        )
+    table, declared = _table_lines(look.table) if look.table is not None else ("", "")
     return TEMPLATE.format(
         source=source,
         ledger=f"arrivals/{source.resolve().name}.jsonl",
@@ -198,6 +206,20 @@ def write_recipe(source: Path, look: Look) -> str:
         every=max(1, epochs // 20),
         crop=crop,
     )
+
+
+def _table_lines(table: Table) -> tuple[str, str]:
+    """The recipe's lines for a table, and what its words mean. Without test words, the val images become the test:
+    validation images are then taken from the training images.
+    """
+    lines = f"  table: {table.name}\n"
+    if table.columns is not None:
+        lines += f"  table_columns: [{', '.join(table.columns)}]\n"
+    lines += f"  key_column: {table.key_column}\n  split_column: split\n"
+    meant = {word: SPLIT_WORDS[word] for word in table.words}
+    if "test" not in meant.values():
+        meant = {word: "test" if split == "val" else split for word, split in meant.items()}
+    return lines, ", ".join(f"{word}: {split}" for word, split in meant.items())
 
 
 TEMPLATE = """\

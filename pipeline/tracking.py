@@ -253,7 +253,7 @@ def fetch_model(model_uri: str, directory: Path) -> Path:
         local = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(directory)))
     except (MlflowException, OSError) as error:
         hint = "Run `unet promote` first." if model_uri.endswith(f"@{CHAMPION}") else "Look with `make ui`."
-        raise RegistryError(f"no such model: {model_uri}: {str(error).splitlines()[0]} {hint}") from error
+        raise RegistryError(f"no such model: {model_uri}: {str(error).splitlines()[0].rstrip('.')}. {hint}") from error
     found = sorted(local.rglob("model.safetensors"))
     if len(found) != 1:
         raise RegistryError(f"not a model of this project: {model_uri}: {len(found)} weights files. Train it again.")
