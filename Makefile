@@ -3,11 +3,11 @@
 SHELL := /bin/bash
 
 PYTHON ?= python3
-# Which build of torch: cpu, or cuda for NVIDIA GPUs (several GB more). Macs have one build for both.
-TORCH ?= cpu
+VENV ?= .venv
+# Which build of torch: cpu, or cuda for NVIDIA GPUs (several GB more); once installed, the one that is there.
+TORCH ?= $(if $(wildcard $(VENV)/.run-cuda),cuda,cpu)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -22,19 +22,21 @@ run: install ## train, evaluate and promote a model on the built-in shapes
 	unet promote
 	unet summary
 
-install: $(VENV)/.run ## make the virtual environment with pinned dependencies (TORCH=cpu or cuda)
+install: $(VENV)/.run-$(TORCH) ## make the virtual environment with pinned dependencies (TORCH=cpu or cuda)
 
 install-dev: $(VENV)/.dev ## the same with the tools for tests and checks
 
-$(VENV)/.run: constraints.txt pyproject.toml
+$(VENV)/.run-$(TORCH): constraints.txt pyproject.toml
 	@case "$(TORCH)" in cpu|cuda) ;; *) echo "TORCH=$(TORCH): choose cpu or cuda"; exit 2 ;; esac
+	@other=$$(ls $(VENV)/.run-* 2>/dev/null | grep -v -e '-$(TORCH)$$' || true); test -z "$$other" \
+	  || { echo "$(VENV) has another build of torch ($$other). Remove $(VENV), then run make again."; exit 2; }
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(MAKE) --no-print-directory torch-$(TORCH)
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.run
+$(VENV)/.dev: $(VENV)/.run-$(TORCH)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -3,6 +3,7 @@
 A worker of a group and a plain process run the same loop; how many workers there are changes no result.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -223,7 +224,8 @@ class Trainer:
             best_score=self.best_score,
             best_weights=self.best_weights if self.best_score is not None else last,
             last_weights=last,
-            optimizer=self.optimizer.state_dict(),
+            # A copy: the optimizer goes on changing its own tensors.
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
 
     def _step(self, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
@@ -237,13 +239,13 @@ class Trainer:
             loss = self._run_lane(batch, synchronise=is_last)
             if self.tree.world_size == 1 or not is_last:
                 self._gradients.keep()
-            scalars.push([torch.cat([loss.detach().reshape(1).cpu(), self._statistics.read_lane().cpu()])])
+            scalars.push([torch.cat([loss.detach().reshape(1), self._statistics.read_lane().to(self.device)])])
         if self.tree.world_size == 1:
             self._gradients.finish_alone()
         else:
             self._gradients.finish_group()
         means = self.tree.all_reduce(scalars.pop_total()[0]) / self.tree.num_lanes
-        self._statistics.finish(means[1:].to(self.device))
+        self._statistics.finish(means[1:])
         return self._update(float(means[0]), batches, steps_per_epoch)
 
     def _run_lane(self, batch: Batch, *, synchronise: bool) -> Tensor:
@@ -279,8 +281,9 @@ class Trainer:
         )
         if self.tree.world_size > 1:
             # Every row is filled by one rank and zero on the others, so this sum is exact in any order.
+            rows = rows.to(self.device)
             dist.all_reduce(rows)
-        return summarise(rows, self.spec)
+        return summarise(rows.cpu(), self.spec)
 
     def _keep_best(self, validation: Validation) -> None:
         score = -validation.loss if self.config.select_by == "loss" else validation.dice
