@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import tracking
+from pipeline.receipt import read_receipt
+from unet_core.checkpoint import read_spec, weights_hash
+from unet_core.hashing import hash_file
+from unet_core.samples import ClassMap
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+MODEL, RECEIPT = Path("models/final"), Path("models/receipt.json")
+
+
+def test_the_model_becomes_a_version_with_its_lineage_and_is_the_challenger(registered, client) -> None:
+    version = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert version is not None
+    assert version.weights_sha256 == weights_hash(MODEL)
+    assert version.tags["data.index_sha256"] == hash_file(Path("data/shards/index.json"))
+    assert version.tags["recipe.sha256"] == hash_file(Path("params.yaml"))
+    assert tracking.version_by_alias(client, "unet", tracking.CHAMPION) is None
+
+
+def test_the_receipt_holds_model_and_weights_and_nothing_of_the_registry(registered) -> None:
+    assert json.loads(RECEIPT.read_text(encoding="utf-8")) == {
+        "model": "unet",
+        "weights_sha256": weights_hash(MODEL),
+    }
+
+
+def test_registering_again_makes_no_version_and_an_equal_receipt(registered, client) -> None:
+    first, receipt = tracking.version_by_alias(client, "unet", tracking.CHALLENGER), RECEIPT.read_bytes()
+    registered.run("register")
+    assert len(client.search_model_versions("name = 'unet'")) == 1
+    assert tracking.version_by_alias(client, "unet", tracking.CHALLENGER) == first
+    assert RECEIPT.read_bytes() == receipt
+
+
+def test_going_back_to_old_weights_finds_their_version_again(registered, client, write_model_dir) -> None:
+    first = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    write_model_dir(MODEL, inverted=True)
+    registered.run("register")
+    second = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert second.weights_sha256 == read_receipt(RECEIPT).weights_sha256 != first.weights_sha256
+    write_model_dir(MODEL)
+    registered.run("register")
+    assert tracking.version_by_alias(client, "unet", tracking.CHALLENGER).number == first.number
+    assert len(client.search_model_versions("name = 'unet'")) == 2
+
+
+def test_a_renamed_class_is_registered_under_its_new_name(registered, client, write_model_dir, tmp_path: Path) -> None:
+    """The weights of a repeated training are the same to the bit; what they mean is not."""
+    before = weights_hash(MODEL)
+    renamed = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
+    write_model_dir(MODEL, renamed)
+    assert weights_hash(MODEL) == before
+    registered.run("register")
+    version = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert version is not None
+    fetched = tracking.fetch_model(f"models:/unet/{version.number}", tmp_path / "download")
+    assert read_spec(fetched).class_map.names == ("background", "nucleus")
+
+
+def test_the_recipe_names_the_model(registered, client) -> None:
+    registered.write_recipe(register={"model": "cells"})
+    registered.run("register")
+    assert tracking.version_by_alias(client, "cells", tracking.CHALLENGER) is not None
+    assert read_receipt(RECEIPT).model == "cells"

@@ -1,0 +1,146 @@
+"""What follows a training and what names it. Training itself, with Ray, is in tests/test_road.py."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.params import load_section
+from unet_core.errors import TrainingError
+from unet_core.trainer import TrainConfig
+
+pytestmark = pytest.mark.slow
+
+
+class Record:
+    """Keeps what would be sent to MLflow."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, Mapping[str, float]]] = []
+
+    def log_step(self, step: int, metrics: Mapping[str, float], time_ms: int) -> None:
+        self.steps.append((step, metrics))
+
+    def flush(self) -> None:
+        pass
+
+
+def report(steps: range, epoch: int, *, loss: float | None = None, dice: float | None = None) -> dict[str, Any]:
+    """What a worker tells after some steps; with a validation where a loss is given."""
+    return {
+        "epoch": epoch,
+        "num_steps": 6,
+        "resting": 1,
+        "seconds": 2.0 * epoch,
+        "workers": 2,
+        "time_ms": 1000 * epoch,
+        "steps": [{"step": step, "loss": 1 / step, "learning_rate": 0.1} for step in steps],
+        "validation": {"loss": loss, "dice": dice, "class_dice": {"cell": dice}} if loss is not None else None,
+    }
+
+
+@pytest.fixture
+def watch(tree):
+    from pipeline.stages.train import Watch
+
+    def make(**changes: object):
+        tree.write_recipe(train=changes)
+        return Watch(Record(), load_section("train", TrainConfig))
+
+    return make
+
+
+HISTORY = [
+    report(range(1, 3), 1, loss=0.9, dice=None),
+    report(range(3, 5), 2, loss=0.3, dice=0.7),
+    report(range(5, 7), 3, loss=0.4, dice=0.8),
+]
+
+
+def test_the_best_validation_is_chosen_as_the_recipe_says(watch) -> None:
+    for select_by, epoch in (("loss", 2), ("dice", 3)):
+        seen = watch(select_by=select_by)
+        for told in HISTORY:
+            seen.on_report(told)
+        assert seen.best()["epoch"] == epoch
+
+
+def test_validations_without_a_score_cannot_choose_by_it(watch) -> None:
+    seen = watch(select_by="dice")
+    seen.on_report(HISTORY[0])
+    with pytest.raises(TrainingError) as caught:
+        seen.best()
+    assert str(caught.value) == (
+        "validation gave no score: no scored class occurs in the validation split or its predictions. "
+        "Add such images, or set train.select_by: loss."
+    )
+
+
+def test_metrics_and_curves_hold_every_step_once_and_nothing_of_when(watch) -> None:
+    seen = watch(select_by="dice")
+    for told in (*HISTORY, HISTORY[1], HISTORY[2]):
+        seen.on_report(told)
+    seen.write(Path("metrics/train.json"), Path("plots/curves.csv"), Path("plots/validation.csv"))
+    assert json.loads(Path("metrics/train.json").read_text(encoding="utf-8")) == {
+        "val_loss": 0.4,
+        "val_dice": 0.8,
+        "val_class_dice": {"cell": 0.8},
+        "best_epoch": 3,
+        "steps": 6,
+        "samples_resting_per_epoch": 1,
+    }
+
+    def read(path: str) -> list[dict[str, str]]:
+        with Path(path).open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    assert [row["step"] for row in read("plots/curves.csv")] == [str(step) for step in range(1, 7)]
+    assert read("plots/curves.csv")[1] == {"step": "2", "train_loss": "0.5", "learning_rate": "0.1"}
+    assert read("plots/validation.csv")[:2] == [
+        {"step": "2", "val_loss": "0.9", "val_dice": ""},
+        {"step": "4", "val_loss": "0.3", "val_dice": "0.7"},
+    ]
+
+
+def test_a_report_with_a_failure_is_kept(watch) -> None:
+    seen = watch()
+    seen.on_report({"failure": "a shard is damaged", "time_ms": 0})
+    assert seen.failure == "a shard is damaged"
+
+
+def test_a_failure_of_an_earlier_attempt_is_over_once_training_goes_on(watch) -> None:
+    """The journal is told from its start: a mended mistake must not fail every later attempt."""
+    seen = watch()
+    seen.on_report(HISTORY[0])
+    seen.on_report({"failure": "a shard is damaged", "time_ms": 0})
+    seen.on_report(HISTORY[1])
+    assert seen.failure is None
+
+
+def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
+    from pipeline.stages.train import training_key
+
+    shards, root = Path("data/shards"), small_data.root
+    (root / "unet_core").mkdir()
+    code = root / "unet_core" / "model.py"
+    code.write_text("1", encoding="utf-8")
+    small_data.run("ingest", "validate", "split", "shard")
+    keys = [training_key(shards, root), training_key(shards, root)]
+    small_data.write_recipe(train={"learning_rate": 0.5})
+    keys.append(training_key(shards, root))
+    small_data.write_recipe()
+    code.write_text("2", encoding="utf-8")
+    keys.append(training_key(shards, root))
+    code.write_text("1", encoding="utf-8")
+    small_data.add_pair("s00", draw="corrected")
+    small_data.record()
+    small_data.run("ingest", "validate", "split", "shard")
+    keys.append(training_key(shards, root))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+    # What only promotion or evaluation reads does not start training anew.
+    small_data.write_recipe(promote={"min_score": 0.9}, evaluate={"seed": 7})
+    assert training_key(shards, root) == keys[-1]

@@ -1,0 +1,118 @@
+"""What needs workers is in tests/test_road.py."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.placement import Placement
+from unet_core.errors import TrainingError
+
+pytestmark = pytest.mark.slow
+
+
+def placed(tmp_path: Path, *, workers: int | None = None, ray_address: str | None = None) -> Placement:
+    return Placement(
+        root=tmp_path,
+        tracking_uri="unused",
+        experiment="unet",
+        ray_address=ray_address,
+        workers=workers,
+        loader_threads=1,
+    )
+
+
+def test_workers_follow_placement_cores_and_lanes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from pipeline.cluster import Group, choose_group, cluster
+
+    here = placed(tmp_path)
+    with cluster(here, 4):
+        import ray
+
+        cores = int(ray.cluster_resources()["CPU"])
+        assert cores >= 4
+        assert choose_group(here, lanes=64, threads=1) == Group(workers=min(64, cores), threads=1, use_gpu=False)
+        assert choose_group(here, lanes=64, threads=cores).workers == 1
+        assert choose_group(here, lanes=64, threads=2 * cores).workers == 1
+        assert choose_group(placed(tmp_path, workers=3), lanes=64, threads=1).workers == 3
+        with caplog.at_level(logging.INFO):
+            assert choose_group(here, lanes=2, threads=1).workers == 2
+        assert f"{cores - 2} of {cores} cores stay idle: more workers need a larger train.lanes (2)" in caplog.text
+    assert not ray.is_initialized()
+
+
+def test_an_address_that_is_none_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    from pipeline.cluster import cluster
+
+    with pytest.raises(TrainingError) as caught, cluster(placed(tmp_path, ray_address="nonsense"), 1):
+        pass
+    text = str(caught.value)
+    assert text.startswith("Ray cluster can't be reached: nonsense: ")
+    assert text.endswith("Start it, correct RAY_ADDRESS, or unset it to train on this machine.")
+
+
+def test_a_cluster_that_is_away_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    """Tracking gives up after five seconds; without a limit Ray tries for minutes."""
+    program = (
+        "from pathlib import Path\n"
+        "from pipeline.cluster import cluster\n"
+        "from pipeline.placement import Placement\n"
+        "from unet_core.errors import TrainingError\n"
+        "try:\n"
+        "    with cluster(Placement(root=Path(), tracking_uri='', experiment='', ray_address='127.0.0.1:9',\n"
+        "                           workers=None, loader_threads=1), 1): pass\n"
+        "except TrainingError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=25
+    )
+    assert done.stdout.startswith("Ray cluster can't be reached: 127.0.0.1:9: ")
+
+
+def test_every_line_of_the_journal_is_told_once_in_order(tmp_path: Path) -> None:
+    from pipeline.cluster import _follow
+
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text('{"step": 1}\n{"step": 2}\n', encoding="utf-8")
+    told: list[int] = []
+    with _follow(journal, lambda line: told.append(line["step"])), journal.open("a", encoding="utf-8") as stream:
+        # A line may arrive in pieces.
+        for piece in ('{"st', 'ep": 3}', '\n{"step": 4}\n'):
+            stream.write(piece)
+            stream.flush()
+    assert told == [1, 2, 3, 4]
+
+
+def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
+    from pipeline.cluster import _end_at_line
+
+    journal = tmp_path / "journal.jsonl"
+    for before, after in (("", ""), ('{"step": 1}\n{"st', '{"step": 1}\n'), ('{"step"', ""), ("1\n2\n", "1\n2\n")):
+        journal.write_text(before, encoding="utf-8")
+        _end_at_line(journal)
+        assert journal.read_text(encoding="utf-8") == after
+
+
+def test_the_journal_keeps_what_the_first_rank_tells(tmp_path: Path) -> None:
+    import json
+
+    from pipeline.cluster import Journal
+
+    journal = tmp_path / "journal.jsonl"
+    Journal(journal).after_report(None, [{"epoch": 1}, {"epoch": 9}], None)
+    line = json.loads(journal.read_text(encoding="utf-8"))
+    assert line["epoch"] == 1
+    assert line["time_ms"] > 0
+
+
+def test_the_journal_keeps_a_failure_of_any_rank(tmp_path: Path) -> None:
+    import json
+
+    from pipeline.cluster import Journal
+
+    journal = tmp_path / "journal.jsonl"
+    Journal(journal).after_report(None, [{"epoch": 1}, {"failure": "a shard is damaged"}], None)
+    assert "a shard is damaged" in [json.loads(line).get("failure") for line in journal.read_text().splitlines()]

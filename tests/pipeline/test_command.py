@@ -1,0 +1,82 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import run_command, say
+from unet_core import errors
+
+ERRORS = [
+    (errors.UnetError, 1),
+    (errors.RecipeError, 3),
+    (errors.DataError, 4),
+    (errors.TrainingError, 5),
+    (errors.RegistryError, 6),
+    (errors.StorageError, 7),
+    (errors.ModelError, 8),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: getattr(value, "__name__", None))
+def test_a_foreseen_mistake_is_one_sentence_and_its_exit_code(
+    error: type[errors.UnetError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error("image is missing: a.png. Restore it.")
+
+    assert run_command("add", fail) == code
+    captured = capsys.readouterr()
+    assert captured.err == "unet add: image is missing: a.png. Restore it.\n"
+    assert captured.out == ""
+
+
+def test_every_error_has_an_exit_code_of_its_own() -> None:
+    known = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.UnetError)}
+    assert known == {error for error, _ in ERRORS}
+    codes = [error.exit_code for error in known]
+    assert len(codes) == len(set(codes))
+    # 2 is argparse's, 10 and above are left to schedulers.
+    assert all(0 < code < 10 and code != 2 for code in codes)
+
+
+def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command("predict", interrupt) == 130
+    assert capsys.readouterr().err == "unet predict: interrupted\n"
+
+
+def test_a_mistake_of_ours_is_not_hidden() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command("add", fail)
+
+
+def test_seconds_are_written_down_for_what_ended_well(tmp_path: Path) -> None:
+    timings = tmp_path / ".unet" / "timings.jsonl"
+
+    def fail() -> None:
+        raise errors.DataError("x")
+
+    assert run_command("ingest", fail, timings=timings) == 4
+    assert not timings.exists()
+    assert run_command("ingest", lambda: None, timings=timings) == 0
+    entry = json.loads(timings.read_text(encoding="utf-8"))
+    assert entry["stage"] == "ingest"
+    assert entry["seconds"] > 0
+
+
+def test_results_are_lines_of_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    say("one")
+    say()
+    assert capsys.readouterr().out == "one\n\n"
+
+
+def test_libraries_are_quiet_and_our_own_messages_are_not() -> None:
+    run_command("add", lambda: None)
+    assert logging.getLogger("mlflow").level == logging.ERROR
+    assert logging.getLogger("pipeline").level == logging.NOTSET

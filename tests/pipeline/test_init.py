@@ -1,0 +1,345 @@
+import contextlib
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.catalog import read_catalog
+from pipeline.init import SHIPPED, Look, init, look_at, write_recipe
+from pipeline.ledger import read_ledger
+from pipeline.params import RECIPE, SECTIONS, load_section
+from pipeline.source import IngestConfig, find_pairs
+from pipeline.stages.validate import ValidateConfig
+from unet_core.errors import DataError, RecipeError, StorageError, UnetError
+from unet_core.samples import ClassMap
+from unet_core.splits import SplitConfig
+from unet_core.trainer import TrainConfig
+
+SOURCE = Path("mine")
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def put(values: list[int], *, channels: int = 1, count: int = 4, masks: str = "masks", source: Path = SOURCE) -> None:
+    """Images of 20 x 16 and masks with columns of these values."""
+    for number in range(count):
+        image = np.full((16, 20, 3), 90, dtype=np.uint8) if channels == 3 else np.full((16, 20), 90, dtype=np.uint8)
+        save(source / "images" / f"{number:03d}.png", image)
+        columns = [values[column * len(values) // 20] for column in range(20)]
+        dtype = np.uint16 if max(values) > 255 else np.uint8
+        save(source / masks / f"{number:03d}.png", np.tile(np.array(columns, dtype=dtype), (16, 1)))
+
+
+def load_written(source: Path, look: Look) -> dict[str, object]:
+    """Write the recipe and load what the light stages read of it."""
+    RECIPE.write_text(write_recipe(source, look), encoding="utf-8")
+    classes: Mapping[str, type] = {
+        "ingest": IngestConfig,
+        "masks": ClassMap,
+        "validate": ValidateConfig,
+        "split": SplitConfig,
+        "train": TrainConfig,
+    }
+    return {name: load_section(name, cls) for name, cls in classes.items()}
+
+
+def test_binary_masks_of_colour_images_are_background_and_foreground(tree) -> None:
+    put([0, 255], channels=3)
+    look = look_at(SOURCE)
+    assert (look.num_images, look.modes, look.sizes) == (4, {"RGB": 4}, {(20, 16): 4})
+    assert (look.kind, look.classes) == ("multiclass", {"background": 0, "foreground": 255})
+    assert (look.ignore, look.background, look.table) == (None, "background", None)
+    recipe = load_written(SOURCE, look)
+    assert recipe["masks"] == ClassMap(
+        kind="multiclass", classes={"background": 0, "foreground": 255}, background="background"
+    )
+    assert recipe["validate"].channels == 3  # type: ignore[attr-defined]
+    assert recipe["train"].loss == {"cross_entropy": 0.5, "dice": 0.5}  # type: ignore[attr-defined]
+
+
+def test_index_masks_with_255_have_an_ignore_value(tree) -> None:
+    put([0, 1, 2, 255])
+    look = look_at(SOURCE)
+    assert look.classes == {"class_0": 0, "class_1": 1, "class_2": 2}
+    assert (look.ignore, look.background) == (255, None)
+    recipe = load_written(SOURCE, look)
+    assert recipe["masks"].ignore == 255  # type: ignore[attr-defined]
+    assert recipe["validate"].channels == 1  # type: ignore[attr-defined]
+
+
+def test_255_beside_254_is_a_class_like_any_other(tree) -> None:
+    put([0, 253, 254, 255])
+    look = look_at(SOURCE)
+    assert look.ignore is None
+    assert list(look.classes.values()) == [0, 253, 254, 255]
+
+
+def test_a_folder_for_each_class_means_overlapping_classes(tree) -> None:
+    put([0, 255], masks="masks/ring")
+    put([0, 100], masks="masks/plus")
+    put([0, 0], masks="masks/rare")
+    look = look_at(SOURCE)
+    assert look.kind == "multilabel"
+    assert look.classes == {"plus": 100, "rare": 255, "ring": 255}
+    recipe = load_written(SOURCE, look)
+    assert recipe["masks"] == ClassMap(kind="multilabel", classes={"plus": 100, "rare": 255, "ring": 255})
+    assert recipe["train"].loss == {"bce": 0.5, "dice": 0.5}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("values", [[1, 255], [0, 1], [3, 7], [0, 128, 255], [0, 1, 2], [0, 300], [7, 8, 9, 255]])
+def test_every_recipe_that_is_written_can_be_loaded_and_knows_every_value(tree, values: list[int]) -> None:
+    put(values)
+    masks = load_written(SOURCE, look_at(SOURCE))["masks"]
+    assert isinstance(masks, ClassMap)
+    assert {*masks.classes.values(), masks.ignore} - {None} == set(values)
+
+
+@pytest.mark.parametrize("name", ["ring", "x y", "größe", "1", "yes", "a: b"])
+def test_a_class_may_have_the_name_of_any_folder(tree, name: str) -> None:
+    put([0, 255], masks=f"masks/{name}")
+    assert load_written(SOURCE, look_at(SOURCE))["masks"] == ClassMap(kind="multilabel", classes={name: 255})
+
+
+@pytest.mark.parametrize("name", ["mine", "my data", "2024", "scans #2"])
+def test_a_source_may_have_any_name(tree, name: str) -> None:
+    put([0, 255], source=Path(name))
+    ingest = load_written(Path(name), look_at(Path(name)))["ingest"]
+    assert isinstance(ingest, IngestConfig)
+    assert ingest.source == name
+    assert ingest.ledger == f"arrivals/{name}.jsonl"
+
+
+def refusal(source: Path = SOURCE) -> str:
+    with pytest.raises(DataError) as caught:
+        look_at(source)
+    return str(caught.value)
+
+
+def test_masks_of_many_values_are_refused_with_what_they_may_be(tree) -> None:
+    save(SOURCE / "images" / "a.png", np.zeros((4, 40), dtype=np.uint8))
+    save(SOURCE / "masks" / "a.png", np.tile(np.arange(40, dtype=np.uint8), (4, 1)))
+    assert refusal() == (
+        "masks with 40 values: mine/masks: [0, 1, 2, 3, 4, 5] ... 39. If they are smoothed binary masks, threshold "
+        "them to 0 and 255; if they number objects, draw them all with 255."
+    )
+
+
+def test_masks_of_one_value_are_refused(tree) -> None:
+    put([0])
+    assert refusal() == "masks with one value: mine/masks: all pixels are 0. There is nothing to learn."
+
+
+def test_a_class_folder_of_several_values_is_refused(tree) -> None:
+    put([0, 1, 2], masks="masks/ring")
+    assert refusal() == (
+        "not a binary mask: mine/masks/ring: values [1, 2]. A folder of masks per class holds 0 and one value."
+    )
+
+
+def test_colour_masks_are_refused(tree) -> None:
+    put([0, 255])
+    save(SOURCE / "masks" / "000.png", np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8))
+    assert refusal().startswith("mask is a colour image: mine/masks/000.png: mode RGB.")
+
+
+def test_without_images_or_masks_it_says_where_they_belong(tree) -> None:
+    SOURCE.mkdir()
+    assert refusal() == "no images: mine/images has no picture files. Put images in images/, masks in masks/."
+    save(SOURCE / "images" / "a.png", np.zeros((4, 4), dtype=np.uint8))
+    assert refusal() == "no masks: mine/masks has no picture files. Put one mask per image there, of the same name."
+
+
+def test_an_image_that_cannot_be_read_is_named(tree) -> None:
+    put([0, 255])
+    (SOURCE / "images" / "000.png").write_bytes(b"no picture")
+    assert refusal().startswith("image can't be read: mine/images/000.png: ")
+
+
+def declare(text: str, name: str = "splits.txt") -> SplitConfig:
+    (SOURCE / name).write_text(text, encoding="utf-8")
+    split = load_written(SOURCE, look_at(SOURCE))["split"]
+    assert isinstance(split, SplitConfig)
+    return split
+
+
+def test_declared_splits_are_found_in_a_text(tree) -> None:
+    put([0, 255])
+    split = declare("train 000\nvalidation 001\ntest 002\ntrain 003\n")
+    assert split.declared == {"train": "train", "validation": "val", "test": "test"}
+    ingest = load_section("ingest", IngestConfig)
+    assert (ingest.table, ingest.table_columns, ingest.split_column) == ("splits.txt", ["split", "key"], "split")
+
+
+def test_declared_splits_are_found_in_a_csv(tree) -> None:
+    put([0, 255])
+    split = declare("name,width,split\n000,20,train\n001,20,val\n002,20,test\n003,20,train\n", "index.csv")
+    assert split.declared == {"train": "train", "val": "val", "test": "test"}
+    ingest = load_section("ingest", IngestConfig)
+    assert (ingest.table, ingest.table_columns, ingest.key_column) == ("index.csv", None, "name")
+
+
+def test_without_test_images_the_validation_images_are_the_test(tree) -> None:
+    put([0, 255])
+    assert declare("train 000\nval 001\ntrain 002\ntrain 003\n").declared == {"train": "train", "val": "test"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["train 000\nval 001\n", "left 000\nright 001\nleft 002\nleft 003\n", "000\n001\n002\n003\n", "", "train 000 x\n"],
+    ids=["keys missing", "other words", "one column", "empty", "three columns"],
+)
+def test_a_text_that_declares_nothing_is_left_alone(tree, text: str) -> None:
+    put([0, 255])
+    assert declare(text).declared == {}
+    assert load_section("ingest", IngestConfig).table is None
+
+
+def test_an_unknown_recipe_names_the_known_ones(tree, repository: Path) -> None:
+    put([0, 255])
+    Path("recipes").symlink_to(repository / "recipes")
+    with pytest.raises(RecipeError) as caught:
+        init(source=SOURCE, recipe="shape", force=False)
+    known = sorted(path.stem for path in (repository / "recipes").glob("*.yaml"))
+    assert str(caught.value) == f"no such recipe: shape. Choose from {known}."
+    assert not RECIPE.exists()
+
+
+def test_a_recipe_of_ones_own_is_not_replaced(tree) -> None:
+    put([0, 255])
+    RECIPE.write_text("mine: 1\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        init(source=SOURCE, recipe=None, force=False)
+    assert str(caught.value) == (
+        "params.yaml is your own. Replace it with --force (the old one stays as params.yaml.old)."
+    )
+    assert RECIPE.read_text(encoding="utf-8") == "mine: 1\n"
+
+
+def test_a_missing_folder_is_named(tree) -> None:
+    with pytest.raises(DataError, match=r"^no such folder: none. Give the folder that holds images/ and masks/.$"):
+        init(source=Path("none"), recipe=None, force=False)
+
+
+def test_the_recipe_of_the_repository_may_be_replaced(repository: Path) -> None:
+    """Otherwise a fresh clone would ask for --force."""
+    assert (repository / RECIPE).read_bytes() == (repository / SHIPPED).read_bytes()
+
+
+def test_a_failed_attempt_can_be_repeated_once_the_data_are_mended(tree) -> None:
+    put([0, 255])
+    (SOURCE / "masks" / "003.png").unlink()
+    with pytest.raises(DataError, match=r"^image without mask: "):
+        init(source=SOURCE, recipe=None, force=False)
+    put([0, 255])
+    # There is no DVC here; whoever gets as far as recording is past the check.
+    with pytest.raises(StorageError):
+        init(source=SOURCE, recipe=None, force=False)
+
+
+def test_two_failed_attempts_by_force_keep_the_users_recipe(tree) -> None:
+    put([0, 255])
+    (SOURCE / "masks" / "003.png").unlink()
+    RECIPE.write_text("mine: 1\n", encoding="utf-8")
+    for _ in range(2):
+        with contextlib.suppress(UnetError):
+            init(source=SOURCE, recipe=None, force=True)
+    kept = [path.read_text(encoding="utf-8") for path in Path().glob("params.yaml*")]
+    assert "mine: 1\n" in kept
+
+
+@pytest.mark.slow
+def test_the_whole_command_says_what_it_saw_and_records_it(dvc_tree, capsys: pytest.CaptureFixture[str]) -> None:
+    put([0, 1, 2, 255])
+    save(SOURCE / "images" / "000.png", np.zeros((16, 24), dtype=np.uint8))
+    save(SOURCE / "masks" / "000.png", np.zeros((16, 24), dtype=np.uint8))
+    (SOURCE / "splits.txt").write_text("train 000\nval 001\ntrain 002\ntest 003\n", encoding="utf-8")
+    init(source=SOURCE, recipe=None, force=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "mine: 4 images",
+        "  sizes (width x height): 20x16 (3), 24x16 (1)",
+        "  modes: L (4)",
+        "  masks: multiclass, class_0 = 0, class_1 = 1, class_2 = 2",
+        "  value 255 looks like an ignore value: neither trained on nor scored",
+        "  splits declared in splits.txt: test, train, val",
+        "recipe written: params.yaml; read it through, above all `masks` and `split`",
+        "batch 1 recorded in arrivals/mine.jsonl: 4 new, 0 changed, 0 removed",
+        "next: dvc repro",
+    ]
+    assert len(read_ledger(Path("arrivals/mine.jsonl"))) == 4
+    assert Path("arrivals/mine.jsonl.dvc").is_file()
+    dvc_tree.run("ingest", "validate", "split")
+    assert len(read_catalog(Path("data/accepted.parquet"))) == 4
+
+
+@pytest.mark.slow
+def test_by_force_the_old_recipe_is_kept_beside_the_new_one(dvc_tree) -> None:
+    put([0, 255])
+    RECIPE.write_text("mine: 1\n", encoding="utf-8")
+    init(source=SOURCE, recipe=None, force=True)
+    assert Path("params.yaml.old").read_text(encoding="utf-8") == "mine: 1\n"
+    assert load_section("ingest", IngestConfig).source == "mine"
+
+
+@pytest.mark.slow
+def test_a_named_recipe_is_taken_as_it_is_for_ones_own_folder(dvc_tree, repository: Path) -> None:
+    put([0, 255], channels=3)
+    (SOURCE / "index.csv").write_text("id,split\n" + "".join(f"{n:03d},train\n" for n in range(4)), encoding="utf-8")
+    Path("recipes").symlink_to(repository / "recipes")
+    init(source=SOURCE, recipe="dsb2018", force=False)
+    written, shipped = (
+        path.read_text(encoding="utf-8").splitlines() for path in (RECIPE, Path("recipes/dsb2018.yaml"))
+    )
+    assert load_section("ingest", IngestConfig).source == "mine"
+    assert sum(one != other for one, other in zip(written, shipped, strict=True)) <= 2
+
+
+def extract(datasets: Path, name: str, folder: Path) -> Path:
+    with tarfile.open(datasets / f"{name}.tar") as archive:
+        wanted = [m for m in archive if m.name.split("/")[1:2] and m.name.split("/")[1] != "instances"]
+        archive.extractall(folder, members=wanted, filter="data")
+    return folder / name
+
+
+REAL = {
+    "dsb2018": (
+        {"RGBA": 664},
+        {"background": 0, "foreground": 255},
+        None,
+        {"train": "train", "val": "val", "test": "test"},
+    ),
+    "isbi2012": ({"L": 30}, {"background": 0, "foreground": 255}, None, {"train": "train", "val": "test"}),
+    "cwfid_small": (
+        {"RGB": 24},
+        {"class_0": 0, "class_1": 1, "class_2": 2},
+        255,
+        {"train": "train", "val": "test"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_real_data_are_understood(tree, datasets: Path, name: str) -> None:
+    if not (datasets / f"{name}.tar").is_file():
+        pytest.skip(f"{name}.tar is not among the real data sets")
+    modes, classes, ignore, declared = REAL[name]
+    source = extract(datasets, name, tree.root)
+    look = look_at(source)
+    assert (look.kind, look.modes, look.classes, look.ignore) == ("multiclass", modes, classes, ignore)
+    recipe = load_written(source, look)
+    assert recipe["split"].declared == declared  # type: ignore[attr-defined]
+    pairs = find_pairs(source, recipe["ingest"], recipe["masks"])  # type: ignore[arg-type]
+    assert len(pairs) == look.num_images
+
+
+def test_a_written_recipe_has_every_section(tree) -> None:
+    import yaml
+
+    put([0, 255])
+    assert tuple(yaml.safe_load(write_recipe(SOURCE, look_at(SOURCE)))) == tuple(SECTIONS)

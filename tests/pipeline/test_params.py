@@ -1,0 +1,208 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from pipeline.gate import GateConfig
+from pipeline.params import SECTIONS, load_section
+from pipeline.source import IngestConfig
+from pipeline.stages.evaluate import EvaluateConfig
+from pipeline.stages.register import RegisterConfig
+from pipeline.stages.shard import ShardConfig
+from pipeline.stages.validate import ValidateConfig
+from unet_core.errors import RecipeError
+from unet_core.model import ModelConfig
+from unet_core.samples import ClassMap
+from unet_core.splits import SplitConfig
+from unet_core.trainer import TrainConfig
+from unet_core.transforms import AugmentConfig
+
+CLASSES: Mapping[str, Any] = {
+    "ingest": IngestConfig,
+    "masks": ClassMap,
+    "validate": ValidateConfig,
+    "split": SplitConfig,
+    "shard": ShardConfig,
+    "model": ModelConfig,
+    "augment": AugmentConfig,
+    "train": TrainConfig,
+    "register": RegisterConfig,
+    "evaluate": EvaluateConfig,
+    "promote": GateConfig,
+}
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """A section with a field of every type that recipes use."""
+
+    count: int
+    rate: float
+    name: str
+    flag: bool
+    kind: Literal["adam", "adamw"]
+    channels: Literal[1, 3] = 1
+    limit: int | None = None
+    weights: Mapping[str, float] | None = None
+    entries: Sequence[Mapping[str, Any]] = ()
+
+
+GOOD = "count: 3, rate: 0.5, name: unet, flag: true, kind: adam"
+
+
+def load(tmp_path: Path, body: str) -> Knobs:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train: {body}\n", encoding="utf-8")
+    return load_section("train", Knobs, path)
+
+
+def refusal(tmp_path: Path, body: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, body)
+    return str(caught.value)
+
+
+def test_there_is_a_recipe_to_test() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipe_loads(recipe: Path, section: str) -> None:
+    assert isinstance(load_section(section, CLASSES[section], recipe), CLASSES[section])
+
+
+def test_every_section_has_its_class() -> None:
+    assert tuple(CLASSES) == tuple(SECTIONS)
+
+
+def test_values_arrive_as_written(tmp_path: Path) -> None:
+    body = f"{{{GOOD}, limit: 7, weights: {{bce: 1, dice: 0.5}}, entries: [{{name: D4, p: 1.0}}]}}"
+    assert load(tmp_path, body) == Knobs(
+        count=3,
+        rate=0.5,
+        name="unet",
+        flag=True,
+        kind="adam",
+        limit=7,
+        weights={"bce": 1, "dice": 0.5},
+        entries=[{"name": "D4", "p": 1.0}],
+    )
+
+
+def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
+    assert load(tmp_path, f"{{{GOOD.replace('0.5', '1')}}}").rate == 1
+
+
+def test_null_is_a_value_of_an_optional_field(tmp_path: Path) -> None:
+    assert load(tmp_path, f"{{{GOOD}, limit: null}}").limit is None
+
+
+def test_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    text = refusal(tmp_path, f"{{{GOOD}, cuont: 3}}")
+    assert text == f"unknown key: {tmp_path / 'params.yaml'}: train: cuont. Did you mean count?"
+
+
+def test_unknown_key_far_from_all_lists_the_known_ones(tmp_path: Path) -> None:
+    assert "zzz. Known keys: count, rate, name, flag, kind" in refusal(tmp_path, f"{{{GOOD}, zzz: 3}}")
+
+
+def test_unknown_section_names_the_nearest_known_one(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train: {{{GOOD}}}\nmodle: {{}}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^unknown key: .*params.yaml: modle. Did you mean model\?$"):
+        load_section("train", Knobs, path)
+
+
+def test_missing_section_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("model: {}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^missing section: .*params.yaml: train. Copy it from a recipe in recipes/"):
+        load_section("train", Knobs, path)
+
+
+def test_missing_key_is_named(tmp_path: Path) -> None:
+    text = refusal(tmp_path, "{count: 3, rate: 0.5, name: unet, kind: adam}")
+    assert text == f"missing key: {tmp_path / 'params.yaml'}: train: flag. Add it; recipes/ shows examples."
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("count: 3", "count: true", "train.count: expected a whole number, got True."),
+        ("count: 3", "count: 3.0", "train.count: expected a whole number, got 3.0."),
+        ("count: 3", "count: '3'", "train.count: expected a whole number, got '3'."),
+        ("count: 3", "count: null", "train.count: expected a whole number, got None."),
+        ("rate: 0.5", "rate: false", "train.rate: expected a number, got False."),
+        ("rate: 0.5", "rate: [1]", "train.rate: expected a number, got [1]."),
+        ("name: unet", "name: 7", "train.name: expected a text, got 7."),
+        ("flag: true", "flag: 1", "train.flag: expected true or false, got 1."),
+        ("kind: adam", "kind: sgd", "train.kind: expected one of adam, adamw, got 'sgd'."),
+        ("kind: adam", "kind: [adam]", "train.kind: expected one of adam, adamw, got ['adam']."),
+        ("kind: adam", "kind: adam, limit: x", "train.limit: expected a whole number or null, got 'x'."),
+        ("kind: adam", "kind: adam, weights: [1]", "expected a text: a number pairs or null, got [1]."),
+        ("kind: adam", "kind: adam, weights: {dice: true}", "got {'dice': True}."),
+        ("kind: adam", "kind: adam, weights: {1: 0.5}", "got {1: 0.5}."),
+        ("kind: adam", "kind: adam, entries: {name: D4}", "expected a list of a text: a value pairs, got"),
+        ("kind: adam", "kind: adam, entries: [D4]", "expected a list of a text: a value pairs, got ['D4']."),
+    ],
+)
+def test_wrong_type_is_refused_with_what_was_expected(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    text = refusal(tmp_path, f"{{{GOOD.replace(old, new)}}}")
+    assert text.startswith("wrong type: ")
+    assert expected in text
+
+
+@pytest.mark.parametrize("value", ["true", "1.0"])
+def test_a_choice_of_numbers_takes_whole_numbers_only(tmp_path: Path, value: str) -> None:
+    assert "train.channels: expected one of 1, 3" in refusal(tmp_path, f"{{{GOOD}, channels: {value}}}")
+
+
+@pytest.mark.parametrize("body", ["[count]", "7", "null"])
+def test_a_section_that_holds_no_keys_is_refused(tmp_path: Path, body: str) -> None:
+    assert "params.yaml: train: expected keys and values, got" in refusal(tmp_path, body)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    assert "count" in refusal(tmp_path, f"{{{GOOD}, count: 4}}")
+
+
+def test_a_power_of_ten_without_a_point_is_a_number(tmp_path: Path) -> None:
+    # As for DVC, which reads the same file by YAML 1.2.
+    assert load(tmp_path, f"{{{GOOD.replace('0.5', '1e-3')}}}").rate == 0.001
+
+
+def test_what_is_not_yaml_is_refused_in_one_line(tmp_path: Path) -> None:
+    text = refusal(tmp_path, "{count: [}")
+    assert text.startswith(f"not valid YAML: {tmp_path / 'params.yaml'}: ")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("text", ["", "- train\n", "train\n"])
+def test_what_has_no_sections_is_no_recipe(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^not a recipe: .*params.yaml: expected sections, got"):
+        load_section("train", Knobs, path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"train: {name: K\xfcche}\n")
+    with pytest.raises(RecipeError, match=r"params\.yaml"):
+        load_section("train", Knobs, path)
+
+
+def test_a_missing_recipe_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^no recipe: .*none.yaml. Run `unet init --source FOLDER`, or copy one"):
+        load_section("train", Knobs, tmp_path / "none.yaml")
+
+
+def test_a_value_that_cannot_work_is_refused_by_the_section_itself(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("split: {seed: 0, val_fraction: 0.6, test_fraction: 0.4}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="leave nothing to train on"):
+        load_section("split", SplitConfig, path)

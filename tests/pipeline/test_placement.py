@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.placement import read_placement
+from unet_core.errors import RecipeError
+
+
+def test_by_default_everything_lies_in_the_working_tree(tree) -> None:
+    placement = read_placement()
+    assert placement.root == tree.root
+    assert placement.tracking_uri == f"sqlite:///{tree.root}/mlflow.db"
+    assert placement.experiment == "unet"
+    assert placement.ray_address is None
+    assert placement.workers is None
+    assert placement.loader_threads == 1
+    assert placement.timings == tree.root / ".unet" / "timings.jsonl"
+
+
+def test_an_experiment_that_dvc_runs_in_a_copy_logs_to_the_users_tree(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tree.root / ".dvc" / "tmp" / "exps" / "temp1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    placement = read_placement()
+    assert placement.root == copy
+    assert placement.tracking_uri == f"sqlite:///{tree.root}/mlflow.db"
+
+
+def test_the_environment_says_where_and_how_fast(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "MLFLOW_TRACKING_URI": "http://tracking:5000",
+        "MLFLOW_EXPERIMENT_NAME": "cells",
+        "RAY_ADDRESS": "ray-head:6379",
+        "UNET_WORKERS": "3",
+        "UNET_LOADER_THREADS": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    placement = read_placement()
+    assert placement.tracking_uri == "http://tracking:5000"
+    assert placement.experiment == "cells"
+    assert placement.ray_address == "ray-head:6379"
+    assert (placement.workers, placement.loader_threads) == (3, 2)
+
+
+def test_an_empty_variable_is_an_unset_one(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "UNET_WORKERS"):
+        monkeypatch.setenv(name, "")
+    placement = read_placement()
+    assert placement.tracking_uri.startswith("sqlite:///")
+    assert (placement.ray_address, placement.workers) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²", " "])
+@pytest.mark.parametrize("name", ["UNET_WORKERS", "UNET_LOADER_THREADS"])
+def test_a_count_that_is_none_is_refused_by_name(tree, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == f"environment variable {name}: {value!r} is not a number from 1. Correct or unset it."
+
+
+def test_no_other_module_reads_the_environment(repository: Path) -> None:
+    readers = {
+        path.relative_to(repository / "pipeline").as_posix()
+        for path in (repository / "pipeline").rglob("*.py")
+        if any(word in path.read_text(encoding="utf-8") for word in ("environ.get(", "environ[", "getenv("))
+    }
+    assert readers == {"placement.py"}

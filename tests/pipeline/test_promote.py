@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import tracking
+from pipeline.promote import promote
+from pipeline.receipt import read_receipt
+from unet_core.errors import RegistryError
+from unet_core.samples import ClassMap
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+MODEL, RECEIPT, REPORT = Path("models/final"), Path("models/receipt.json"), Path("reports/report.html")
+VERDICT, PAGE = Path("reports/verdict.json"), Path("reports/promotion.html")
+
+
+def ask() -> None:
+    promote(shards=Path("data/shards"), model=MODEL, receipt=RECEIPT, report=REPORT)
+
+
+def champion(client) -> str | None:
+    version = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
+    return version.weights_sha256 if version else None
+
+
+def challenger() -> str:
+    return read_receipt(RECEIPT).weights_sha256
+
+
+def verdict() -> dict:
+    return json.loads(VERDICT.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def reported(registered):
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text("<html><body><!-- verdict --></body></html>", encoding="utf-8")
+    return registered
+
+
+def test_a_first_good_model_becomes_champion_and_says_so(reported, client, capsys: pytest.CaptureFixture[str]) -> None:
+    ask()
+    assert champion(client) == challenger()
+    said = capsys.readouterr().out
+    assert "unet version 1 promoted: the first champion, Dice 1.000; minimum 0.5," in said
+    assert "report with the verdict: reports/promotion.html" in said
+    assert (verdict()["decision"], verdict()["version"], verdict()["against"]) == ("promoted", "1", None)
+    assert "promoted: the first champion" in PAGE.read_text(encoding="utf-8")
+    assert REPORT.read_text(encoding="utf-8") == "<html><body><!-- verdict --></body></html>"
+    tags = tracking.find_version(client, "unet", challenger()).tags
+    assert tags["gate.decision"] == "promoted"
+
+
+def test_asking_again_changes_nothing(reported, client, capsys: pytest.CaptureFixture[str]) -> None:
+    ask()
+    before = champion(client)
+    capsys.readouterr()
+    ask()
+    assert "nothing to do: unet version 1 is champion already, with the same weights" in capsys.readouterr().out
+    assert champion(client) == before
+
+
+def test_a_first_bad_model_is_no_champion(reported, client, write_model_dir) -> None:
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask()
+    assert champion(client) is None
+    assert verdict()["decision"] == "not promoted"
+
+
+def test_a_worse_challenger_leaves_the_champion(reported, client, write_model_dir) -> None:
+    ask()
+    good = champion(client)
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask()
+    assert champion(client) == good != challenger()
+    assert (verdict()["decision"], verdict()["against"]) == ("not promoted", "1")
+    assert verdict()["difference"] < -0.5
+
+
+def test_a_better_challenger_replaces_the_champion(reported, client, write_model_dir) -> None:
+    good = challenger()
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    tracking.set_alias(client, tracking.find_version(client, "unet", challenger()), tracking.CHAMPION)
+    write_model_dir(MODEL)
+    reported.run("register")
+    ask()
+    assert champion(client) == good == challenger()
+    assert (verdict()["decision"], verdict()["confidence"]) == ("promoted", 1.0)
+
+
+def test_other_weights_with_equal_masks_are_not_promoted(reported, client, write_model_dir) -> None:
+    ask()
+    first = champion(client)
+    # Other random weights in the level that the decoder leaves out.
+    write_model_dir(MODEL, seed=1)
+    reported.run("register")
+    assert challenger() != first
+    ask()
+    assert champion(client) == first
+    assert verdict()["difference"] == 0
+
+
+def test_with_too_few_test_images_the_champion_stays(reported, client, write_model_dir) -> None:
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    bad = challenger()
+    tracking.set_alias(client, tracking.find_version(client, "unet", bad), tracking.CHAMPION)
+    write_model_dir(MODEL)
+    reported.run("register")
+    reported.write_recipe(promote={"min_images": 100})
+    ask()
+    assert champion(client) == bad
+    assert verdict()["sentence"].startswith("too few to tell: ")
+
+
+def test_models_of_different_tasks_are_not_compared(reported, client, write_model_dir) -> None:
+    ask()
+    classes = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
+    write_model_dir(MODEL, classes, seed=1)
+    reported.run("register")
+    with pytest.raises(RegistryError) as caught:
+        ask()
+    assert str(caught.value) == (
+        "champion and challenger can't be compared: unet version 1 knows ['background', 'cell'] on 1 channels, "
+        "version 2 ['background', 'nucleus'] on 1. Give the new task its own register.model."
+    )
+
+
+def test_weights_that_were_changed_in_the_registry_are_not_used(reported, client, write_model_dir) -> None:
+    write_model_dir(Path("other"), inverted=True)
+    (stored,) = reported.root.glob("mlruns/**/model.safetensors")
+    stored.write_bytes((Path("other") / "model.safetensors").read_bytes())
+    with pytest.raises(RegistryError, match=r"^weights of unet version 1 have changed since it was registered: "):
+        ask()
+    assert champion(client) is None

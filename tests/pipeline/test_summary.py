@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import note_seconds
+from pipeline.receipt import read_receipt
+from pipeline.summary import read_timings, summary
+from unet_core.errors import RegistryError, UnetError
+
+METRICS, RECEIPT, REPORT = Path("metrics"), Path("models/receipt.json"), Path("reports/report.html")
+SCORES = {"dice": 0.75, "interval_95": [0.7, 0.8], "images": 12}
+
+
+def write_json(path: Path, body: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body), encoding="utf-8")
+
+
+def test_of_each_stage_the_last_seconds_are_kept(tmp_path: Path) -> None:
+    timings = tmp_path / ".unet" / "timings.jsonl"
+    for stage, seconds in (("train", 90.0), ("ingest", 1.0), ("train", 30.126)):
+        note_seconds(timings, stage, seconds)
+    assert read_timings(timings) == {"train": 30.13, "ingest": 1.0}
+
+
+def test_without_timings_there_are_none(tmp_path: Path) -> None:
+    assert read_timings(tmp_path / "none.jsonl") == {}
+
+
+def test_a_half_written_line_of_timings_is_left_out(tmp_path: Path) -> None:
+    timings = tmp_path / "timings.jsonl"
+    note_seconds(timings, "train", 90.0)
+    with timings.open("a", encoding="utf-8") as stream:
+        stream.write('{"stage": "regi')
+    assert read_timings(timings) == {"train": 90.0}
+
+
+def test_before_anything_is_registered_the_summary_says_what_to_do(tree) -> None:
+    with pytest.raises(
+        RegistryError, match=r"^nothing is registered: models/receipt.json can't be read. Run `dvc repro`"
+    ):
+        summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+
+
+@pytest.mark.slow
+def test_the_summary_says_scores_version_gate_report_and_seconds(
+    client, tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(RECEIPT, {"model": "unet", "weights_sha256": "ab" * 32})
+    write_json(METRICS / "evaluate.json", SCORES)
+    write_json(METRICS / "train.json", {"val_loss": 0.1234})
+    for stage, seconds in (("ingest", 1.0), ("training", 50.0), ("train", 60.0)):
+        note_seconds(tree.root / ".unet" / "timings.jsonl", stage, seconds)
+    summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+    said = capsys.readouterr().out
+    assert "scores    test Dice 0.750 (95 % interval 0.700 to 0.800) on 12 images; validation loss 0.1234" in said
+    assert f"version   unet not in this registry, weights {'ab' * 6}; champion is none" in said
+    assert "gate      not asked yet: unet promote" in said
+    assert "report    reports/report.html" in said
+    assert "seconds   ingest 1, train 60; of these training 50, all else 11" in said
+
+
+@pytest.mark.slow
+def test_before_evaluation_the_summary_says_what_to_do(client, tree) -> None:
+    write_json(RECEIPT, {"model": "unet", "weights_sha256": "ab" * 32})
+    write_json(METRICS / "train.json", {"val_loss": 0.1234})
+    with pytest.raises(UnetError, match="dvc repro"):
+        summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_verdict_on_another_version_is_not_shown_as_this_ones(
+    client, tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import tracking
+    from unet_core.checkpoint import weights_hash
+
+    write_model_dir(Path("model"))
+    write_json(RECEIPT, {"model": "unet", "weights_sha256": weights_hash(Path("model"))})
+    version, _ = tracking.ensure_version(client, "unet", Path("model"), {})
+    assert read_receipt(RECEIPT).weights_sha256 == version.weights_sha256
+    write_json(METRICS / "evaluate.json", SCORES)
+    write_json(METRICS / "train.json", {"val_loss": 0.1234})
+    old = {"version": str(int(version.number) + 1), "sentence": "promoted: an older training"}
+    write_json(REPORT.with_name("verdict.json"), old)
+    summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+    assert "an older training" not in capsys.readouterr().out

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from unet_core.errors import TrainingError
+from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN
+from unet_core.shards import read_index
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_network_follows_recipe_and_data(small_data) -> None:
+    from pipeline.worker import read_recipe
+
+    small_data.run("ingest", "validate", "split", "shard")
+    index = read_index(Path("data/shards"))
+    spec, config, _ = read_recipe(index)
+    assert (spec.mean, spec.deviation) == index.train_statistics()
+    assert (spec.channels, spec.class_map, spec.precision) == (1, index.class_map, config.precision)
+
+
+def test_imagenets_statistics_are_for_colour_images_only(small_data) -> None:
+    from pipeline.worker import read_recipe
+
+    for channels in (1, 3):
+        small_data.write_recipe(validate={"channels": channels}, model={"input_statistics": "imagenet"})
+        small_data.run("ingest", "validate", "split", "shard")
+        index = read_index(Path("data/shards"))
+        if channels == 3:
+            spec, _, _ = read_recipe(index)
+            assert (spec.mean, spec.deviation) == (IMAGENET_MEAN, IMAGENET_DEVIATION)
+        else:
+            with pytest.raises(TrainingError, match=r"^model.input_statistics: imagenet is for RGB images. "):
+                read_recipe(index)

@@ -1,0 +1,138 @@
+"""Small data that the tests of unet_core share: pictures of shapes, shards of them, recipes for tiny networks."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import configuration, settings
+
+from unet_core.model import ModelConfig, ModelSpec
+from unet_core.samples import ClassMap, Sample
+from unet_core.shards import ShardIndex, write_index, write_shard
+from unet_core.synthetic import SHAPE_NAMES, draw_shapes
+from unet_core.trainer import TrainConfig
+
+# The same examples on every machine, and no directory of them in the working tree.
+configuration.set_hypothesis_home_dir(str(Path(tempfile.gettempdir()) / "hypothesis-of-unet-core"))
+settings.register_profile("unet_core", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("unet_core")
+
+#: Shards of the small data set: name, split, numbers of the pictures. 13 training samples: no power of two divides them.
+SHAPES_SHARDS = (
+    ("train/b0000-00000.tar", "train", range(5)),
+    ("train/b0000-00001.tar", "train", range(5, 9)),
+    ("train/b0001-00000.tar", "train", range(9, 13)),
+    ("val/b0000-00000.tar", "val", range(13, 16)),
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread only costs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def shapes_map() -> ClassMap:
+    """The six overlapping classes of the shapes."""
+    return ClassMap(kind="multilabel", classes=dict.fromkeys(SHAPE_NAMES, 255))
+
+
+@pytest.fixture(scope="session")
+def cells_map() -> ClassMap:
+    """Background, cell and nucleus, with an ignore value."""
+    return ClassMap(
+        kind="multiclass", classes={"background": 0, "cell": 1, "nucleus": 7}, ignore=200, background="background"
+    )
+
+
+@pytest.fixture(scope="session")
+def draw_sample() -> Callable[..., Sample]:
+    """Picture `number` of the shapes as a sample; gray, or coloured with three different channels."""
+
+    def draw(number: int, *, height: int = 32, width: int = 32, channels: int = 1, key: str | None = None) -> Sample:
+        gray, masks = draw_shapes(seed=0, number=number, height=height, width=width)
+        image = np.stack([gray // (1 + channel) for channel in range(channels)], axis=-1)
+        return Sample(key=key or f"shape_{number:04d}", image=image, mask=masks)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def random_sample() -> Callable[..., Sample]:
+    """A multiclass sample of noise, each pixel another value."""
+
+    def draw(key: str, *, height: int = 9, width: int = 11, channels: int = 3) -> Sample:
+        rng = np.random.default_rng([height, width, channels, *key.encode()])
+        image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        return Sample(key=key, image=image, mask=rng.choice(np.array([0, 1, 2, 255], dtype=np.uint8), (height, width)))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(
+    tmp_path_factory: pytest.TempPathFactory, draw_sample: Callable[..., Sample], shapes_map: ClassMap
+) -> Path:
+    """Shards and index of 13 training and 3 validation pictures, 32 x 32, gray. Read only."""
+    directory = tmp_path_factory.mktemp("shapes")
+    entries = [
+        write_shard(directory, name, split, f"content of {name}", [draw_sample(n) for n in numbers], shapes_map)
+        for name, split, numbers in SHAPES_SHARDS
+    ]
+    write_index(directory, ShardIndex(class_map=shapes_map, channels=1, shards=tuple(entries)))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
+    """A tiny network's description: width 8, depth 2."""
+
+    def make(
+        *, norm: Any = "batch", width: int = 8, depth: int = 2, channels: int = 1, class_map: ClassMap = shapes_map
+    ) -> ModelSpec:
+        return ModelSpec(
+            config=ModelConfig(width=width, depth=depth, norm=norm, input_statistics="train"),
+            channels=channels,
+            class_map=class_map,
+            mean=(0.25,) * channels,
+            deviation=(0.5,) * channels,
+            precision="float32",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., TrainConfig]:
+    """A short training's recipe; each test names what it changes."""
+    plain = TrainConfig(
+        seed=0,
+        epochs=2,
+        lanes=4,
+        samples_per_lane=1,
+        block_shards=2,
+        threads_per_worker=1,
+        precision="float32",
+        channels_last=True,
+        optimizer="adamw",
+        learning_rate=0.01,
+        weight_decay=0.01,
+        schedule="constant",
+        warmup_steps=0,
+        decay_epochs=None,
+        loss={"bce": 0.5, "dice": 0.5},
+        gradient_clip=None,
+        validate_every_epochs=1,
+        checkpoint_every_steps=None,
+        select_by="loss",
+    )
+    return lambda **changes: replace(plain, **changes)

@@ -1,0 +1,92 @@
+"""Groups of gloo workers, started by test_trainer.py: `python gloo_worker.py JSON`.
+
+Every worker trains the cases that it is told, one after the other, and writes the hash of all weights and buffers.
+A module of its own, run as a script, so that no test module has to be importable in another process.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from unet_core.loader import LaneLoader
+from unet_core.model import ModelConfig, ModelSpec
+from unet_core.reduction import LaneTree
+from unet_core.shards import ShardReader, read_index
+from unet_core.trainer import TrainConfig, Trainer
+from unet_core.transforms import AugmentConfig
+
+
+def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> dict[str, Any]:
+    """Train one case to its end; hash of the weights, and what the loop reported."""
+    index = read_index(shards)
+    mean, deviation = index.train_statistics()
+    spec = ModelSpec(
+        config=ModelConfig(width=8, depth=2, norm=case["norm"], input_statistics="train"),
+        channels=index.channels,
+        class_map=index.class_map,
+        mean=mean,
+        deviation=deviation,
+        precision=case["train"]["precision"],
+    )
+    config = TrainConfig(**case["train"])
+    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size))
+    train_shards = index.of_split("train")
+    loader = LaneLoader(ShardReader(shards, train_shards), index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
+    val = ShardReader(shards, index.of_split("val"))
+    reports = list(trainer.fit(loader, val, [len(shard.samples) for shard in train_shards]))
+    return {
+        "hash": hash_state(trainer.model.state_dict()),
+        "best": hash_state(dict(trainer.best_weights)),
+        "losses": [step.loss for report in reports for step in report.steps],
+        "validations": [asdict(report.validation) for report in reports if report.validation],
+    }
+
+
+def hash_state(state: dict[str, torch.Tensor]) -> str:
+    """sha256 of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def work(about: dict[str, Any], rank: int, world_size: int) -> None:
+    """One worker: join the group, train the cases, write what came out."""
+    torch.set_num_threads(1)
+    directory = Path(about["directory"])
+    if world_size > 1:
+        meeting = f"file://{directory / f'meeting_{world_size}'}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+    cases = about["cases"].items()
+    found = {name: train(Path(about["shards"]), case, rank=rank, world_size=world_size) for name, case in cases}
+    (directory / f"{rank}_of_{world_size}.json").write_text(json.dumps(found))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def main(about: dict[str, Any]) -> int:
+    """Run one group after the other; 1 if a worker failed."""
+    context = multiprocessing.get_context("forkserver")
+    # Loaded once, by the server that workers are forked from. Every optimizer wants torch._dynamo.
+    context.set_forkserver_preload(["torch._dynamo", "unet_core.trainer"])
+    for world_size in about["world_sizes"]:
+        workers = [context.Process(target=work, args=(about, rank, world_size)) for rank in range(world_size)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,211 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from unet_core.errors import ModelError
+from unet_core.inference import predict_logits, predict_mask
+from unet_core.losses import weighted_loss
+from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.samples import Array, ClassMap
+from unet_core.synthetic import draw_shapes
+
+PAIR = ClassMap(kind="multiclass", classes={"a": 0, "b": 1, "c": 2})
+THREE = ModelSpec(
+    config=ModelConfig(width=4, depth=2, norm="none", input_statistics="train"),
+    channels=3,
+    class_map=PAIR,
+    mean=(0.5,) * 3,
+    deviation=(0.25,) * 3,
+    precision="float32",
+)
+
+
+class Echo(nn.Module):
+    """Gives its input back, and remembers where each tile lay: the image's channels are row and column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.tiles: list[tuple[int, int, int, int]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = images[0, :, 0, 0].tolist()
+        self.tiles.append((first[0], first[1], images.shape[2], images.shape[3]))
+        return images.float()
+
+
+def coordinates(height: int, width: int) -> Array:
+    """An image whose first two channels are its row and its column."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, (rows * 7 + columns * 3) % 256], axis=-1).astype(np.uint8)
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Height, width, side of a tile and overlap; the last two are multiples of the network's stride, 4."""
+    tiles = draw(st.integers(4, 10))
+    return draw(st.integers(1, 100)), draw(st.integers(1, 100)), 4 * tiles, 4 * draw(st.integers(1, tiles // 2))
+
+
+@given(tilings())
+def test_every_pixel_is_predicted_and_stitched_where_it_belongs(tiling: tuple[int, int, int, int]) -> None:
+    height, width, tile_px, overlap_px = tiling
+    image = coordinates(height, width)
+    logits = predict_logits(Echo(), THREE, image, tile_px=tile_px, overlap_px=overlap_px)
+    assert logits.shape == (3, height, width)
+    np.testing.assert_allclose(logits.permute(1, 2, 0), image, rtol=1e-4, atol=1e-4)
+
+
+@given(tilings())
+def test_tiles_reach_both_ends_and_neighbours_overlap_enough(tiling: tuple[int, int, int, int]) -> None:
+    height, width, tile_px, overlap_px = tiling
+    model = Echo()
+    predict_logits(model, THREE, coordinates(height, width), tile_px=tile_px, overlap_px=overlap_px)
+    for axis, length in ((0, height), (1, width)):
+        spans = sorted({(tile[axis], tile[axis] + tile[2 + axis]) for tile in model.tiles})
+        assert spans[0][0] == 0
+        assert spans[-1][1] == length
+        assert all(end - start <= tile_px for start, end in spans)
+        assert all(end - start >= overlap_px for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+def test_tiles_may_lie_side_by_side_without_overlap() -> None:
+    image = coordinates(20, 32)
+    logits = predict_logits(Echo(), THREE, image, tile_px=8, overlap_px=0)
+    np.testing.assert_allclose(logits.permute(1, 2, 0), image)
+
+
+def test_neighbouring_tiles_fade_into_each_other() -> None:
+    class Constant(Echo):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.full(images.shape, 1.0 if images[0, 1, 0, 0] == 0 else 0.0)
+
+    logits = predict_logits(Constant(), THREE, coordinates(4, 20), tile_px=12, overlap_px=4)
+    row = logits[0, 0]
+    assert (row[:8] == 1).all()
+    assert (row[12:] == 0).all()
+    assert (row[8:12].diff() < 0).all()
+    assert (row[8:12] + row[8:12].flip(0)).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_image_smaller_than_a_tile_is_predicted_whole() -> None:
+    model = Echo()
+    predict_logits(model, THREE, coordinates(5, 3), tile_px=64, overlap_px=8)
+    assert model.tiles == [(0, 0, 5, 3)]
+
+
+def test_image_of_the_size_of_a_tile_is_predicted_whole() -> None:
+    model = Echo()
+    predict_logits(model, THREE, coordinates(16, 16), tile_px=16, overlap_px=8)
+    assert len(model.tiles) == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 70), (37, 91), (64, 64)])
+def test_network_predicts_images_of_any_size(height: int, width: int) -> None:
+    logits = predict_logits(UNet(THREE).eval(), THREE, coordinates(height, width), tile_px=48, overlap_px=16)
+    assert logits.shape == (3, height, width)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_whole_prediction_is_the_networks_own() -> None:
+    torch.manual_seed(0)
+    model, image = UNet(THREE).eval(), coordinates(21, 30)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
+    assert torch.equal(predict_logits(model, THREE, image), expected)
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_map: ClassMap) -> tuple[UNet, ModelSpec]:
+    """A tiny network that has seen a few shapes, and looks at most 44 pixels far."""
+    spec = replace(
+        THREE,
+        config=replace(THREE.config, width=8, norm="batch"),
+        channels=1,
+        class_map=shapes_map,
+        mean=(0.1,),
+        deviation=(0.3,),
+    )
+    torch.manual_seed(0)
+    model = UNet(spec)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pictures = [draw_shapes(seed=0, number=number, height=48, width=48) for number in range(8)]
+    images = torch.from_numpy(np.stack([image for image, _ in pictures]))[:, None]
+    masks = torch.from_numpy(np.stack([masks for _, masks in pictures])).permute(0, 3, 1, 2)
+    loss = weighted_loss({"bce": 0.5, "dice": 0.5}, shapes_map)
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss(model(images), masks).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return model.eval(), spec
+
+
+@pytest.mark.parametrize(("height", "width"), [(192, 240), (187, 241), (97, 96), (60, 200)])
+def test_tiles_give_nearly_the_mask_of_the_whole_image(
+    trained: tuple[UNet, ModelSpec], height: int, width: int
+) -> None:
+    model, spec = trained
+    image = draw_shapes(seed=1, number=0, height=height, width=width)[0][..., None]
+    whole = predict_mask(predict_logits(model, spec, image, tile_px=512), spec)
+    tiled = predict_mask(predict_logits(model, spec, image, tile_px=96, overlap_px=48), spec)
+    assert whole.any()
+    assert (whole == tiled).all(axis=-1).mean() > 0.99
+
+
+@pytest.mark.parametrize("width", [152, 151, 149])
+def test_far_from_its_border_a_tile_gives_the_logits_of_the_whole_image(
+    trained: tuple[UNet, ModelSpec], width: int
+) -> None:
+    # Pooling looks at pixels in pairs counted from the tile's border. A tile that does not begin at a multiple
+    # of the network's stride sees other pairs than the whole image, and answers differently everywhere.
+    model, spec = trained
+    image = np.random.default_rng(0).integers(0, 256, (64, width, 1), dtype=np.uint8)
+    whole = predict_logits(model, spec, image, tile_px=512)
+    tiled = predict_logits(model, spec, image, tile_px=96, overlap_px=40)
+    # Columns from 96 belong to the second tile alone, which begins before column 57; the rest borders on the end.
+    torch.testing.assert_close(tiled[..., 100:120], whole[..., 100:120], rtol=0, atol=1e-4)
+
+
+def test_bfloat16_gives_float32_logits_near_those_of_float32() -> None:
+    torch.manual_seed(0)
+    model, image = UNet(THREE).eval(), coordinates(32, 32)
+    exact = predict_logits(model, THREE, image)
+    rough = predict_logits(model, replace(THREE, precision="bfloat16"), image)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+
+def test_read_only_image_is_predicted(make_spec: Callable[..., ModelSpec]) -> None:
+    image = coordinates(8, 8)
+    image.flags.writeable = False
+    assert predict_logits(UNet(THREE).eval(), THREE, image).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 4), (8, 8)])
+def test_wrong_number_of_channels_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError) as caught:
+        predict_logits(UNet(THREE), THREE, np.zeros(shape, dtype=np.uint8))
+    assert str(caught.value) == (
+        f"the model takes 3 channels, the image has shape {shape}. Convert the image, or train a model for such images."
+    )
+
+
+def test_mask_of_classes_is_the_index_of_the_largest_logit() -> None:
+    logits = torch.tensor([[[1.0, 0.0]], [[0.0, 0.5]], [[0.5, 2.0]]])
+    mask = predict_mask(logits, THREE)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[0, 2]]
+
+
+def test_mask_of_planes_is_one_where_the_logit_is_positive(make_spec: Callable[..., ModelSpec]) -> None:
+    mask = predict_mask(torch.tensor([[[1.0, -1.0]], [[0.0, 3.0]]]), make_spec())
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[[1, 0], [0, 1]]]

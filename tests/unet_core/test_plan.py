@@ -1,0 +1,175 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unet_core.errors import TrainingError
+from unet_core.plan import EpochPlan, lanes_of_workers, plan_epoch
+
+POWERS = (1, 2, 4, 8, 16)
+
+
+@st.composite
+def arguments(draw: st.DrawFn) -> dict[str, object]:
+    """Arguments of `plan_epoch` with enough samples."""
+    lanes = draw(st.sampled_from(POWERS))
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) >= lanes))
+    return {
+        "shard_sizes": sizes,
+        "seed": draw(st.integers(0, 2**31)),
+        "epoch": draw(st.integers(0, 1000)),
+        "lanes": lanes,
+        "samples_per_lane": draw(st.integers(1, 5)),
+        "block_shards": draw(st.integers(1, 13)),
+    }
+
+
+def plan(**changes: object) -> EpochPlan:
+    plain = {"shard_sizes": [9, 10, 11, 7], "seed": 0, "epoch": 0, "lanes": 4, "samples_per_lane": 2, "block_shards": 2}
+    return plan_epoch(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+@given(arguments())
+def test_every_sample_is_read_once_or_rests(values: dict[str, object]) -> None:
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    numbers = np.concatenate([made.lanes.ravel(), made.remainder])
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(sum(values["shard_sizes"])))  # type: ignore[call-overload]
+
+
+@given(arguments())
+def test_lanes_are_equal_and_fewer_samples_than_lanes_rest(values: dict[str, object]) -> None:
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    total, lanes = sum(values["shard_sizes"]), values["lanes"]  # type: ignore[call-overload]
+    assert made.lanes.shape == (lanes, total // lanes)
+    assert len(made.remainder) == total % lanes
+
+
+@given(arguments())
+def test_plan_is_a_pure_function(values: dict[str, object]) -> None:
+    np.random.seed(values["epoch"])
+    first = plan_epoch(**values)  # type: ignore[arg-type]
+    second = plan_epoch(**values)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(first.lanes, second.lanes)
+    np.testing.assert_array_equal(first.remainder, second.remainder)
+
+
+@given(arguments())
+def test_steps_one_after_the_other_are_the_lanes(values: dict[str, object]) -> None:
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    steps = [made.step(number) for number in range(made.num_steps)]
+    np.testing.assert_array_equal(np.concatenate(steps, axis=1), made.lanes)
+    assert {step.shape[1] for step in steps[:-1]} <= {values["samples_per_lane"]}
+    assert 1 <= steps[-1].shape[1] <= values["samples_per_lane"]  # type: ignore[operator]
+
+
+@given(arguments(), st.randoms(use_true_random=False))
+def test_any_step_can_be_jumped_to(values: dict[str, object], order: object) -> None:
+    through = plan_epoch(**values)  # type: ignore[arg-type]
+    expected = [through.step(number).copy() for number in range(through.num_steps)]
+    numbers = list(range(through.num_steps))
+    order.shuffle(numbers)  # type: ignore[attr-defined]
+    for number in numbers:
+        fresh = plan_epoch(**values)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(fresh.step(number), expected[number])
+
+
+def test_step_is_taken_from_every_lane_at_the_same_place() -> None:
+    made = plan()
+    np.testing.assert_array_equal(made.step(1), made.lanes[:, 2:4])
+
+
+def test_last_step_takes_what_is_left() -> None:
+    made = plan()  # 37 samples, 9 a lane, 2 a step
+    assert made.num_steps == 5
+    assert made.step(4).shape == (4, 1)
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 1}])
+def test_another_epoch_or_seed_gives_another_order(change: dict[str, int]) -> None:
+    assert (plan().lanes != plan(**change).lanes).any()
+
+
+def test_seed_and_epoch_are_not_added_up() -> None:
+    assert (plan(seed=1, epoch=2).lanes != plan(seed=2, epoch=1).lanes).any()
+
+
+def test_samples_per_lane_does_not_change_the_order() -> None:
+    np.testing.assert_array_equal(plan().lanes, plan(samples_per_lane=5).lanes)
+
+
+def test_the_resting_samples_rotate() -> None:
+    # 3 of 7 samples are left over; in 40 epochs each of them rests at some time.
+    rested = [set(plan(shard_sizes=[3, 4], lanes=4, epoch=epoch).remainder) for epoch in range(40)]
+    assert all(len(numbers) == 3 for numbers in rested)
+    assert set(chain.from_iterable(rested)) == set(range(7))
+    assert len({frozenset(numbers) for numbers in rested}) > 5
+
+
+def test_samples_are_shuffled_among_the_shards_of_a_block_only() -> None:
+    made = plan(shard_sizes=[10] * 6, lanes=1, block_shards=2)
+    shards = made.lanes[0].reshape(3, 20) // 10
+    assert [len(set(block)) for block in shards] == [2, 2, 2]
+    # Inside its block a shard's samples lie scattered.
+    assert all((np.diff(block) != 0).sum() > 3 for block in shards)
+
+
+def test_one_block_of_all_shards_mixes_everything() -> None:
+    made = plan(shard_sizes=[10] * 6, lanes=1, block_shards=6)
+    assert len(set(made.lanes[0, :20] // 10)) > 3
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        plan(shard_sizes=[2, 1], lanes=4)
+    assert str(caught.value) == (
+        "too few training samples: 3 for 4 lanes. "
+        "Add data, or lower train.lanes (the largest number of workers) in params.yaml."
+    )
+
+
+def test_no_samples_at_all_are_refused() -> None:
+    with pytest.raises(TrainingError, match="too few training samples: 0 for 1 lanes"):
+        plan(shard_sizes=[], lanes=1)
+
+
+def test_as_many_samples_as_lanes_are_enough() -> None:
+    made = plan(shard_sizes=[2, 2])
+    assert made.num_steps == 1
+    assert len(made.remainder) == 0
+
+
+ALL_GROUPS = [(lanes, workers) for lanes in POWERS for workers in range(1, lanes + 1)]
+
+
+@pytest.mark.parametrize(("lanes", "workers"), ALL_GROUPS)
+def test_workers_carry_all_lanes_in_order_as_aligned_subtrees(lanes: int, workers: int) -> None:
+    shares = lanes_of_workers(lanes=lanes, workers=workers)
+    assert len(shares) == workers
+    assert list(chain.from_iterable(shares)) == list(range(lanes))
+    for share in shares:
+        size = len(share)
+        assert size & (size - 1) == 0
+        assert share.start % size == 0
+
+
+@pytest.mark.parametrize(("lanes", "workers"), ALL_GROUPS)
+def test_no_worker_carries_more_than_twice_as_much_as_another(lanes: int, workers: int) -> None:
+    sizes = [len(share) for share in lanes_of_workers(lanes=lanes, workers=workers)]
+    assert max(sizes) <= 2 * min(sizes)
+    if workers & (workers - 1) == 0:
+        assert len(set(sizes)) == 1
+
+
+def test_three_workers_of_eight_lanes_carry_four_two_and_two() -> None:
+    assert lanes_of_workers(lanes=8, workers=3) == [range(4), range(4, 6), range(6, 8)]
+
+
+@pytest.mark.parametrize("workers", [0, 9, -1])
+def test_impossible_number_of_workers_is_refused(workers: int) -> None:
+    with pytest.raises(TrainingError) as caught:
+        lanes_of_workers(lanes=8, workers=workers)
+    assert str(caught.value) == (
+        f"{workers} workers for 8 lanes: choose 1 to 8 workers (UNET_WORKERS), or raise train.lanes."
+    )

@@ -1,0 +1,525 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unet_core.checkpoint import TrainState, read_checkpoint, write_checkpoint
+from unet_core.errors import RecipeError, TrainingError
+from unet_core.loader import LaneLoader
+from unet_core.losses import weighted_loss
+from unet_core.model import ModelSpec, UNet
+from unet_core.reduction import LaneTree
+from unet_core.samples import ClassMap, Sample
+from unet_core.shards import ShardReader, read_index
+from unet_core.trainer import (
+    Report,
+    TrainConfig,
+    Trainer,
+    Validation,
+    has_native_bfloat16,
+    learning_rate_at,
+    score_images,
+    summarise,
+)
+from unet_core.transforms import AugmentConfig
+
+Fit = Callable[..., tuple[Trainer, list[Report]]]
+#: 13 training samples in 4 lanes of 3, one sample a step.
+STEPS_PER_EPOCH = 3
+
+
+@pytest.fixture(scope="module")
+def val(shapes_dir: Path) -> ShardReader:
+    return ShardReader(shapes_dir, read_index(shapes_dir).of_split("val"))
+
+
+@pytest.fixture(scope="module")
+def start(shapes_dir: Path, make_spec: Callable[..., ModelSpec], val: ShardReader) -> Callable[..., Any]:
+    """A plain process: the trainer, and its loop ready to run."""
+    train = read_index(shapes_dir).of_split("train")
+
+    def start(config: TrainConfig, state: TrainState | None = None, **spec: Any) -> tuple[Trainer, Any]:
+        trainer = Trainer(make_spec(**spec), config, LaneTree(lanes=config.lanes))
+        if state is not None:
+            trainer.restore(state)
+        loader = LaneLoader(
+            ShardReader(shapes_dir, train), trainer.spec.class_map, AugmentConfig(crop_px=24), seed=config.seed
+        )
+        return trainer, trainer.fit(loader, val, [len(shard.samples) for shard in train])
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def fit(start: Callable[..., Any]) -> Fit:
+    """Train in a plain process to the end; the trainer and its reports."""
+
+    def fit(config: TrainConfig, state: TrainState | None = None, **spec: Any) -> tuple[Trainer, list[Report]]:
+        trainer, loop = start(config, state, **spec)
+        return trainer, list(loop)
+
+    return fit
+
+
+def losses(reports: list[Report]) -> list[float]:
+    return [step.loss for report in reports for step in report.steps]
+
+
+def same_weights(first: Any, second: Any) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Learning rate
+
+
+def rates(config: TrainConfig, steps_per_epoch: int = 10) -> list[float]:
+    return [
+        learning_rate_at(step, config, steps_per_epoch=steps_per_epoch)
+        for step in range(config.epochs * steps_per_epoch)
+    ]
+
+
+def test_constant_learning_rate_stays(make_config: Callable[..., TrainConfig]) -> None:
+    assert set(rates(make_config(learning_rate=0.3))) == {0.3}
+
+
+def test_learning_rate_rises_in_equal_steps_while_warming_up(make_config: Callable[..., TrainConfig]) -> None:
+    found = rates(make_config(learning_rate=0.8, warmup_steps=4))
+    assert found[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+def test_cosine_falls_from_the_whole_rate_to_almost_nothing(make_config: Callable[..., TrainConfig]) -> None:
+    found = rates(make_config(learning_rate=0.5, schedule="cosine", epochs=10))
+    assert found[0] == 0.5
+    assert found[50] == pytest.approx(0.25)
+    assert 0 < found[-1] < 0.5e-3
+    assert all(second < first for first, second in zip(found, found[1:], strict=False))
+
+
+def test_cosine_begins_after_the_warm_up(make_config: Callable[..., TrainConfig]) -> None:
+    found = rates(make_config(learning_rate=1.0, schedule="cosine", epochs=11, warmup_steps=10))
+    assert found[9] == found[10] == 1.0
+    assert found[60] == pytest.approx(0.5)
+    assert found[-1] < 1e-3
+
+
+def test_step_schedule_divides_by_ten_again_and_again(make_config: Callable[..., TrainConfig]) -> None:
+    found = rates(make_config(learning_rate=1.0, schedule="step", decay_epochs=2, epochs=6))
+    expected = [1.0] * 20 + [0.1] * 20 + [0.01] * 20
+    assert found == pytest.approx(expected)
+
+
+def test_warm_up_longer_than_the_training_never_reaches_the_whole_rate(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    found = rates(make_config(learning_rate=1.0, schedule="cosine", epochs=1, warmup_steps=20))
+    assert found == pytest.approx([(step + 1) / 20 for step in range(10)])
+
+
+# The recipe
+
+
+@pytest.mark.parametrize("lanes", [0, 3, 6, -2])
+def test_lanes_that_are_no_power_of_two_are_refused(make_config: Callable[..., TrainConfig], lanes: int) -> None:
+    with pytest.raises(RecipeError, match=f"train.lanes: {lanes} is not a power of two. Choose 1, 2, 4, 8 ..."):
+        make_config(lanes=lanes)
+
+
+@pytest.mark.parametrize(
+    "name", ["epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"]
+)
+def test_count_of_zero_is_refused(make_config: Callable[..., TrainConfig], name: str) -> None:
+    with pytest.raises(RecipeError, match=f"train.{name}: 0: must be at least 1."):
+        make_config(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("checkpoint_every_steps", 0), ("warmup_steps", -1), ("learning_rate", -0.1), ("gradient_clip", -1.0)]
+)  # fmt: skip
+def test_impossible_number_is_refused(make_config: Callable[..., TrainConfig], name: str, value: float) -> None:
+    with pytest.raises(RecipeError, match=f"train.{name}"):
+        make_config(**{name: value})
+
+
+@pytest.mark.parametrize("decay_epochs", [None, 0])
+def test_step_schedule_without_epochs_is_refused(
+    make_config: Callable[..., TrainConfig], decay_epochs: int | None
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(schedule="step", decay_epochs=decay_epochs)
+    assert str(caught.value) == "train.schedule: step needs train.decay_epochs, the epochs between two decays."
+
+
+def test_loss_of_another_kind_of_mask_is_refused_before_training(
+    make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
+) -> None:
+    with pytest.raises(RecipeError, match="cross_entropy does not fit"):
+        Trainer(make_spec(), make_config(loss={"cross_entropy": 1.0}), LaneTree(lanes=4))
+
+
+# The loop
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_training_lowers_the_loss(fit: Fit, make_config: Callable[..., TrainConfig], norm: str) -> None:
+    _, reports = fit(make_config(epochs=12, lanes=2, validate_every_epochs=12), norm=norm)
+    found = losses(reports)
+    assert sum(found[-6:]) < 0.75 * sum(found[:6])
+
+
+def test_multiclass_training_lowers_the_loss(
+    tmp_path: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig],
+    draw_sample: Callable[..., Sample],
+) -> None:  # fmt: skip
+    from unet_core.shards import write_shard
+
+    class_map = ClassMap(kind="multiclass", classes={"ground": 0, "shape": 1}, ignore=255, background="ground")
+    samples = [draw_sample(number, channels=3) for number in range(8)]
+    merged = [replace(sample, mask=sample.mask.max(axis=-1)) for sample in samples]
+    entry = write_shard(tmp_path, "train/a.tar", "train", "content", merged, class_map)
+    reader = ShardReader(tmp_path, [entry])
+    config = make_config(epochs=10, lanes=2, loss={"cross_entropy": 1.0, "dice": 1.0}, select_by="dice")
+    trainer = Trainer(make_spec(class_map=class_map, channels=3), config, LaneTree(lanes=2))
+    loader = LaneLoader(reader, class_map, AugmentConfig(crop_px=None), seed=0)
+    reports = list(trainer.fit(loader, reader, [8]))
+    assert losses(reports)[-1] < 0.5 * losses(reports)[0]
+    last = reports[-1].validation
+    assert last is not None
+    assert last.dice == last.class_dice["shape"]  # the background counts in no score
+    assert last.dice is not None
+    assert last.dice > 0.6
+
+
+def test_reports_tell_every_step_once_and_in_order(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(epochs=3, lanes=1, validate_every_epochs=2, learning_rate=0.002, warmup_steps=5)
+    trainer, reports = fit(config)
+    steps = [step for report in reports for step in report.steps]
+    assert [step.step for step in steps] == list(range(3 * 13))
+    assert [step.learning_rate for step in steps] == rates(config, 13)
+    assert {report.num_steps for report in reports} == {3 * 13}
+    assert max(len(report.steps) for report in reports) <= Trainer.report_every_steps
+    assert [report.position.epoch for report in reports if report.validation] == [2, 3]
+    assert trainer.position.step == 3 * 13
+
+
+def test_reports_count_the_samples_that_rest(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
+    assert {report.resting for report in fit(make_config())[1]} == {1}
+    assert {report.resting for report in fit(make_config(lanes=8))[1]} == {5}
+
+
+def test_report_with_a_validation_has_a_checkpoint(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
+    _, reports = fit(make_config(epochs=3))
+    assert [report.validation is not None for report in reports] == [True] * 3
+    assert all(report.checkpoint is not None for report in reports)
+
+
+def test_checkpoints_come_as_often_as_the_recipe_says(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(epochs=4, validate_every_epochs=4, checkpoint_every_steps=2)
+    _, reports = fit(config)
+    kept = [report.checkpoint.position.step for report in reports if report.checkpoint]
+    # Steps 6 and 12 end an epoch; only the last epoch is validated.
+    assert kept == [2, 4, 6, 8, 10, 12]
+
+
+def test_same_seed_trains_the_same_weights_and_another_seed_others(
+    fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    first, second, other = (fit(make_config(seed=seed))[0].model.state_dict() for seed in (0, 0, 1))
+    assert same_weights(first, second)
+    assert not same_weights(first, other)
+
+
+def test_memory_order_of_channels_is_as_the_recipe_says(
+    make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
+) -> None:
+    for channels_last in (True, False):
+        trainer = Trainer(make_spec(), make_config(channels_last=channels_last), LaneTree(lanes=4))
+        weight = trainer.model.encoder[1][0].weight  # type: ignore[index]
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_gradient_is_clipped_to_its_largest_norm(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig], clip: float
+) -> None:
+    trainer, loop = start(make_config(gradient_clip=clip, lanes=1, checkpoint_every_steps=1))
+    next(loop)
+    norm = torch.stack([parameter.grad.norm() for parameter in trainer.model.parameters()]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3) if clip < 1 else float(norm) > 1e-2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_weight_decay_reaches_the_optimizer(
+    make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig], optimizer: str
+) -> None:
+    trainer = Trainer(make_spec(), make_config(optimizer=optimizer, weight_decay=0.25), LaneTree(lanes=4))
+    assert type(trainer.optimizer) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.25}
+
+
+def test_loss_that_is_not_a_number_names_step_and_samples(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(learning_rate=1e30, lanes=2, epochs=5), norm="none")
+    with pytest.raises(TrainingError) as caught:
+        list(loop)
+    text = str(caught.value)
+    assert text.startswith(f"the loss is not a number: step {trainer.position.step}: ")
+    assert trainer.position.step >= 1
+    assert text.count("shape_00") == 2
+    assert text.endswith("Lower train.learning_rate, or set train.gradient_clip.")
+    assert caught.value.exit_code == 5
+
+
+def test_weights_that_explode_in_the_last_step_are_no_result(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
+    # The loss of a step is that of the weights before it; only the validation sees what the last step did.
+    config = make_config(learning_rate=1e30, lanes=8, epochs=1)  # 13 samples, 8 lanes: one step
+    with pytest.raises(TrainingError, match="not a number"):
+        fit(config, norm="none")
+
+
+def test_training_without_validation_images_is_refused(
+    shapes_dir: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
+) -> None:
+    train = read_index(shapes_dir).of_split("train")
+    loader = LaneLoader(ShardReader(shapes_dir, train), make_spec().class_map, AugmentConfig(crop_px=24), seed=0)
+    trainer = Trainer(make_spec(), make_config(), LaneTree(lanes=4))
+    with pytest.raises(TrainingError, match="no validation images"):
+        list(trainer.fit(loader, ShardReader(shapes_dir, ()), [5, 4, 4]))
+
+
+@pytest.mark.parametrize("select_by", ["loss", "dice"])
+def test_best_weights_are_kept_when_later_ones_are_worse(
+    fit: Fit, make_config: Callable[..., TrainConfig], val: ShardReader, select_by: str
+) -> None:
+    learned, reports = fit(make_config(epochs=10, lanes=2, select_by=select_by, validate_every_epochs=5))
+    # One more epoch, whose learning rate spoils what was learned.
+    spoiling = make_config(epochs=11, lanes=2, select_by=select_by, learning_rate=100.0)
+    spoiled, more = fit(spoiling, reports[-1].checkpoint)
+    seen = [report.validation for report in reports + more if report.validation]
+    scores = [-found.loss if select_by == "loss" else found.dice or 0.0 for found in seen]
+    assert scores[-1] < max(scores)
+    assert spoiled.best_score == learned.best_score == max(scores)
+    assert same_weights(spoiled.best_weights, learned.best_weights)
+    assert loss_of(spoiled, val) == seen[scores.index(max(scores))]
+    assert not same_weights(spoiled.model.state_dict(), spoiled.best_weights)
+
+
+def loss_of(trainer: Trainer, val: ShardReader) -> Validation:
+    """Validate a trainer's best weights anew."""
+    model = UNet(trainer.spec).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.load_state_dict(dict(trainer.best_weights))
+    rows = score_images(model, trainer.spec, val, trainer.loss, numbers=range(len(val)))
+    return summarise(rows, trainer.spec)
+
+
+# Validation
+
+
+def test_rows_of_two_workers_add_up_to_those_of_one(
+    make_spec: Callable[..., ModelSpec], val: ShardReader, shapes_map: ClassMap
+) -> None:
+    model, loss = UNet(make_spec()).eval(), weighted_loss({"bce": 1.0}, shapes_map)
+    whole = score_images(model, make_spec(), val, loss, numbers=range(3))
+    parts = [score_images(model, make_spec(), val, loss, numbers=range(rank, 3, 2)) for rank in range(2)]
+    assert torch.equal(parts[0] + parts[1], whole)
+    assert whole.shape == (3, 1 + 3 * 6)
+
+
+def test_summary_is_the_mean_over_images_by_hand(make_spec: Callable[..., ModelSpec], cells_map: ClassMap) -> None:
+    spec = make_spec(class_map=cells_map)
+    rows = torch.tensor(
+        [
+            # loss, then TP, FP, FN of background, cell, nucleus
+            [0.5, 9, 1, 1, 1, 0, 2, 0, 0, 0],
+            [1.5, 9, 1, 1, 3, 1, 1, 0, 0, 5],
+        ],
+        dtype=torch.float64,
+    )
+    found = summarise(rows, spec)
+    assert found.loss == 1.0
+    assert found.class_dice == {"background": 0.9, "cell": (0.5 + 0.75) / 2, "nucleus": 0.0}
+    # Nucleus is undefined in the first image and so not counted there; background is not scored.
+    assert found.dice == pytest.approx((0.5 + 0.75 + 0.0) / 3)
+
+
+def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., ModelSpec]) -> None:
+    found = summarise(torch.zeros(2, 19, dtype=torch.float64), make_spec())
+    assert found.dice is None
+    assert set(found.class_dice.values()) == {None}
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(("stop_at", "norm"), [(1, "batch"), (4, "batch"), (6, "batch"), (4, "none")])
+def test_resuming_gives_the_bits_of_an_undisturbed_run(
+    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, norm: str
+) -> None:  # fmt: skip
+    config = make_config(epochs=3, checkpoint_every_steps=1, schedule="cosine", warmup_steps=2)
+    undisturbed, told = fit(config, norm=norm)
+    killed, loop = start(config, norm=norm)
+    for report in loop:
+        if report.position.step == stop_at:
+            write_checkpoint(tmp_path / "checkpoint", killed.spec, report.checkpoint)
+            break
+    loop.close()
+    resumed, told_later = fit(config, read_checkpoint(tmp_path / "checkpoint"), norm=norm)
+    assert losses(told_later) == losses(told)[stop_at:]
+    assert same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
+    assert same_weights(resumed.best_weights, undisturbed.best_weights)
+    assert resumed.best_score == undisturbed.best_score
+    assert resumed.position == undisturbed.position
+
+
+def test_resuming_a_finished_training_does_nothing(
+    tmp_path: Path, fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, reports = fit(make_config())
+    state = reports[-1].checkpoint
+    assert state is not None
+    again, nothing = fit(make_config(), state)
+    assert nothing == []
+    assert same_weights(again.model.state_dict(), trainer.model.state_dict())
+
+
+def test_checkpoint_before_the_first_validation_holds_the_last_weights_as_the_best(
+    fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    _, reports = fit(make_config(checkpoint_every_steps=1))
+    first = reports[0].checkpoint
+    assert first is not None
+    assert first.best_score is None
+    assert same_weights(first.best_weights, first.last_weights)
+
+
+def optimizer_bits(state: TrainState) -> dict[str, bytes]:
+    return {
+        f"{number}.{name}": tensor.contiguous().numpy().tobytes()
+        for number, tensors in state.optimizer["state"].items()
+        for name, tensor in tensors.items()
+    }
+
+
+def test_reported_checkpoint_does_not_change_while_training_goes_on(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    _, loop = start(make_config(checkpoint_every_steps=1))
+    state = next(loop).checkpoint
+    weights = {name: tensor.clone() for name, tensor in state.last_weights.items()}
+    moments = optimizer_bits(state)
+    next(loop)
+    assert same_weights(state.last_weights, weights)
+    assert optimizer_bits(state) == moments
+
+
+def test_training_on_does_not_change_the_state_that_it_began_with(
+    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(checkpoint_every_steps=1)
+    trainer, loop = start(config)
+    write_checkpoint(tmp_path / "checkpoint", trainer.spec, next(loop).checkpoint)
+    state = read_checkpoint(tmp_path / "checkpoint")
+    weights, moments = {name: tensor.clone() for name, tensor in state.last_weights.items()}, optimizer_bits(state)
+    fit(config, state)
+    assert same_weights(state.last_weights, weights)
+    assert optimizer_bits(state) == moments
+
+
+def test_native_bfloat16_is_known_for_this_processor() -> None:
+    assert has_native_bfloat16(torch.device("cpu")) in (True, False)
+
+
+# Groups of workers
+
+
+@pytest.fixture(scope="module")
+def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
+    """What each group of workers trains, one after the other."""
+
+    def case(norm: str, **changes: Any) -> dict[str, Any]:
+        config = make_config(epochs=2, samples_per_lane=2, gradient_clip=0.5, schedule="cosine", **changes)
+        return {"norm": norm, "train": asdict(config)}
+
+    return {
+        "batch": case("batch"),
+        "group": case("group"),
+        "none": case("none"),
+        "bfloat16": case("batch", precision="bfloat16"),
+        "contiguous": case("batch", channels_last=False),
+        "another seed": case("batch", seed=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained_by(
+    shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, cases: dict[str, Any]
+) -> Callable[[int], list[Any]]:
+    """Results of every rank of a group of so many gloo processes."""
+    directory = tmp_path_factory.mktemp("workers")
+    about = {
+        "world_sizes": [1, 2, 3, 4],
+        "shards": str(shapes_dir),
+        "directory": str(directory),
+        "cases": cases,
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("gloo_worker.py")), json.dumps(about)],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    def read(world_size: int) -> list[Any]:
+        return [json.loads((directory / f"{rank}_of_{world_size}.json").read_text()) for rank in range(world_size)]
+
+    return read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", ["batch", "group", "none", "bfloat16", "contiguous"])
+def test_every_number_of_workers_gives_the_same_bits(
+    trained_by: Callable[[int], list[Any]], case: str, workers: int
+) -> None:
+    alone = trained_by(1)[0][case]
+    assert all(math.isfinite(loss) for loss in alone["losses"])
+    assert len(alone["losses"]) == 4
+    for rank in trained_by(workers):
+        assert rank[case] == alone
+
+
+@pytest.mark.slow
+def test_every_case_gives_other_bits(trained_by: Callable[[int], list[Any]], cases: dict[str, Any]) -> None:
+    # Otherwise equal hashes would prove nothing. Only the memory order may or may not change bits.
+    found = {name: result["hash"] for name, result in trained_by(1)[0].items() if name != "contiguous"}
+    assert len(set(found.values())) == len(cases) - 1
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_group_gives_the_bits_of_a_plain_process(
+    trained_by: Callable[[int], list[Any]], shapes_dir: Path, cases: dict[str, Any]
+) -> None:
+    index = read_index(shapes_dir)
+    mean, deviation = index.train_statistics()
+    config = TrainConfig(**cases["batch"]["train"])
+    from unet_core.model import ModelConfig
+
+    spec = ModelSpec(
+        config=ModelConfig(width=8, depth=2, norm="batch", input_statistics="train"),
+        channels=1, class_map=index.class_map, mean=mean, deviation=deviation, precision="float32",
+    )  # fmt: skip
+    trainer = Trainer(spec, config, LaneTree(lanes=4))
+    train = index.of_split("train")
+    loader = LaneLoader(ShardReader(shapes_dir, train), index.class_map, AugmentConfig(crop_px=24), seed=0, threads=2)
+    reports = list(trainer.fit(loader, ShardReader(shapes_dir, index.of_split("val")), [5, 4, 4]))
+    assert losses(reports) == trained_by(2)[0]["batch"]["losses"]
