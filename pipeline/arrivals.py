@@ -43,13 +43,13 @@ def add(*, allow_removal: bool = False) -> None:
         )
     else:
         say(f"nothing new in {source}")
-    if lines or not tracked.exists():
-        _track(ledger)
+    # Always: an earlier attempt may have written the ledger and not reached DVC.
+    _track(ledger)
 
 
 def _track(ledger: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", "--quiet", str(ledger)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", "add", str(ledger)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise StorageError(f"DVC can't track the ledger: {ledger}: {done.stderr.strip()}")
@@ -57,6 +57,8 @@ def _track(ledger: Path) -> None:
 
 def draw_source(folder: Path, *, count: int, seed: int) -> None:
     """Write the tutorial's shapes as files, one folder of masks per shape; files that are there already stay."""
+    if count < 1 or seed < 0:
+        raise DataError(f"unet shapes: --count {count} --seed {seed}: the count is at least 1, the seed not negative.")
     for number in progress(range(count), total=count, label="shapes", unit="images"):
         image, masks = draw_shapes(seed=seed, number=number)
         name = f"{number:05d}.png"

@@ -112,3 +112,7 @@ def _summary(_: argparse.Namespace) -> None:
     from pipeline.summary import summary
 
     summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+
+
+if __name__ == "__main__":
+    main()

@@ -85,6 +85,11 @@ def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:
     resources = ray.cluster_resources()
     gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     workers = placement.workers or min(gpus or max(1, cores // threads), lanes)
+    if workers * threads > cores or (gpus and workers > gpus):
+        raise TrainingError(
+            f"{workers} workers with {threads} threads need more than the cluster has: {cores} cores, {gpus} GPUs. "
+            "Lower UNET_WORKERS or train.threads_per_worker, or start a larger cluster."
+        )
     idle = cores - workers * threads
     if not gpus and idle > 0:
         log.info(
@@ -165,7 +170,15 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
     """Hand the journal's lines to `on_report` while training runs, and the rest at its end."""
     stop = threading.Event()
 
+    failed: list[Exception] = []
+
     def follow() -> None:
+        try:
+            read_lines()
+        except Exception as error:
+            failed.append(error)
+
+    def read_lines() -> None:
         with journal.open(encoding="utf-8") as stream:
             rest = ""
             while True:
@@ -185,12 +198,15 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
     finally:
         stop.set()
         thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _end_at_line(journal: Path) -> None:
-    """Drop a line that a killed controller left unfinished; its report is made again."""
+    """Drop what a killed controller left unfinished (its report is made again), and failures of earlier tries."""
     text = journal.read_bytes() if journal.exists() else b""
-    journal.write_bytes(text[: text.rfind(b"\n") + 1])
+    lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"failure"' not in line))
 
 
 def _last_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from unet_core.errors import UnetError
+from unet_core.errors import StorageError, UnetError
 
 
 def run_command(name: str, function: Callable[[], None], *, timings: Path | None = None) -> int:
@@ -24,6 +24,11 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
     except UnetError as error:
         sys.stderr.write(f"unet {name}: {error}\n")
         return error.exit_code
+    except OSError as error:
+        # A place that can't be read or written is the user's to mend; what it was doing tells the path.
+        where = f": {error.filename}" if error.filename else ""
+        sys.stderr.write(f"unet {name}: {error.strerror or error}{where}. Make room, or choose another place.\n")
+        return StorageError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(f"unet {name}: interrupted\n")
         return 130

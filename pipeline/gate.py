@@ -26,6 +26,11 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
             raise RecipeError(f"promote.confidence: {self.confidence}: choose a number from 0.5 to below 1.")
+        if not 0 <= self.min_score <= 1:
+            raise RecipeError(f"promote.min_score: {self.min_score}: choose a number from 0 to 1.")
+        for name, least in (("min_images", 1), ("bootstrap_draws", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"promote.{name}: {getattr(self, name)}: must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class Verdict:
 
 def judge_first(challenger: Mapping[str, float], config: GateConfig, *, score: str) -> Verdict:
     """Without a champion, the recipe's minimum decides."""
+    if not challenger:
+        return Verdict(
+            decision="too few to tell", sentence="too few to tell: no test image has a score", images=0, challenger=0.0
+        )
     mean = float(np.mean(list(challenger.values())))
     good = mean >= config.min_score
     reason = f"the first champion, {score} {mean:.3f}" if good else f"{score} {mean:.3f} is below the recipe's minimum"
@@ -57,11 +66,27 @@ def judge_first(challenger: Mapping[str, float], config: GateConfig, *, score: s
     )
 
 
+def _stretch(images: int, confidence: float) -> float:
+    """By how much the bootstrap's spread is too small for few images: its variance lacks a factor n / (n - 1), and its
+    tails are those of a normal, not of a t distribution (Hesterberg 2015, the expanded percentile interval).
+    """
+    from scipy import stats
+
+    if confidence <= 0.5:
+        return 1.0
+    exact = float(stats.t.ppf(confidence, images - 1) / stats.norm.ppf(confidence))
+    return exact * float(np.sqrt(images / (images - 1)))
+
+
 def judge(challenger: Mapping[str, float], champion: Mapping[str, float], config: GateConfig, *, score: str) -> Verdict:
-    """Compare the two on the images that both have a score for, by a paired bootstrap over images."""
-    keys = sorted(set(challenger) & set(champion))
-    new, old = (np.array([scores[key] for key in keys]) for scores in (challenger, champion))
-    if len(keys) < config.min_images:
+    """Compare the two by a paired bootstrap over images.
+
+    A model has no score for an image where it rightly predicts nothing; beside a model that paints something there,
+    it is right, and counts as 1. Images where both are rightly empty say nothing and are left out.
+    """
+    keys = sorted(set(challenger) | set(champion))
+    new, old = (np.array([scores.get(key, 1.0) for key in keys]) for scores in (challenger, champion))
+    if len(keys) < max(2, config.min_images):
         return Verdict(
             decision="too few to tell",
             sentence=f"too few to tell: {len(keys)} test images, promote.min_images is {config.min_images}",
@@ -71,7 +96,9 @@ def judge(challenger: Mapping[str, float], champion: Mapping[str, float], config
         )
     difference = new - old
     draws = np.random.default_rng(config.seed).integers(0, len(keys), size=(config.bootstrap_draws, len(keys)))
-    means = difference[draws].mean(axis=1)
+    means = difference.mean() + _stretch(len(keys), config.confidence) * (
+        difference[draws].mean(axis=1) - difference.mean()
+    )
     low, high = (float(bound) for bound in np.quantile(means, [0.025, 0.975]))
     confidence = float((means > 0).mean())
     decision: Literal["promoted", "not promoted"] = "promoted" if confidence >= config.confidence else "not promoted"

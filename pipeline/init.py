@@ -1,7 +1,8 @@
 """`unet init`: look at a folder, say what lies there, write a recipe for it, record the first batch."""
 
 import csv
-import shutil
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pipeline.arrivals import add
 from pipeline.command import say
 from pipeline.params import RECIPE
 from pipeline.source import list_pictures
-from unet_core.errors import DataError, RecipeError
+from unet_core.errors import DataError, RecipeError, UnetError
 from unet_core.samples import read_mask_values
 
 RECIPES = Path("recipes")
@@ -22,6 +23,9 @@ RECIPES = Path("recipes")
 SHIPPED = RECIPES / "shapes.yaml"
 #: Files that are opened to learn what the masks mean.
 NUM_LOOKED_AT = 200
+#: Names that need no quotes in YAML, and words that mean something there.
+PLAIN = re.compile(r"/?[A-Za-z_][\w./-]*")
+YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -64,11 +68,20 @@ def init(*, source: Path, recipe: str | None, force: bool) -> None:
         look = look_at(source)
         _tell(source, look)
         text = write_recipe(source, look)
-    if RECIPE.exists() and not replaceable:
-        shutil.copy(RECIPE, f"{RECIPE}.old")
+    before = RECIPE.read_bytes() if RECIPE.exists() else None
     RECIPE.write_text(text, encoding="utf-8")
+    try:
+        add()
+    except UnetError:
+        # As if nothing had been asked: the next attempt meets no recipe that nobody has read.
+        if before is None:
+            RECIPE.unlink()
+        else:
+            RECIPE.write_bytes(before)
+        raise
+    if before is not None and not replaceable:
+        RECIPE.with_name(f"{RECIPE.name}.old").write_bytes(before)
     say(f"recipe written: {RECIPE}; read it through, above all `masks` and `split`")
-    add()
     say("next: dvc repro")
 
 
@@ -78,7 +91,10 @@ def _from_recipe(source: Path, name: str) -> str:
         known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
         raise RecipeError(f"no such recipe: {name}. Choose from {known}.")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return "".join(f"  source: {source}\n" if line.startswith("  source:") else line for line in lines)
+    return "".join(
+        f"  source: {json.dumps(str(source), ensure_ascii=False)}\n" if line.startswith("  source:") else line
+        for line in lines
+    )
 
 
 def look_at(source: Path) -> Look:
@@ -136,7 +152,8 @@ def _look_at_masks(folder: Path, masks: Mapping[str, Path]) -> tuple[str, dict[s
         raise DataError(f"masks with one value: {folder}: all pixels are {values[0]}. There is nothing to learn.")
     if len(values) == 2 and values[0] == 0:
         return "multiclass", {"background": 0, "foreground": values[1]}, None, "background"
-    ignore = 255 if values[-1] == 255 and values[-2] < 254 else None
+    # 0, 1, 2 ... and 255 is how most tools mark pixels without a label; 0, 128, 255 are three classes.
+    ignore = 255 if len(values) > 2 and values == [*range(len(values) - 1), 255] else None
     classes = {f"class_{value}": value for value in values if value != ignore}
     return "multiclass", classes, ignore, None
 
@@ -189,11 +206,11 @@ def write_recipe(source: Path, look: Look) -> str:
     num_train = max(1, int(look.num_images * 0.7))
     epochs = max(10, min(500, 16_000 // num_train))
     loss = "cross_entropy" if look.kind == "multiclass" else "bce"
-    classes = "\n".join(f"    {name}: {value}" for name, value in look.classes.items())
+    classes = "\n".join(f"    {_text(name)}: {value}" for name, value in look.classes.items())
     table, declared = _table_lines(look.table) if look.table is not None else ("", "")
     return TEMPLATE.format(
-        source=source,
-        ledger=f"arrivals/{source.resolve().name}.jsonl",
+        source=_text(str(source)),
+        ledger=_text(f"arrivals/{source.resolve().name}.jsonl"),
         table=table,
         kind=look.kind,
         classes=classes,
@@ -208,14 +225,20 @@ def write_recipe(source: Path, look: Look) -> str:
     )
 
 
+def _text(value: object) -> str:
+    """A value as YAML reads it back, whatever it is called: JSON is YAML. Plain words stay plain."""
+    plain = isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in YAML_WORDS
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
 def _table_lines(table: Table) -> tuple[str, str]:
     """The recipe's lines for a table, and what its words mean. Without test words, the val images become the test:
     validation images are then taken from the training images.
     """
-    lines = f"  table: {table.name}\n"
+    lines = f"  table: {_text(table.name)}\n"
     if table.columns is not None:
-        lines += f"  table_columns: [{', '.join(table.columns)}]\n"
-    lines += f"  key_column: {table.key_column}\n  split_column: split\n"
+        lines += f"  table_columns: {_text(list(table.columns))}\n"
+    lines += f"  key_column: {_text(table.key_column)}\n  split_column: split\n"
     meant = {word: SPLIT_WORDS[word] for word in table.words}
     if "test" not in meant.values():
         meant = {word: "test" if split == "val" else split for word, split in meant.items()}

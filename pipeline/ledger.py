@@ -41,6 +41,8 @@ def read_ledger(path: Path) -> list[Arrival]:
     """All lines; DataError where there is no ledger or a line is damaged."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"ledger is damaged: {path}: {error}. Run `dvc checkout`.") from error
     except FileNotFoundError as error:
         raise DataError(
             f"no ledger of arrivals: {path}. Run `dvc pull` if a colleague recorded the data, or `unet add`."

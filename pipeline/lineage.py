@@ -14,7 +14,9 @@ def git_state(root: Path) -> dict[str, str]:
     if commit is None:
         return {}
     # What the pipeline writes itself (dvc.lock, metrics) says nothing about the source.
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics")
+    changed = _git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!models"
+    )
     return {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
 
 

@@ -5,6 +5,7 @@ One section is one dataclass beside the code that it configures, and one `params
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,22 @@ SECTIONS = (
 Config = TypeVar("Config")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as in YAML 1.2, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        twice = [key for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
     """Read one section of the recipe as `cls`; RecipeError for an unknown, missing or ill-typed key."""
     recipe = _read(path)
@@ -36,11 +53,13 @@ def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  it derives from SafeLoader
     except FileNotFoundError as error:
         raise RecipeError(
             f"no recipe: {path.resolve()}. Run `unet init --source FOLDER`, or copy one from recipes/."
         ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8: {path}: {error}. Save it as UTF-8.") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"not valid YAML: {path}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
@@ -83,7 +102,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin is typing.Literal:
-        return value in arguments
+        return any(type(value) is type(argument) and value == argument for argument in arguments)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, argument) for argument in arguments)
     if isinstance(origin, type) and issubclass(origin, Mapping):

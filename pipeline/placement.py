@@ -62,6 +62,6 @@ def _read_count(name: str) -> int | None:
     text = os.environ.get(name)
     if not text:
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise RecipeError(f"environment variable {name}: {text!r} is not a number from 1. Correct or unset it.")
     return int(text)

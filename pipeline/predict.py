@@ -4,7 +4,10 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pipeline import tracking
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
     """Predict all images; `model` is a registry address or a model directory."""
-    images = find_images(paths)
+    images = [path for path in find_images(paths) if not path.resolve().is_relative_to(out.resolve())]
     if Path(model).is_dir():
         network, spec = read_model(Path(model))
     else:
@@ -68,16 +71,19 @@ def _names(images: Sequence[Path]) -> dict[Path, str]:
 def _write_mask(folder: Path, name: str, mask: Array, class_map: ClassMap) -> None:
     """Masks as a user would bring them: the recipe's pixel values; overlapping classes in a folder each."""
     values = list(class_map.classes.values())
+    dtype = np.uint8 if max(values) < 256 else np.uint16
     if class_map.kind == "multilabel":
         for number, class_name in enumerate(class_map.names):
-            _write_gray(folder / class_name / f"{name}.png", mask[..., number] * values[number])
+            _write_gray(
+                folder / class_name / f"{name}.png", np.where(mask[..., number], values[number], 0).astype(dtype)
+            )
         return
-    coded = mask.copy()
+    coded = mask.astype(dtype)
     for number, value in enumerate(values):
         coded[mask == number] = value
     _write_gray(folder / f"{name}.png", coded)
 
 
-def _write_gray(path: Path, values: Array) -> None:
+def _write_gray(path: Path, values: npt.NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)

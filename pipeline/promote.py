@@ -33,7 +33,12 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
     tracking.set_version_tags(
         client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence}
     )
-    body = {**asdict(verdict), "version": challenger.number, "against": champion.number if champion else None}
+    body = {
+        **asdict(verdict),
+        "version": challenger.number,
+        "weights_sha256": challenger.weights_sha256,
+        "against": champion.number if champion else None,
+    }
     verdict_path = report.with_name("verdict.json")
     verdict_path.parent.mkdir(parents=True, exist_ok=True)
     verdict_path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
@@ -45,19 +50,26 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
 def _judge(challenger: tracking.Version, champion: tracking.Version | None, shards: Path) -> Verdict:
     gate = load_section("promote", GateConfig)
     score = load_section("evaluate", EvaluateConfig).score
-    reader = ShardReader(shards, read_index(shards).of_split("test"))
+    index = read_index(shards)
+    reader = ShardReader(shards, index.of_split("test"))
     network, spec = fetch_registered(challenger)
     if champion is None:
         return judge_first(
-            image_scores(score_split(network, spec, reader, name="challenger"), score), gate, score=score.capitalize()
+            image_scores(score_split(network, spec, reader, index.class_map, name="challenger"), score),
+            gate,
+            score=score.capitalize(),
         )
     old_network, old_spec = fetch_registered(champion)
-    if old_spec.class_map.names != spec.class_map.names or old_spec.channels != spec.channels:
+    if (old_spec.class_map.names, old_spec.class_map.kind, old_spec.channels) != (
+        spec.class_map.names,
+        spec.class_map.kind,
+        spec.channels,
+    ):
         raise RegistryError(
             f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "
             f"{list(old_spec.class_map.names)} on {old_spec.channels} channels, version {challenger.number} "
             f"{list(spec.class_map.names)} on {spec.channels}. Give the new task its own register.model."
         )
-    new = image_scores(score_split(network, spec, reader, name="challenger"), score)
-    old = image_scores(score_split(old_network, old_spec, reader, name="champion"), score)
+    new = image_scores(score_split(network, spec, reader, index.class_map, name="challenger"), score)
+    old = image_scores(score_split(old_network, old_spec, reader, index.class_map, name="champion"), score)
     return judge(new, old, gate, score=score.capitalize())

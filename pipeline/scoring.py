@@ -30,13 +30,13 @@ def fetch_registered(version: tracking.Version) -> tuple[UNet, ModelSpec]:
         return read_model(directory)
 
 
-def score_split(model: UNet, spec: ModelSpec, reader: ShardReader, *, name: str) -> list[ScoreRow]:
-    """Predict every image of a split whole and count."""
+def score_split(model: UNet, spec: ModelSpec, reader: ShardReader, class_map: ClassMap, *, name: str) -> list[ScoreRow]:
+    """Predict every image of a split whole and count, by the class map of the shards."""
     rows = []
     for sample in progress(reader, total=len(reader), label=name, unit="images"):
         logits = predict_logits(model, spec, sample.image)
-        counts = count_pixels(logits, mask_to_tensor(sample.mask[None], spec.class_map)[0])
-        rows += [_row(sample.key, number, count, spec.class_map) for number, count in enumerate(counts)]
+        counts = count_pixels(logits, mask_to_tensor(sample.mask[None], class_map)[0])
+        rows += [_row(sample.key, number, count, class_map) for number, count in enumerate(counts)]
     return rows
 
 

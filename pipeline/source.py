@@ -101,7 +101,9 @@ def read_table(source: Path, config: IngestConfig) -> dict[str, dict[str, str]]:
         return {}
     path = source / config.table
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"table can't be read: {path}: not UTF-8: {error}. Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(f"table can't be read: {path}: {error.strerror}. Correct ingest.table.") from error
     match path.suffix.lower():
@@ -116,7 +118,17 @@ def read_table(source: Path, config: IngestConfig) -> dict[str, dict[str, str]]:
     for column in (config.key_column, config.split_column, config.group_column):
         if column is not None and column not in columns:
             raise DataError(f"no such column: {path}: {column}. It has {columns}; correct the ingest section.")
-    return {row[columns.index(config.key_column)]: dict(zip(columns, row, strict=False)) for row in rows}
+    found: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, start=1 if config.table_columns else 2):
+        about = dict(zip(columns, row, strict=False))
+        for column in (config.key_column, config.split_column, config.group_column):
+            if column is not None and not about.get(column):
+                raise DataError(f"an empty cell: {path}: line {number}: no {column}. Complete the line.")
+        key = about[config.key_column]
+        if key in found:
+            raise DataError(f"two lines for one sample: {path}: line {number}: {key}. Keep one of them.")
+        found[key] = about
+    return found
 
 
 def _and_more(names: Sequence[str]) -> str:

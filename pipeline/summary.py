@@ -8,6 +8,7 @@ from pipeline import tracking
 from pipeline.command import say
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt
+from unet_core.errors import RegistryError
 
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report", "promote")
 
@@ -20,17 +21,20 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     version = tracking.find_version(client, known.model, known.weights_sha256)
     champion = tracking.version_by_alias(client, known.model, tracking.CHAMPION)
     train, scores = (_read(metrics / name) for name in ("train.json", "evaluate.json"))
+    if not train or not scores:
+        raise RegistryError(f"nothing to sum up yet: {metrics} has no scores. Run `dvc repro` first.")
     score = "dice" if "dice" in scores else "iou"
     low, high = scores["interval_95"]
     verdict = _read(report.with_name("verdict.json"))
+    is_current = verdict.get("weights_sha256") == known.weights_sha256
     promoted = report.with_name("promotion.html")
     say()
     say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {low:.3f} to {high:.3f}) "
         f"on {scores['images']} images; validation loss {train['val_loss']:.4f}")  # fmt: skip
     say(f"  version   {known.model} {version.number if version else 'not in this registry'}, "
         f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip
-    say(f"  gate      {verdict.get('sentence', 'not asked yet: unet promote')}")
-    say(f"  report    {promoted if promoted.exists() else report}")
+    say(f"  gate      {verdict['sentence'] if is_current else 'not asked yet: unet promote'}")
+    say(f"  report    {promoted if is_current and promoted.exists() else report}")
     _say_seconds(read_timings(placement.timings))
     say()
     say("  next      unet predict PATH... --out DIR     masks for your images")
@@ -42,7 +46,10 @@ def read_timings(path: Path) -> dict[str, float]:
     """The last seconds of each stage; `training` is the part of `train` between first and last step."""
     seconds: dict[str, float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # a killed stage's half-written line
         seconds[entry["stage"]] = entry["seconds"]
     return seconds
 

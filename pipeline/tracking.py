@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +57,24 @@ class Client(MlflowClient):  # type: ignore[misc]
     def __init__(self, uri: str, experiment: str) -> None:
         super().__init__(uri)
         self.experiment = experiment
+        # Beside the store's file: MLflow would choose the working directory, and a queued experiment's is deleted.
+        database = uri.removeprefix("sqlite:///")
+        self._artifacts = (Path(database).resolve().parent / "mlruns").as_uri() if database != uri else None
+
+    def experiment_id(self) -> str:
+        """The experiment's id; it is made if there is none."""
+        found = self.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self.create_experiment(self.experiment, artifact_location=self._artifacts))
 
 
 def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
-    address = urlsplit(uri)
+    try:
+        address = urlsplit(uri)
+    except ValueError as error:
+        raise RegistryError(f"not an address: {uri}: {error}. Correct MLFLOW_TRACKING_URI.") from error
     if address.scheme in ("http", "https"):
         port = address.port or (443 if address.scheme == "https" else 80)
         try:
@@ -70,10 +85,14 @@ def connect(uri: str, experiment: str = "unet") -> Client:
                 f"tracking server can't be reached: {shown}: {error}. Start it, correct MLFLOW_TRACKING_URI, "
                 "or unset it to use the working tree's own store."
             ) from error
-    mlflow.set_tracking_uri(uri)
-    client = Client(uri, experiment)
-    with registry_errors(uri):
+    shown = uri if "@" not in uri else f"{address.scheme}://...@{uri.rpartition('@')[2]}"
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = Client(uri, experiment)
         client.search_experiments(max_results=1)
+    except (MlflowException, ValueError, ImportError) as error:
+        text = str(error).splitlines()[0]
+        raise RegistryError(f"not a tracking store: {shown}: {text}. Correct MLFLOW_TRACKING_URI.") from error
     return client
 
 
@@ -93,8 +112,7 @@ class TrainingRun:
     def __init__(self, client: Client, *, training: str, params: Mapping[str, Any]) -> None:
         self._client = client
         with registry_errors("opening a run"):
-            found = client.get_experiment_by_name(client.experiment)
-            experiment_id = found.experiment_id if found else client.create_experiment(client.experiment)
+            experiment_id = client.experiment_id()
             old = client.search_runs(
                 [experiment_id],
                 f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'",
@@ -120,7 +138,10 @@ class TrainingRun:
     def log_step(self, step: int, metrics: Mapping[str, float], time_ms: int) -> None:
         """Keep the metrics of a step for the next `flush`; a step that was logged before is left out."""
         if step > self._last_step:
-            self._waiting += [Metric(name, value, time_ms, step) for name, value in metrics.items()]
+            # MLflow refuses other characters, and class names are the user's.
+            self._waiting += [
+                Metric(re.sub(r"[^\w\-. /]", "_", name), value, time_ms, step) for name, value in metrics.items()
+            ]
 
     def flush(self, *, must: bool = False) -> None:
         """Send what waits. A server that is away keeps it waiting, unless it `must` arrive now."""
@@ -208,8 +229,9 @@ def _find_logged_model(client: Client, weights: str, model_dir: Path) -> tuple[s
     runs = client.search_runs(experiments, f"tags.`{WEIGHTS_TAG}` = '{weights}'", max_results=1)
     if runs:
         return runs[0].info.run_id, runs[0].data.tags[MODEL_TAG]
-    mlflow.set_experiment(client.experiment)
-    with mlflow.start_run(run_name=f"model {weights[:8]} from the working tree") as run:
+    with mlflow.start_run(
+        experiment_id=client.experiment_id(), run_name=f"model {weights[:8]} from the working tree"
+    ) as run:
         return run.info.run_id, _log_model(client, run.info.run_id, model_dir)
 
 
@@ -239,7 +261,9 @@ def set_version_tags(client: Client, version: Version, tags: Mapping[str, str]) 
 def log_to_run(client: Client, run_id: str, *, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
     """Add scores and files to a run that has ended."""
     with registry_errors("logging scores"):
-        client.log_batch(run_id, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
+        client.log_batch(
+            run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()]
+        )
         for path in files:
             client.log_artifact(run_id, str(path), "evaluation")
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_core.errors import ModelError
+from unet_core.errors import ModelError, RecipeError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import ClassMap
@@ -38,6 +38,7 @@ def write_model(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -
 def read_spec(directory: Path) -> ModelSpec:
     """Read what network a model directory holds."""
     body = _read_json(directory / SPEC_NAME)
+    _check_format(body, directory / SPEC_NAME)
     try:
         return ModelSpec(
             config=ModelConfig(**body["config"]),
@@ -47,7 +48,7 @@ def read_spec(directory: Path) -> ModelSpec:
             deviation=tuple(body["deviation"]),
             precision=body["precision"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecipeError) as error:
         raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {error}.") from error
 
 
@@ -99,9 +100,9 @@ def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> Non
     """Write a checkpoint directory: it appears complete or not at all."""
     partial = _new_partial(directory)
     _write_model_files(partial, spec, state.best_weights)
-    save_file(_storable(state.last_weights), partial / "last.safetensors")
+    _save(_storable(state.last_weights), partial / "last.safetensors")
     tensors, plain = _split_optimizer(state.optimizer)
-    save_file(tensors, partial / "train_state.safetensors")
+    _save(tensors, partial / "train_state.safetensors")
     about = {
         "format": FORMAT_VERSION,
         "position": asdict(state.position),
@@ -116,6 +117,12 @@ def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> Non
 def read_checkpoint(directory: Path) -> TrainState:
     """Read a checkpoint; ModelError if a file is missing or its hash is not the recorded one."""
     about = _read_json(directory / "train_state.json")
+    _check_format(about, directory / "train_state.json")
+    missing = sorted({"sha256", "position", "best_score", "optimizer"} - set(about))
+    if missing:
+        raise ModelError(
+            f"checkpoint is damaged: {directory / 'train_state.json'}: no {missing[0]}. Remove it to start anew."
+        )
     for name, expected in about["sha256"].items():
         if not (directory / name).is_file() or hash_file(directory / name) != expected:
             raise ModelError(f"checkpoint is damaged: {directory / name}. Remove the directory to start anew.")
@@ -130,8 +137,17 @@ def read_checkpoint(directory: Path) -> TrainState:
 
 def _write_model_files(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
     body = {"format": FORMAT_VERSION, **asdict(spec)}
-    save_file(_storable(state), directory / WEIGHTS_NAME)
+    _save(_storable(state), directory / WEIGHTS_NAME)
     _write_text(directory / SPEC_NAME, json.dumps(body, indent=1))
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        what = "disk full while writing" if "No space left" in str(error) else "can't write"
+        raise StorageError(f"{what} weights: {path}: {error}. Free some space and start again.") from error
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,6 +190,12 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def _check_format(body: Any, path: Path) -> None:
+    found = body.get("format") if isinstance(body, dict) else None
+    if found != FORMAT_VERSION:
+        raise ModelError(f"another format: {path}: version {found}, this code reads {FORMAT_VERSION}.")
+
+
 def _new_partial(directory: Path) -> Path:
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -185,8 +207,12 @@ def _put_in_place(partial: Path, directory: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    shutil.rmtree(directory, ignore_errors=True)
+    old = directory.with_name(directory.name + ".old.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.replace(old)
     partial.replace(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def clone_weights(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def predict_logits(
         return _predict_tile(model, spec, image)
     total = torch.zeros(spec.class_map.num_classes, height, width)
     weights = torch.zeros(height, width)
-    for tile in _tiles(height, width, tile_px, overlap_px):
+    for tile in _tiles(height, width, tile_px, overlap_px, stride=2**spec.config.depth):
         rows, columns = slice(tile.top, tile.top + tile.height), slice(tile.left, tile.left + tile.width)
         weight = _ramp(tile.height, overlap_px)[:, None] * _ramp(tile.width, overlap_px)[None, :]
         total[:, rows, columns] += weight * _predict_tile(model, spec, image[rows, columns])
@@ -62,21 +62,26 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _tiles(height: int, width: int, tile_px: int, overlap_px: int) -> Iterator[Window]:
-    for top in _starts(height, tile_px, overlap_px):
-        for left in _starts(width, tile_px, overlap_px):
-            yield Window(top=top, left=left, height=min(tile_px, height), width=min(tile_px, width))
+def _tiles(height: int, width: int, tile_px: int, overlap_px: int, stride: int) -> Iterator[Window]:
+    for top, bottom in _spans(height, tile_px, overlap_px, stride):
+        for left, right in _spans(width, tile_px, overlap_px, stride):
+            yield Window(top=top, left=left, height=bottom - top, width=right - left)
 
 
-def _starts(length: int, tile_px: int, overlap_px: int) -> list[int]:
-    """Evenly placed starts of tiles that cover `length` and overlap by at least `overlap_px`."""
-    if length <= tile_px:
-        return [0]
-    count = -(-(length - overlap_px) // (tile_px - overlap_px))
-    return [round(number * (length - tile_px) / (count - 1)) for number in range(count)]
+def _spans(length: int, tile_px: int, overlap_px: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Starts and ends of tiles that cover `length`. A start is a multiple of the stride: elsewhere pooling would
+    pair other pixels than it does in the whole image, and the answer would depend on the tiles.
+    """
+    step = max(stride, (tile_px - overlap_px) // stride * stride)
+    start = 0
+    while start + tile_px < length:
+        yield start, start + tile_px
+        start += step
+    yield start, length
 
 
 def _ramp(length: int, overlap_px: int) -> Tensor:
     """Weights along one side of a tile: 1 inside, falling to its ends over the overlap."""
     distance = torch.arange(1, length + 1, dtype=torch.float32)
-    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap_px) / overlap_px
+    ramp = max(1, overlap_px)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=ramp) / ramp

@@ -111,6 +111,8 @@ class UNet(nn.Module):
         widths = [config.width * 2**level for level in range(config.depth + 1)]
         self.channels = spec.channels
         self.stride = 2**config.depth
+        # Instance norm needs more than one pixel at the deepest level.
+        self.smallest = self.stride * (2 if config.norm == "instance" else 1)
         self.normalise = InputNormalisation(spec.mean, spec.deviation)
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, config.norm)
@@ -155,7 +157,7 @@ class UNet(nn.Module):
 
     def _pad(self, images: Tensor) -> Tensor:
         """Repeat the last row and column until the stride divides both sides."""
-        below, right = -images.shape[-2] % self.stride, -images.shape[-1] % self.stride
+        below, right = (max(-length % self.stride, self.smallest - length) for length in images.shape[-2:])
         return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
 

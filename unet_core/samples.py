@@ -10,11 +10,14 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unet_core.errors import DataError, RecipeError
 
 Array = npt.NDArray[np.uint8]
+
+#: Pillow's modes that hold one whole number a pixel, or gray written as colour.
+MASK_MODES = frozenset({"1", "L", "P", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L"})
 
 #: The index in an encoded multiclass mask of pixels that belong to no class and are not scored.
 IGNORE_INDEX = 255
@@ -39,6 +42,10 @@ class ClassMap:
                 f"too few classes: masks.classes: {list(self.classes)}. A multiclass mask needs at least two, "
                 "background included; for one class on a background add it, or choose kind: multilabel."
             )
+        if not 1 <= len(self.classes) <= IGNORE_INDEX:
+            raise RecipeError(f"masks.classes: {len(self.classes)} classes: between 1 and {IGNORE_INDEX} are possible.")
+        if self.kind == "multilabel" and 0 in self.classes.values():
+            raise RecipeError("masks.classes: value 0 in a multilabel mask: 0 is where the class is not. Use 255 or 1.")
         if self.background is not None and self.background not in self.classes:
             raise RecipeError(
                 f"unknown class: masks.background: {self.background!r}. Name one of {list(self.classes)}, or null."
@@ -100,7 +107,21 @@ def open_picture(path: Path, what: str) -> Image.Image:
         raise DataError(
             f"{what} can't be read: {path}: {error}. Export the file again, or remove the sample."
         ) from error
+    num_pages = getattr(picture, "n_frames", 1)
+    if num_pages > 1:
+        raise DataError(f"{what} has {num_pages} pages: {path}. Export the page that you mean as a file of its own.")
     return picture
+
+
+def _refuse_deep_colour(picture: Image.Image, path: Path, what: str) -> None:
+    """Pillow cuts 16-bit colour to 8 bits without a word; the depth stands in a PNG's byte 24 and a TIFF's tag 258."""
+    with path.open("rb") as stream:
+        head = stream.read(26)
+    is_png = head[:8] == b"\x89PNG\r\n\x1a\n"
+    tags = getattr(picture, "tag_v2", {})
+    deepest = head[24] if is_png else max(np.atleast_1d(tags.get(258, 8)))
+    if deepest > 8 and picture.mode not in ("F", "I", "I;16", "I;16B", "I;16L"):
+        raise DataError(f"more than 8 bits a channel: {what} {path}: {deepest}. Export it with 8 bits a channel.")
 
 
 def read_image(path: Path, *, channels: int) -> Array:
@@ -110,6 +131,8 @@ def read_image(path: Path, *, channels: int) -> Array:
     those is a decision that we must not take silently.
     """
     picture = open_picture(path, "image")
+    _refuse_deep_colour(picture, path, "image")
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         raise DataError(
             f"more than 8 bits a channel: {path}: mode {picture.mode}. Export the image with 8 bits a channel."
@@ -126,6 +149,11 @@ def read_image(path: Path, *, channels: int) -> Array:
 def read_mask_values(path: Path) -> npt.NDArray[np.int64]:
     """Read a mask's pixel values, (H, W): palette images give their indices, 1-bit images 0 and 1."""
     picture = open_picture(path, "mask")
+    _refuse_deep_colour(picture, path, "mask")
+    if picture.mode not in MASK_MODES:
+        raise DataError(
+            f"a mask of another kind: {path}: mode {picture.mode}. Export it as an index image, a whole number a pixel."
+        )
     if picture.mode == "1":
         picture = picture.convert("L").point([min(value, 1) for value in range(256)])
     if picture.mode in ("RGB", "RGBA", "LA"):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from unet_core.errors import DataError, StorageError
+from unet_core.errors import DataError, RecipeError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.samples import Array, ClassMap, Sample, Window, count_class_pixels
 from unet_core.splits import SPLITS, Split
@@ -94,6 +94,8 @@ class ShardIndex:
     def train_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over all training pixels, in units of 0 to 1."""
         samples = [sample for shard in self.of_split("train") for sample in shard.samples]
+        if not samples:
+            raise DataError("no training samples: the shards have none in train. Run `dvc repro shard`.")
         pixels = sum(sample.image.shape[0] * sample.image.shape[1] for sample in samples)
         means, deviations = [], []
         for channel in range(self.channels):
@@ -148,9 +150,9 @@ def write_shard(
             ),
         )
         partial.replace(target)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"disk full while writing a shard: {target}. Nothing half-written was kept; free some space and "
                 "run `dvc repro` again, finished shards are not written twice."
@@ -212,7 +214,15 @@ def write_index(directory: Path, index: ShardIndex) -> None:
         "shards": [asdict(shard) for shard in index.shards],
     }
     partial = directory / (INDEX_NAME + ".partial")
-    partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    try:
+        partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "disk full while writing" if full else "can't write"
+        raise StorageError(
+            f"{what} the index of shards: {directory / INDEX_NAME}: {error.strerror}. Free some space and start again."
+        ) from error
     partial.replace(directory / INDEX_NAME)
 
 
@@ -223,18 +233,23 @@ def read_index(directory: Path) -> ShardIndex:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"no shards: {path} is missing. Run `dvc repro shard`.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise DataError(f"index of shards is damaged: {path}: {error}. Run `dvc repro -f shard`.") from error
+    if not isinstance(body, dict):
+        raise DataError(f"index of shards is damaged: {path}: not an object. Run `dvc repro -f shard`.")
     if body.get("format") != FORMAT_VERSION:
         raise DataError(
             f"shards of another format: {path}: version {body.get('format')}, this code reads {FORMAT_VERSION}. "
             "Run `dvc repro -f shard`."
         )
-    return ShardIndex(
-        class_map=ClassMap(**body["masks"]),
-        channels=body["channels"],
-        shards=tuple(_shard_entry(shard) for shard in body["shards"]),
-    )
+    try:
+        return ShardIndex(
+            class_map=ClassMap(**body["masks"]),
+            channels=body["channels"],
+            shards=tuple(_shard_entry(shard) for shard in body["shards"]),
+        )
+    except (KeyError, TypeError, AttributeError, RecipeError) as error:
+        raise DataError(f"index of shards is damaged: {path}: {error!r}. Run `dvc repro -f shard`.") from error
 
 
 def _shard_entry(body: dict[str, Any]) -> ShardEntry:

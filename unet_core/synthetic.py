@@ -54,7 +54,11 @@ def _draw_place(rng: np.random.Generator, height: int, width: int, factor: float
 def _label(name: str, place: Place, height: int, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     # A row and a column, which broadcast: a tenth of the time that full grids take.
     dy, dx = np.arange(height)[:, None] - place.y, np.arange(width)[None, :] - place.x
-    in_square: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = (abs(dx) <= place.size) & (abs(dy) <= place.size)
+    # The size is the side of a square, and the radius of a circle.
+    half = place.size // 2
+    in_square: np.ndarray[tuple[int, int], np.dtype[np.bool_]] = (
+        (dx >= -half) & (dx < place.size - half) & (dy >= -half) & (dy < place.size - half)
+    )
     square_distance = dx**2 + dy**2
     if name == "triangle":
         return in_square & (dy >= dx)

@@ -74,6 +74,20 @@ class TrainConfig:
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
+        for name in ("checkpoint_every_steps", "decay_epochs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1, or null.")
+        for name in ("seed", "warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must not be negative.")
+        if not 0 < self.learning_rate < math.inf:
+            raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
+        if any(not weight > 0 for weight in self.loss.values()):
+            raise RecipeError(
+                f"train.loss: {dict(self.loss)}: weights must be above 0. Remove a loss that does not count."
+            )
 
 
 def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
@@ -163,7 +177,8 @@ class Trainer:
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
         self.model.load_state_dict(state.last_weights)
-        self.optimizer.load_state_dict(dict(state.optimizer))
+        # A copy: the optimizer takes the tensors that it is given, and changes them.
+        self.optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))
         self.position = state.position
         self.best_score = state.best_score
         self.best_weights = dict(state.best_weights)
@@ -171,6 +186,8 @@ class Trainer:
     def fit(self, loader: LaneLoader, val: ShardReader, shard_sizes: list[int]) -> Iterator[Report]:
         """Train to the end of the last epoch; every rank gets the same reports."""
         config = self.config
+        if not len(val):
+            raise TrainingError("no validation images: the shards have none in val. Raise split.val_fraction.")
         while self.position.epoch < config.epochs:
             plan = plan_epoch(
                 shard_sizes,
@@ -199,11 +216,17 @@ class Trainer:
                 records = []
         self.position = Position(epoch=epoch + 1, step=self.position.step)
         is_last = epoch + 1 == config.epochs
+        due = config.checkpoint_every_steps is not None and self.position.step % config.checkpoint_every_steps == 0
         validation = None
         if is_last or (epoch + 1) % config.validate_every_epochs == 0:
             validation = self._validate(val)
+            if not math.isfinite(validation.loss):
+                raise TrainingError(
+                    f"the loss is not a number: validation after step {self.position.step - 1}: {validation.loss}. "
+                    "Lower train.learning_rate, or set train.gradient_clip."
+                )
             self._keep_best(validation)
-        yield self._report(plan, records, validation, keep=validation is not None)
+        yield self._report(plan, records, validation, keep=due or validation is not None)
 
     def _report(
         self, plan: EpochPlan, records: list[StepRecord], validation: Validation | None, *, keep: bool

@@ -6,6 +6,7 @@ A draw is a function of (seed, epoch, key) and nothing else: not of the worker, 
 import difflib
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ class AugmentConfig:
     """Side of the random square that is cut from each training image; null takes whole images of one size."""
     transforms: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """Albumentations in order: `name` and its arguments, e.g. {name: HorizontalFlip, p: 0.5}."""
+
+    def __post_init__(self) -> None:
+        if self.crop_px is not None and self.crop_px < 1:
+            raise RecipeError(f"augment.crop_px: {self.crop_px}: must be at least 1, or null.")
 
 
 def sample_seed(*, seed: int, epoch: int, key: str) -> int:
@@ -63,18 +68,30 @@ class Augmentation:
     """The recipe's transforms, checked when made: an unknown name or argument is a RecipeError that names it."""
 
     def __init__(self, config: AugmentConfig, class_map: ClassMap) -> None:
-        self._compose = _compose(config.transforms, class_map) if config.transforms else None
+        self._make = (lambda: _compose(config.transforms, class_map)) if config.transforms else None
+        # Transforms hold their random state, so every thread of a loader has its own.
+        self._threads = threading.local()
+        if self._make is not None:
+            self._make()
 
     def apply(self, sample: Sample, seed: int) -> Sample:
         """Transform image and mask by the draw that belongs to `seed`."""
-        if self._compose is None:
+        if self._make is None:
             return sample
+        compose = getattr(self._threads, "compose", None)
+        if compose is None:
+            compose = self._threads.compose = self._make()
         # Compose.set_random_seed gives every transform the same seed, and two flips with p=0.5 would always
         # come together; each transform gets its own.
-        self._compose.set_random_seed(seed % 2**32)
-        for number, transform in enumerate(self._compose.transforms):
+        compose.set_random_seed(seed % 2**32)
+        for number, transform in enumerate(compose.transforms):
             transform.set_random_seed(_child_seed(seed, number))
-        done = self._compose(image=sample.image, mask=sample.mask)
+        done = compose(image=sample.image, mask=sample.mask)
+        if done["image"].dtype != np.uint8:
+            raise RecipeError(
+                f"a transform changes the kind of number: augment.transforms: {done['image'].dtype} instead of uint8. "
+                "Remove it (normalisation is the model's first layer)."
+            )
         return Sample(key=sample.key, image=done["image"], mask=done["mask"])
 
 

@@ -1,5 +1,6 @@
 """Stage 7: the registered version on the test split -> scores per image and class, intervals, best and worst images."""
 
+import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from pipeline.scores import (
     write_rows,
 )
 from pipeline.scoring import fetch_registered, predict_sample, score_split
-from unet_core.errors import DataError
+from unet_core.errors import DataError, RecipeError
 from unet_core.model import ModelSpec, UNet
 from unet_core.shards import ShardReader, read_index
 
@@ -46,6 +47,13 @@ class EvaluateConfig:
     seed: int
     """Of the bootstrap."""
 
+    def __post_init__(self) -> None:
+        if self.bootstrap_draws < 1 or self.seed < 0:
+            raise RecipeError(
+                f"evaluate.bootstrap_draws: {self.bootstrap_draws}, evaluate.seed: {self.seed}: "
+                "draws must be at least 1, the seed not negative."
+            )
+
 
 def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: Path, plots: Path) -> None:
     """Score the version that the registry has under the receipt's hash."""
@@ -55,8 +63,9 @@ def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: 
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = registered_version(client, read_receipt(receipt), model)
     network, spec = fetch_registered(version)
-    reader = ShardReader(shards, read_index(shards).of_split("test"))
-    rows = score_split(network, spec, reader, name="evaluate")
+    index = read_index(shards)
+    reader = ShardReader(shards, index.of_split("test"))
+    rows = score_split(network, spec, reader, index.class_map, name="evaluate")
     write_rows(scores, rows)
     body = summarise(rows, config, spec)
     metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +104,8 @@ def write_plots(directory: Path, body: Mapping[str, Any], cases: Path) -> list[P
     """For `dvc plots`: a bar a class, and the cases on one sheet."""
     bars, sheet = directory / "class_scores.csv", directory / "cases.png"
     defined = [(name, dice) for name, dice in body["class_dice"].items() if dice is not None]
-    bars.write_text("class,dice\n" + "".join(f"{name},{dice}\n" for name, dice in defined), encoding="utf-8")
+    with bars.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([("class", "dice"), *defined])
     strips = [np.asarray(Image.open(path)) for path in sorted(cases.glob("*.png"))]
     write_picture(sheet, np.concatenate(strips))
     return [bars, sheet]

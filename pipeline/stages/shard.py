@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import unet_core.samples
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
 from pipeline.progress import progress
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
 from unet_core.errors import RecipeError
+from unet_core.hashing import hash_file
 from unet_core.samples import ClassMap, Sample, read_sample
 from unet_core.shards import ShardEntry, ShardIndex, finished_shards, shard_content, write_index, write_shard
 from unet_core.splits import SPLITS, Split
@@ -76,7 +78,9 @@ def plan_shards(
     def place(row: CatalogRow) -> tuple[int, int, str]:
         return SPLITS.index(splits[row.key]), row.batch, row.key
 
-    encoding = json.dumps([class_map.kind, dict(class_map.classes), class_map.ignore])
+    # Files that are read in another way are other shards.
+    reading = hash_file(Path(unet_core.samples.__file__))
+    encoding = json.dumps([reading, class_map.kind, dict(class_map.classes), class_map.ignore])
     jobs = []
     for (split_number, batch), group in groupby(sorted(rows, key=place), key=lambda row: place(row)[:2]):
         for number, part in enumerate(_parts(list(group), config, class_map)):

@@ -25,7 +25,7 @@ def run(*, accepted: Path, splits: Path, metrics: Path) -> None:
         found = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
         raise DataError(
             f"too few images for three splits: {len({row.group for row in rows})} groups give {found}. Add images, "
-            f"raise split.{empty[0]}_fraction, try another split.seed, or declare splits (ingest.split_column)."
+            f"{_remedy(empty[0])}, try another split.seed, or declare splits (ingest.split_column)."
         )
     splits.parent.mkdir(parents=True, exist_ok=True)
     with splits.open("w", newline="", encoding="utf-8") as stream:
@@ -35,6 +35,10 @@ def run(*, accepted: Path, splits: Path, metrics: Path) -> None:
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps({split: counts[split] for split in SPLITS}, indent=1) + "\n", encoding="utf-8")
     log.info("split: %s", ", ".join(f"{counts[split]} {split}" for split in SPLITS))
+
+
+def _remedy(split: Split) -> str:
+    return "lower the fractions of split" if split == "train" else f"raise split.{split}_fraction"
 
 
 def read_splits(path: Path) -> dict[str, Split]:

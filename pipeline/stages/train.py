@@ -45,19 +45,20 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     run_ = tracking.TrainingRun(client, training=training, params=_flat({**asdict(config), **asdict(spec.config)}))
     watch = Watch(run_, config)
+    # Before training: what is committed meanwhile did not make the model.
+    lineage = {**git_state(placement.root), **data_state(shards)}
     try:
         checkpoint = _train(placement, config, shards, work_dir, watch)
         write_model(model, spec, read_checkpoint(checkpoint).best_weights)
+        watch.write(metrics, curves, validation)
+        _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
+        run_.log_files([metrics, curves, validation, examples, RECIPE])
+        run_.finish(model, lineage)
     except BaseException:
         run_.fail()
         raise
     finally:
         watch.close()
-    watch.write(metrics, curves, validation)
-    _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
-    lock = [path for path in (Path("dvc.lock"), RECIPE) if path.exists()]
-    run_.log_files([metrics, curves, validation, examples, *lock])
-    run_.finish(model, {**git_state(placement.root), **data_state(shards)})
     shutil.rmtree(work_dir)
     note_seconds(placement.timings, "training", watch.seconds)
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
@@ -76,7 +77,6 @@ _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "aug
 def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     weighted_loss(config.loss, spec.class_map)
-    LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
     plan = plan_epoch(
         [len(shard.samples) for shard in index.of_split("train")],
         seed=config.seed,
@@ -85,6 +85,9 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
         samples_per_lane=config.samples_per_lane,
         block_shards=config.block_shards,
     )
+    # One step's batches, so that a transform that can't work is found now.
+    loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
+    next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
         "train: %d epochs of %d steps; %d samples rest in each epoch",
         config.epochs, plan.num_steps, len(plan.remainder),
@@ -110,10 +113,12 @@ def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Pa
             "loader_threads": placement.loader_threads,
             "use_gpu": group.use_gpu,
         }
-        checkpoint = cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
-    if watch.failure is not None:
-        raise TrainingError(watch.failure)
-    return checkpoint
+        try:
+            return cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
+        finally:
+            if watch.failure is not None:
+                # Whatever Ray says of it, this is the cause.
+                raise TrainingError(watch.failure)
 
 
 class Watch:

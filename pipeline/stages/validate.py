@@ -16,7 +16,7 @@ from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.progress import progress
 from pipeline.source import IngestConfig
-from unet_core.errors import DataError
+from unet_core.errors import DataError, RecipeError
 from unet_core.samples import ClassMap, Sample, count_class_pixels, read_sample
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,12 @@ class ValidateConfig:
     """What images are read as: 1 gray, 3 RGB."""
     max_rejected_fraction: float
     """Share of samples, 0 to 1, that may be rejected before the stage fails."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise RecipeError(
+                f"validate.max_rejected_fraction: {self.max_rejected_fraction}: choose a number from 0 to 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,18 +92,14 @@ def test_too_few_images_are_too_few_to_tell() -> None:
     assert (verdict.images, verdict.confidence) == (3, None)
 
 
-def test_only_images_with_both_scores_count() -> None:
-    new = {**scores(0.9, 0.9, 0.9, 0.9), "only new": 0.0}
-    old = {**scores(0.8, 0.8, 0.8, 0.8), "only old": 1.0}
+def test_a_model_that_rightly_predicts_nothing_beats_one_that_paints_something() -> None:
+    # Both rightly find nothing in most images; the challenger paints something on three empty ones.
+    new = {**scores(0.92, 0.92, 0.92, 0.92), "empty 1": 0.0, "empty 2": 0.0, "empty 3": 0.0}
+    old = scores(0.9, 0.9, 0.9, 0.9)
     verdict = judge(new, old, CONFIG, score="Dice")
-    assert verdict.images == 4
-    assert verdict.difference == pytest.approx(0.1)
-
-
-def test_without_common_images_it_is_too_few_to_tell() -> None:
-    verdict = judge({"a": 1.0}, {"b": 0.0}, CONFIG, score="Dice")
-    assert verdict.decision == "too few to tell"
-    assert verdict.images == 0
+    assert verdict.decision == "not promoted"
+    assert verdict.images == 7
+    assert verdict.difference == pytest.approx((4 * 0.02 - 3) / 7)
 
 
 def test_equal_seeds_give_equal_verdicts_whatever_the_order_of_the_images() -> None:

@@ -22,7 +22,7 @@ def score(folder: Path, write_model_dir, class_map: ClassMap, mask: list) -> lis
     sample = Sample(key="a", image=IMAGE, mask=np.array([mask], dtype=np.uint8))
     shard = write_shard(folder, "test/b0001-00000.tar", "test", "content", [sample], class_map)
     network, spec = read_model(folder / "model")
-    return score_split(network, spec, ShardReader(folder, [shard]), name="test")
+    return score_split(network, spec, ShardReader(folder, [shard]), spec.class_map, name="test")
 
 
 def counts(row: ScoreRow) -> tuple[int, int, int]:

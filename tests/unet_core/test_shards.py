@@ -233,7 +233,7 @@ def test_full_disk_keeps_the_old_index(
     before = (small_disk / INDEX_NAME).read_bytes()
     fill(small_disk)
     many = index_of(cells_map, *[replace(entry, name=f"train/{number}.tar") for number in range(100)])
-    with pytest.raises(StorageError, match=r"disk full .*index\.json"):
+    with pytest.raises(StorageError, match=r"(?s)index\.json.*(disk full|No space left)|disk full.*index\.json"):
         write_index(small_disk, many)
     assert (small_disk / INDEX_NAME).read_bytes() == before
     assert not list(small_disk.rglob("*.partial"))
@@ -399,6 +399,26 @@ def test_damaged_index_is_named(tmp_path: Path, content: bytes) -> None:
         read_index(tmp_path)
     assert str(caught.value).startswith(f"index of shards is damaged: {tmp_path / INDEX_NAME}: ")
     assert str(caught.value).endswith("Run `dvc repro -f shard`.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("masks", {"kind": "multiclass", "classes": {"a": 0}}),
+        ("masks", {"kind": "multiclass", "classes": ["a", "b"]}),
+        ("shards", ["train/a.tar"]),
+        ("shards", [{"name": "train/a.tar"}]),
+    ],
+    ids=["impossible class map", "classes are a list", "shards are names", "half a shard"],
+)
+def test_index_with_impossible_entries_is_named_as_damaged(
+    tmp_path: Path, left: list[ShardEntry], name: str, value: object
+) -> None:
+    # A DataError and no other: finished_shards builds anew for that one only.
+    path = tmp_path / INDEX_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(DataError, match=r"index of shards is damaged: .*index\.json: "):
+        read_index(tmp_path)
 
 
 def test_index_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -287,14 +287,15 @@ def test_weights_that_explode_in_the_last_step_are_no_result(fit: Fit, make_conf
         fit(config, norm="none")
 
 
-def test_training_without_validation_images_is_refused(
+def test_training_without_validation_images_is_refused_before_the_first_step(
     shapes_dir: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
 ) -> None:
     train = read_index(shapes_dir).of_split("train")
     loader = LaneLoader(ShardReader(shapes_dir, train), make_spec().class_map, AugmentConfig(crop_px=24), seed=0)
     trainer = Trainer(make_spec(), make_config(), LaneTree(lanes=4))
-    with pytest.raises(TrainingError, match="no validation images"):
-        list(trainer.fit(loader, ShardReader(shapes_dir, ()), [5, 4, 4]))
+    with pytest.raises(TrainingError, match="no validation"):
+        next(trainer.fit(loader, ShardReader(shapes_dir, ()), [5, 4, 4]))
+    assert trainer.position.step == 0
 
 
 @pytest.mark.parametrize("select_by", ["loss", "dice"])
