@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,14 +44,15 @@ class Group:
 
 
 class Journal(UserCallback):  # type: ignore[misc]
-    """Writes every report of rank 0 as a line of a file. Runs in Ray's controller, on the driver's machine."""
+    """Writes every report of rank 0, or any rank's failure, to a file. Runs in Ray's controller, on the driver's host."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Called by Ray when all workers have reported."""
-        line = json.dumps({**metrics[0], "time_ms": int(time.time() * 1000)})
+        told = next((rank for rank in metrics if "failure" in rank), metrics[0])
+        line = json.dumps({**told, "time_ms": int(time.time() * 1000)})
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
@@ -60,13 +62,14 @@ def cluster(placement: Placement, needed_cpus: int) -> Iterator[None]:
     """Ray for the length of a training: the running cluster that the placement names, or one on this machine."""
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
+        _knock(placement.ray_address)
         if placement.ray_address:
             ray.init(address=placement.ray_address, **quiet)
         else:
             # More workers than cores is allowed when the user asks for it, as in tests.
             cpus = max(needed_cpus, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise TrainingError(
             f"Ray cluster can't be reached: {placement.ray_address}: {str(error).splitlines()[0]} "
             "Start it, correct RAY_ADDRESS, or unset it to train on this machine."
@@ -75,6 +78,13 @@ def cluster(placement: Placement, needed_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:

@@ -73,10 +73,10 @@ def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
     try:
         address = urlsplit(uri)
+        port = address.port or (443 if address.scheme == "https" else 80)
     except ValueError as error:
         raise RegistryError(f"not an address: {uri}: {error}. Correct MLFLOW_TRACKING_URI.") from error
     if address.scheme in ("http", "https"):
-        port = address.port or (443 if address.scheme == "https" else 80)
         try:
             socket.create_connection((address.hostname or "", port), timeout=5).close()
         except OSError as error:
@@ -90,7 +90,7 @@ def connect(uri: str, experiment: str = "unet") -> Client:
         mlflow.set_tracking_uri(uri)
         client = Client(uri, experiment)
         client.search_experiments(max_results=1)
-    except (MlflowException, ValueError, ImportError) as error:
+    except Exception as error:  # SQLAlchemy's drivers raise errors of their own, each another
         text = str(error).splitlines()[0]
         raise RegistryError(f"not a tracking store: {shown}: {text}. Correct MLFLOW_TRACKING_URI.") from error
     return client
@@ -219,7 +219,11 @@ def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str
         with contextlib.suppress(MlflowException):
             client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
         run_id, model_uri = _find_logged_model(client, weights, model_dir)
-        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags={**tags, WEIGHTS_TAG: weights})
+        of_run = client.get_run(run_id).data.tags
+        lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
+        made = client.create_model_version(
+            name, source=model_uri, run_id=run_id, tags={**lineage, **tags, WEIGHTS_TAG: weights}
+        )
     return _version(made), True
 
 

@@ -24,7 +24,7 @@ def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     valid = masks != IGNORE_INDEX
     # By gather, since torch has no deterministic cross-entropy of images on GPUs.
     chosen = logits.log_softmax(dim=1).gather(1, torch.where(valid, masks, 0).unsqueeze(1)).squeeze(1)
-    return -(chosen * valid).sum() / valid.sum().clamp(min=1)
+    return -torch.where(valid, chosen, 0).sum() / valid.sum().clamp(min=1)
 
 
 def soft_dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:

@@ -139,6 +139,8 @@ class Watch:
         if "failure" in told:
             self.failure = told["failure"]
             return
+        # A failure of an earlier try, which this one got past.
+        self.failure = None
         if self._bar is None:
             self._bar = Progress(total=told["num_steps"], label="train", unit="steps")
         self._resting, self.seconds = told["resting"], told["seconds"]

@@ -139,6 +139,27 @@ def small_data(tree: Tree) -> Tree:
     return tree
 
 
+@pytest.fixture(scope="session")
+def sharded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree in which the stages up to `shard` ran; to be copied, which costs a tenth of running them."""
+    root = tmp_path_factory.mktemp("sharded")
+    tree = Tree(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        tree.add_pairs([f"s{number:02d}" for number in range(12)])
+        tree.write_recipe()
+        tree.record()
+        tree.run("ingest", "validate", "split", "shard")
+    return root
+
+
+@pytest.fixture
+def sharded(tree: Tree, sharded_once: Path) -> Tree:
+    """Twelve recorded pairs, their recipe, and what the stages up to `shard` make of them."""
+    shutil.copytree(sharded_once, tree.root, dirs_exist_ok=True)
+    return tree
+
+
 @pytest.fixture
 def repository() -> Path:
     return REPOSITORY
@@ -236,9 +257,8 @@ def client(tree: Tree, empty_store: Path):
 
 
 @pytest.fixture
-def registered(client, small_data: Tree, write_model_dir) -> Tree:
+def registered(client, sharded: Tree, write_model_dir) -> Tree:
     """Shards, a registered model that finds every bright pixel, and a client of the store (its masks are perfect)."""
-    small_data.run("ingest", "validate", "split", "shard")
-    write_model_dir(small_data.root / "models" / "final")
-    small_data.run("register")
-    return small_data
+    write_model_dir(sharded.root / "models" / "final")
+    sharded.run("register")
+    return sharded

@@ -162,10 +162,9 @@ def test_before_anything_is_registered_commands_end_with_6(
 
 
 @pytest.mark.slow
-def test_a_training_that_cannot_start_ends_with_5(small_data, capsys: pytest.CaptureFixture[str]) -> None:
-    small_data.run("ingest", "validate", "split", "shard")
-    small_data.write_recipe(model={"input_statistics": "imagenet"})
-    code, text = call(capsys, *small_data.words("train"))
+def test_a_training_that_cannot_start_ends_with_5(sharded, capsys: pytest.CaptureFixture[str]) -> None:
+    sharded.write_recipe(model={"input_statistics": "imagenet"})
+    code, text = call(capsys, *sharded.words("train"))
     assert code == 5
     assert_one_line(text)
     assert text == (
@@ -185,11 +184,10 @@ def test_a_training_that_cannot_start_ends_with_5(small_data, capsys: pytest.Cap
     ],
 )
 def test_a_recipe_that_cannot_train_is_refused_before_a_cluster_starts(
-    small_data, capsys: pytest.CaptureFixture[str], section: str, change: dict, code: int, named: str
+    sharded, capsys: pytest.CaptureFixture[str], section: str, change: dict, code: int, named: str
 ) -> None:
-    small_data.run("ingest", "validate", "split", "shard")
-    small_data.write_recipe(**{section: change})
-    ended, text = call(capsys, *small_data.words("train"))
+    sharded.write_recipe(**{section: change})
+    ended, text = call(capsys, *sharded.words("train"))
     assert ended == code
     assert named in text
     assert "Traceback" not in text

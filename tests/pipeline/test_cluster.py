@@ -35,7 +35,8 @@ def test_workers_follow_placement_cores_and_lanes(tmp_path: Path, caplog: pytest
         assert cores >= 4
         assert choose_group(here, lanes=64, threads=1) == Group(workers=min(64, cores), threads=1, use_gpu=False)
         assert choose_group(here, lanes=64, threads=cores).workers == 1
-        assert choose_group(here, lanes=64, threads=2 * cores).workers == 1
+        with pytest.raises(TrainingError, match="need more than the cluster has"):
+            choose_group(here, lanes=64, threads=2 * cores)
         assert choose_group(placed(tmp_path, workers=3), lanes=64, threads=1).workers == 3
         with caplog.at_level(logging.INFO):
             assert choose_group(here, lanes=2, threads=1).workers == 2

@@ -127,7 +127,7 @@ def test_of_two_models_of_equal_quality_at_most_the_recipes_share_is_promoted() 
     """On 20 images, which is what recipes allow the gate to judge by."""
     config = dataclasses.replace(CONFIG, min_images=20, bootstrap_draws=1000)
     rng = np.random.default_rng(2)
-    trials, promoted = 4000, 0
+    trials, promoted = 3000, 0
     for _ in range(trials):
         difficulty = rng.beta(8, 2, size=20)
         new, old = (scores(*np.clip(difficulty + rng.normal(0, 0.03, 20), 0, 1)) for _ in range(2))

@@ -267,8 +267,8 @@ def test_the_whole_command_says_what_it_saw_and_records_it(dvc_tree, capsys: pyt
         "  masks: multiclass, class_0 = 0, class_1 = 1, class_2 = 2",
         "  value 255 looks like an ignore value: neither trained on nor scored",
         "  splits declared in splits.txt: test, train, val",
-        "recipe written: params.yaml; read it through, above all `masks` and `split`",
         "batch 1 recorded in arrivals/mine.jsonl: 4 new, 0 changed, 0 removed",
+        "recipe written: params.yaml; read it through, above all `masks` and `split`",
         "next: dvc repro",
     ]
     assert len(read_ledger(Path("arrivals/mine.jsonl"))) == 4

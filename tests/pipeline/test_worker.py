@@ -9,10 +9,9 @@ from unet_core.shards import read_index
 pytestmark = pytest.mark.slow
 
 
-def test_the_network_follows_recipe_and_data(small_data) -> None:
+def test_the_network_follows_recipe_and_data(sharded) -> None:
     from pipeline.worker import read_recipe
 
-    small_data.run("ingest", "validate", "split", "shard")
     index = read_index(Path("data/shards"))
     spec, config, _ = read_recipe(index)
     assert (spec.mean, spec.deviation) == index.train_statistics()

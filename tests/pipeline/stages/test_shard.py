@@ -40,32 +40,29 @@ def shards_at_once() -> dict[str, bytes]:
         kept.rename(SHARDS)
 
 
-def test_shards_hold_every_sample_of_their_split(small_data) -> None:
-    small_data.run(*ALL)
+def test_shards_hold_every_sample_of_their_split(sharded) -> None:
     index = read_index(SHARDS)
     keys = []
     for split in ("train", "val", "test"):
         for sample in ShardReader(SHARDS, index.of_split(split)):
             keys.append(sample.key)
-            image = read_image(small_data.source / "images" / f"{sample.key}.png", channels=1)
+            image = read_image(sharded.source / "images" / f"{sample.key}.png", channels=1)
             assert (sample.image == image).all()
             assert (sample.mask == (image[..., 0] >= 215)).all()
     assert sorted(keys) == [f"s{number:02d}" for number in range(12)]
 
 
-def test_names_say_split_batch_and_number(small_data) -> None:
-    small_data.run(*ALL)
+def test_names_say_split_batch_and_number(sharded) -> None:
     names = [shard.name for shard in read_index(SHARDS).shards]
     assert names[:2] == ["train/b0001-00000.tar", "train/b0001-00001.tar"]
     assert set(names) == set(tars())
     assert {name.partition("/")[0] for name in names} == {"train", "val", "test"}
 
 
-def test_a_shard_is_closed_at_its_decoded_size(small_data) -> None:
-    small_data.run(*ALL)
+def test_a_shard_is_closed_at_its_decoded_size(sharded) -> None:
     assert {len(shard.samples) for shard in read_index(SHARDS).shards} <= {1, 2}
-    small_data.write_recipe(shard={"target_mb": 1.0})
-    small_data.run("shard")
+    sharded.write_recipe(shard={"target_mb": 1.0})
+    sharded.run("shard")
     assert len(read_index(SHARDS).shards) == 3
     assert len(tars()) == 3
 
@@ -76,20 +73,18 @@ def test_a_sample_above_the_target_has_a_shard_of_its_own(small_data) -> None:
     assert {len(shard.samples) for shard in read_index(SHARDS).shards} == {1}
 
 
-def test_a_second_run_writes_no_shard_again(small_data) -> None:
-    small_data.run(*ALL)
+def test_a_second_run_writes_no_shard_again(sharded) -> None:
     before, index = marks(), files()[INDEX_NAME]
-    small_data.run("shard")
+    sharded.run("shard")
     assert marks() == before
     assert files()[INDEX_NAME] == index
 
 
-def test_adding_a_batch_leaves_old_shards_alone(small_data) -> None:
-    small_data.run(*ALL)
+def test_adding_a_batch_leaves_old_shards_alone(sharded) -> None:
     before, old = marks(), tars()
-    small_data.add_pairs([f"t{number:02d}" for number in range(6)])
-    small_data.record()
-    small_data.run(*ALL)
+    sharded.add_pairs([f"t{number:02d}" for number in range(6)])
+    sharded.record()
+    sharded.run(*ALL)
     assert {name: marks()[name] for name in before} == before
     assert {name: tars()[name] for name in old} == old
     assert len(tars()) > len(old)
@@ -98,25 +93,23 @@ def test_adding_a_batch_leaves_old_shards_alone(small_data) -> None:
 
 
 @pytest.mark.parametrize("folder", ["images", "masks"])
-def test_a_corrected_file_rewrites_its_own_shard_only(small_data, folder: str) -> None:
-    small_data.run(*ALL)
+def test_a_corrected_file_rewrites_its_own_shard_only(sharded, folder: str) -> None:
     before, old = marks(), tars()
     (holder,) = (shard.name for shard in read_index(SHARDS).shards if "s05" in {sample.key for sample in shard.samples})
-    small_data.turn_file(folder, "s05")
-    small_data.record()
-    small_data.run(*ALL)
+    sharded.turn_file(folder, "s05")
+    sharded.record()
+    sharded.run(*ALL)
     changed = {name for name, body in tars().items() if old.get(name) != body}
     assert changed == {holder}
     assert {name for name, mark in marks().items() if before.get(name) != mark} == {str(SHARDS / holder)}
     assert files() == shards_at_once()
 
 
-def test_a_removed_sample_leaves_the_shards_of_an_empty_folder(small_data) -> None:
-    small_data.run(*ALL)
+def test_a_removed_sample_leaves_the_shards_of_an_empty_folder(sharded) -> None:
     old = tars()
-    small_data.remove_pair("s05")
-    small_data.record()
-    small_data.run(*ALL)
+    sharded.remove_pair("s05")
+    sharded.record()
+    sharded.run(*ALL)
     assert files() == shards_at_once()
     assert "s05" not in {sample.key for shard in read_index(SHARDS).shards for sample in shard.samples}
     # Other splits, which lost nothing, keep their shards.
@@ -142,31 +135,28 @@ def test_many_steps_give_the_shards_of_one(tree) -> None:
     assert files() == shards_at_once()
 
 
-def test_what_an_interrupted_run_left_is_removed_and_written_anew(small_data) -> None:
-    small_data.run(*ALL)
+def test_what_an_interrupted_run_left_is_removed_and_written_anew(sharded) -> None:
     whole = files()
     (SHARDS / "train" / "b0001-00000.tar").unlink()
     damaged = SHARDS / "train" / "b0001-00001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-512])
     (SHARDS / "train" / "b0001-00002.tar.partial").write_bytes(b"half")
     (SHARDS / "train" / "b0099-00000.tar").write_bytes(b"of another time")
-    small_data.run("shard")
+    sharded.run("shard")
     assert files() == whole
 
 
-def test_a_damaged_index_only_costs_the_work_again(small_data) -> None:
-    small_data.run(*ALL)
+def test_a_damaged_index_only_costs_the_work_again(sharded) -> None:
     whole = files()
     (SHARDS / INDEX_NAME).write_text("{", encoding="utf-8")
-    small_data.run("shard")
+    sharded.run("shard")
     assert files() == whole
 
 
-def test_another_order_of_classes_encodes_all_shards_anew(small_data) -> None:
-    small_data.run(*ALL)
+def test_another_order_of_classes_encodes_all_shards_anew(sharded) -> None:
     before = marks()
-    small_data.write_recipe(masks={"classes": {"cell": 255, "background": 0}})
-    small_data.run("validate", "split", "shard")
+    sharded.write_recipe(masks={"classes": {"cell": 255, "background": 0}})
+    sharded.run("validate", "split", "shard")
     assert all(marks()[name] != mark for name, mark in before.items())
     assert files() == shards_at_once()
 
