@@ -44,7 +44,7 @@ class Group:
 
 
 class Journal(UserCallback):  # type: ignore[misc]
-    """Writes every report of rank 0, or any rank's failure, to a file. Runs in Ray's controller, on the driver's host."""
+    """Writes every report of rank 0, or any rank's failure, to a file. Runs in Ray's controller, beside the driver."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
