@@ -216,7 +216,7 @@ def _end_at_line(journal: Path) -> None:
     """Drop what a killed controller left unfinished (its report is made again), and failures of earlier tries."""
     text = journal.read_bytes() if journal.exists() else b""
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
-    journal.write_bytes(b"".join(line for line in lines if b'"failure"' not in line))
+    journal.write_bytes(b"".join(line for line in lines if not line.startswith(b'{"failure"')))
 
 
 def _last_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from pipeline.arrivals import add
 from pipeline.command import say
 from pipeline.params import RECIPE
 from pipeline.source import list_pictures
-from unet_core.errors import DataError, RecipeError, UnetError
+from unet_core.errors import DataError, RecipeError
 from unet_core.samples import read_mask_values
 
 RECIPES = Path("recipes")
@@ -72,7 +72,7 @@ def init(*, source: Path, recipe: str | None, force: bool) -> None:
     RECIPE.write_text(text, encoding="utf-8")
     try:
         add()
-    except UnetError:
+    except BaseException:
         # As if nothing had been asked: the next attempt meets no recipe that nobody has read.
         if before is None:
             RECIPE.unlink()

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
     """Predict all images; `model` is a registry address or a model directory."""
     images = [path for path in find_images(paths) if not path.resolve().is_relative_to(out.resolve())]
+    if not images:
+        raise DataError(f"no images: {paths[0]}: what is there are results in {out}. Give image files or folders.")
     if Path(model).is_dir():
         network, spec = read_model(Path(model))
     else:

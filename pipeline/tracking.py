@@ -71,11 +71,14 @@ class Client(MlflowClient):  # type: ignore[misc]
 
 def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
+    # Without user and password, which stand before the last @.
+    scheme, _, rest = uri.rpartition("@")[0].partition("://")
+    shown = f"{scheme}://...@{uri.rpartition('@')[2]}" if rest else uri
     try:
         address = urlsplit(uri)
         port = address.port or (443 if address.scheme == "https" else 80)
     except ValueError as error:
-        raise RegistryError(f"not an address: {uri}: {error}. Correct MLFLOW_TRACKING_URI.") from error
+        raise RegistryError(f"not an address: {shown}: {error}. Correct MLFLOW_TRACKING_URI.") from error
     if address.scheme in ("http", "https"):
         try:
             socket.create_connection((address.hostname or "", port), timeout=5).close()
@@ -85,7 +88,6 @@ def connect(uri: str, experiment: str = "unet") -> Client:
                 f"tracking server can't be reached: {shown}: {error}. Start it, correct MLFLOW_TRACKING_URI, "
                 "or unset it to use the working tree's own store."
             ) from error
-    shown = uri if "@" not in uri else f"{address.scheme}://...@{uri.rpartition('@')[2]}"
     try:
         mlflow.set_tracking_uri(uri)
         client = Client(uri, experiment)

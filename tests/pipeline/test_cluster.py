@@ -97,6 +97,38 @@ def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
         assert journal.read_text(encoding="utf-8") == after
 
 
+def test_a_failure_of_an_earlier_attempt_is_over_when_the_next_begins(tmp_path: Path) -> None:
+    from pipeline.cluster import _end_at_line
+
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text('{"epoch": 1}\n{"failure": "a shard is damaged", "time_ms": 7}\n', encoding="utf-8")
+    _end_at_line(journal)
+    assert journal.read_text(encoding="utf-8") == '{"epoch": 1}\n'
+
+
+def test_reports_on_a_class_called_failure_stay(tmp_path: Path) -> None:
+    from pipeline.cluster import _end_at_line
+
+    journal = tmp_path / "journal.jsonl"
+    line = '{"epoch": 1, "validation": {"class_dice": {"failure": 0.5, "crack": 0.7}}}\n'
+    journal.write_text(line, encoding="utf-8")
+    _end_at_line(journal)
+    assert journal.read_text(encoding="utf-8") == line
+
+
+def test_a_mistake_while_following_the_journal_is_not_lost(tmp_path: Path) -> None:
+    from pipeline.cluster import _follow
+
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text('{"step": 1}\n', encoding="utf-8")
+
+    def fail(line: dict) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), _follow(journal, fail):
+        pass
+
+
 def test_the_journal_keeps_what_the_first_rank_tells(tmp_path: Path) -> None:
     import json
 

@@ -253,6 +253,16 @@ def test_two_failed_attempts_by_force_keep_the_users_recipe(tree) -> None:
     assert "mine: 1\n" in kept
 
 
+def test_an_attempt_by_force_that_ends_otherwise_keeps_the_users_recipe_too(tree) -> None:
+    """Recording hashes every file, which takes a while: people interrupt it, and places can't be written."""
+    put([0, 255])
+    RECIPE.write_text("mine: 1\n", encoding="utf-8")
+    Path("arrivals").write_text("a file where a folder should be", encoding="utf-8")
+    with pytest.raises(OSError, match="arrivals"):
+        init(source=SOURCE, recipe=None, force=True)
+    assert "mine: 1\n" in [path.read_text(encoding="utf-8") for path in Path().glob("params.yaml*")]
+
+
 @pytest.mark.slow
 def test_the_whole_command_says_what_it_saw_and_records_it(dvc_tree, capsys: pytest.CaptureFixture[str]) -> None:
     put([0, 1, 2, 255])

@@ -125,6 +125,13 @@ def test_predicting_again_gives_equal_bytes(tree, write_model_dir) -> None:
         assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes()
 
 
+def test_where_only_results_are_left_to_predict_that_is_said(tree, write_model_dir) -> None:
+    write_model_dir(Path("model"))
+    put(Path("out/masks/a.png"))
+    with pytest.raises(DataError, match=r"^no images: out"):
+        predict([Path("out")], out=OUT, model="model")
+
+
 def test_results_of_an_earlier_prediction_are_no_images(tree, write_model_dir) -> None:
     write_model_dir(Path("model"))
     put(Path("pictures/a.png"))

@@ -12,7 +12,7 @@ import pytest
 from pipeline import tracking
 from pipeline.receipt import Receipt, registered_version
 from unet_core.checkpoint import read_model, weights_hash
-from unet_core.errors import RegistryError
+from unet_core.errors import ModelError, RegistryError
 from unet_core.samples import ClassMap
 
 pytestmark = [
@@ -200,10 +200,11 @@ def test_a_server_that_is_away_is_named_with_what_to_do() -> None:
     assert "secret" not in text
 
 
-@pytest.mark.parametrize("uri", ["http://localhost:five", "ftp://127.0.0.1/store", "mlflow.db", "http://"])
+@pytest.mark.parametrize("uri", ["http://u:secret@localhost:five", "ftp://127.0.0.1/store", "mlflow.db", "http://"])
 def test_an_address_that_cannot_work_is_named(tree, uri: str) -> None:
-    with pytest.raises(RegistryError, match="MLFLOW_TRACKING_URI"):
+    with pytest.raises(RegistryError, match="MLFLOW_TRACKING_URI") as caught:
         tracking.connect(uri)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_is_not_mlflow_is_named_without_the_password(tree) -> None:
@@ -254,6 +255,25 @@ def test_a_training_that_failed_is_taken_up_by_its_own_run_without_logging_a_ste
     third = tracking.TrainingRun(client, training="abc", params={"lanes": 2})
     third.fail()
     assert third.run_id != first.run_id
+
+
+def test_a_training_whose_model_cannot_be_logged_is_closed_as_failed(client, tree) -> None:
+    run = tracking.TrainingRun(client, training="abc", params={})
+    with pytest.raises(ModelError):
+        run.finish(Path("no-such-model"), {})
+    run.fail()
+    assert client.get_run(run.run_id).info.status == "FAILED"
+    again = tracking.TrainingRun(client, training="abc", params={})
+    again.fail()
+    assert again.run_id == run.run_id
+
+
+def test_classes_of_any_name_have_metrics(client, model: Path) -> None:
+    run = tracking.TrainingRun(client, training="abc", params={})
+    run.log_step(1, {"val_dice_größe (1:2)": 0.5, "val_dice_plus": 0.25}, int(time.time() * 1000))
+    run.finish(model, {})
+    metrics = client.get_run(run.run_id).data.metrics
+    assert {metrics[name] for name in metrics if name.startswith("val_dice_")} == {0.25, 0.5}
 
 
 def test_registering_takes_the_model_that_the_training_logged(client, model: Path) -> None:

@@ -2,17 +2,19 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import tracking
 from pipeline.receipt import read_receipt
 from pipeline.scores import ScoreRow, read_rows
-from pipeline.stages.evaluate import EvaluateConfig, summarise, write_plots
+from pipeline.stages.evaluate import EvaluateConfig, summarise, write_cases, write_plots
+from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, RecipeError
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap
-from unet_core.shards import read_index
+from unet_core.samples import ClassMap, Sample
+from unet_core.shards import ShardReader, read_index, write_shard
 
 EVALUATION, METRICS, PLOTS = Path("reports/evaluation"), Path("metrics/evaluate.json"), Path("plots")
 CONFIG = EvaluateConfig(score="dice", bootstrap_draws=100, seed=0)
@@ -106,18 +108,23 @@ def test_every_test_image_is_scored_at_its_own_size_and_logged_to_the_run(regist
     assert {"evaluation/evaluate.json", "evaluation/scores.parquet"} <= logged
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_worst_and_best_images_are_shown_from_their_ends(registered) -> None:
-    registered.run("evaluate")
-    shown = json.loads((EVALUATION / "cases" / "cases.json").read_text(encoding="utf-8"))
-    assert shown["colours"]["background"] == "#000000"
-    for kind in ("worst", "best"):
-        cases = [case for case in shown["cases"] if case["kind"] == kind]
-        scores = [case["score"] for case in cases]
-        assert 1 <= len(cases) <= 4
-        assert scores == sorted(scores, reverse=kind == "best")
-        assert all((EVALUATION / "cases" / case["picture"]).is_file() for case in cases)
+def test_worst_and_best_images_are_shown_from_their_ends(tmp_path: Path, write_model_dir) -> None:
+    write_model_dir(tmp_path / "model", INDEXED.class_map)
+    image, mask = np.zeros((4, 4, 1), dtype=np.uint8), np.zeros((4, 4), dtype=np.uint8)
+    keys = [f"s{number}" for number in range(10)]
+    samples = [Sample(key=key, image=image, mask=mask) for key in keys]
+    shard = write_shard(tmp_path, "test/b0001-00000.tar", "test", "content", samples, INDEXED.class_map)
+    # The scores fall from s9 to s0; s2 has none.
+    rows = [row(key, "crop", (1, 1, 1), None if key == "s2" else number / 10) for number, key in enumerate(keys)]
+    network, spec = read_model(tmp_path / "model")
+    write_cases(tmp_path / "cases", rows, "dice", ShardReader(tmp_path, [shard]), network, spec)
+    shown = json.loads((tmp_path / "cases" / "cases.json").read_text(encoding="utf-8"))
+    assert shown["colours"]["soil"] == "#000000"
+    assert [(case["kind"], case["key"], case["score"]) for case in shown["cases"]] == [
+        *(("worst", f"s{number}", number / 10) for number in (0, 1, 3, 4)),
+        *(("best", f"s{number}", number / 10) for number in (9, 8, 7, 6)),
+    ]
+    assert all((tmp_path / "cases" / case["picture"]).is_file() for case in shown["cases"])
 
 
 @pytest.mark.slow
