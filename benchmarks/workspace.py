@@ -26,13 +26,18 @@ def make_workspace(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Pat
         else:
             shutil.copy(source, folder / name)
     change_recipe(folder, recipe, changes)
-    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.invalid"]
     run(folder, "git", "init", "--quiet")
     run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
     run(folder, sys.executable, "-m", "dvc", "config", "core.analytics", "false")
-    run(folder, "git", "add", ".")
-    run(folder, "git", *identity, "commit", "--quiet", "--message", "start")
+    commit(folder, "start")
     return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that git does not ignore."""
+    identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.invalid")
+    run(folder, "git", "add", ".")
+    run(folder, "git", *identity, "commit", "--quiet", "--message", message)
 
 
 def change_recipe(folder: Path, recipe: str | None, changes: Mapping[str, Any]) -> None:

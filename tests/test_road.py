@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.workspace import change_recipe, make_workspace, run
+from benchmarks.workspace import change_recipe, commit, make_workspace, run
 
 pytestmark = pytest.mark.slow
 
@@ -228,6 +228,8 @@ def test_an_experiment_in_a_copy_logs_to_the_users_own_store(road: Path, tmp_pat
     tree = shutil.copytree(road, tmp_path / "tree")
     # DVC copies the tree without the data: a source for queued experiments is an absolute path.
     change_recipe(tree, None, {"ingest.source": str(road / "data/raw/shapes"), "train.epochs": 1})
+    # As a user does: the copy holds what git tracks, and the ledger comes by its .dvc file.
+    commit(tree, "data recorded")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
