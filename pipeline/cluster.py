@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,26 +59,40 @@ class Journal(UserCallback):  # type: ignore[misc]
 
 
 @contextmanager
-def cluster(placement: Placement, needed_cpus: int) -> Iterator[None]:
-    """Ray for the length of a training: the running cluster that the placement names, or one on this machine."""
+def cluster(placement: Placement, needed_cpus: int) -> Iterator[Callable[[], None]]:
+    """Ray for the length of a training: the running cluster that the placement names, or one on this machine.
+
+    It starts in the background; the function that is given waits until it is there, and raises TrainingError if it
+    can't be.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ray-start") as pool:
+        started = pool.submit(_start, placement.ray_address, needed_cpus)
+
+        def wait() -> None:
+            try:
+                started.result()
+            except (OSError, RuntimeError, ValueError) as error:
+                raise TrainingError(
+                    f"Ray cluster can't be reached: {placement.ray_address}: {str(error).splitlines()[0]} "
+                    "Start it, correct RAY_ADDRESS, or unset it to train on this machine."
+                ) from error
+
+        try:
+            yield wait
+        finally:
+            # Also what is still starting must be ended.
+            started.exception()
+            ray.shutdown()
+
+
+def _start(address: str | None, needed_cpus: int) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        _knock(placement.ray_address)
-        if placement.ray_address:
-            ray.init(address=placement.ray_address, **quiet)
-        else:
-            # More workers than cores is allowed when the user asks for it, as in tests.
-            cpus = max(needed_cpus, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TrainingError(
-            f"Ray cluster can't be reached: {placement.ray_address}: {str(error).splitlines()[0]} "
-            "Start it, correct RAY_ADDRESS, or unset it to train on this machine."
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    _knock(address)
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # More workers than cores is allowed when the user asks for it, as in tests.
+        ray.init(address="local", num_cpus=max(needed_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
 
 
 def _knock(address: str | None) -> None:

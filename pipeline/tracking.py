@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from mlflow.models import ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
-from unet_core.checkpoint import read_spec, weights_hash
 from unet_core.errors import RegistryError
 
 log = logging.getLogger(__name__)
@@ -185,21 +185,27 @@ class TrainingRun:
 
 def _log_model(client: Client, run_id: str, model_dir: Path) -> str:
     """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
+    # Here, since it brings torch along: `unet summary` needs none.
+    from unet_core.checkpoint import read_spec, weights_hash
+
     spec = read_spec(model_dir)
     shape_out = (-1, -1, -1) if spec.class_map.kind == "multiclass" else (-1, -1, -1, spec.class_map.num_classes)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, spec.channels), "images")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), shape_out, "masks")]),
     )
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(SERVING_CODE),
-        artifacts={"model": str(model_dir)},
-        code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
-        signature=signature,
-        # Named, not inferred: inferring runs the model in a new process.
-        pip_requirements=["mlflow", "torch", "safetensors", "numpy", "pillow", "webdataset"],
-    )
+    with warnings.catch_warnings():
+        # It asks for type hints in serving.py, which the signature makes needless.
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(SERVING_CODE),
+            artifacts={"model": str(model_dir)},
+            code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
+            signature=signature,
+            # Named, not inferred: inferring runs the model in a new process.
+            pip_requirements=["mlflow", "torch", "safetensors", "numpy", "pillow", "webdataset"],
+        )
     client.log_batch(run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))])
     return str(info.model_uri)
 
@@ -213,6 +219,8 @@ def find_version(client: Client, name: str, weights_sha256: str) -> Version | No
 
 def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
     """The version with the weights of `model_dir`, made only if there is none; and whether it was made."""
+    from unet_core.checkpoint import weights_hash
+
     weights = weights_hash(model_dir)
     old = find_version(client, name, weights)
     if old is not None:

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from unet_core.errors import RecipeError
 from unet_core.samples import IGNORE_INDEX, ClassMap
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits, masks) -> a number to be made small."""
+
 
 def binary_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """Mean over all pixels and classes, for overlapping classes."""
@@ -46,14 +49,14 @@ def _probabilities_and_targets(logits: Tensor, masks: Tensor) -> tuple[Tensor, T
     return logits.softmax(dim=1) * valid, (masks.unsqueeze(1) == classes).to(logits.dtype)
 
 
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: Mapping[str, Loss] = {
     "bce": binary_cross_entropy,
     "cross_entropy": cross_entropy,
     "dice": soft_dice,
 }
 
 
-def weighted_loss(weights: Mapping[str, float], class_map: ClassMap) -> Callable[[Tensor, Tensor], Tensor]:
+def weighted_loss(weights: Mapping[str, float], class_map: ClassMap) -> Loss:
     """The weighted sum that the recipe names, computed in float32; RecipeError for a loss that does not fit."""
     if not weights:
         raise RecipeError(f"train.loss is empty. Give weights to one or more of {sorted(LOSSES)}.")

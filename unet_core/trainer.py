@@ -5,7 +5,7 @@ A worker of a group and a plain process run the same loop; how many workers ther
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unet_core.checkpoint import Position, TrainState, clone_weights
-from unet_core.counts import mean_defined
 from unet_core.errors import RecipeError, TrainingError
-from unet_core.inference import autocast, predict_logits
+from unet_core.inference import autocast
 from unet_core.loader import Batch, LaneLoader
 from unet_core.losses import weighted_loss
-from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
 from unet_core.shards import ShardReader
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from unet_core.validation import Validation, score_images, summarise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +113,6 @@ class StepRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Scores on the validation split, each image predicted whole."""
-
-    loss: float
-    """Mean over images."""
-    dice: float | None
-    """Mean over images and scored classes where it is defined."""
-    class_dice: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """What the loop tells the outside, the same on every rank."""
 
@@ -209,14 +195,12 @@ class Trainer:
             self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
             if self.position.step_in_epoch == plan.num_steps:
                 break
-            every = config.checkpoint_every_steps
-            due = every is not None and self.position.step % every == 0
-            if due or len(records) >= self.report_every_steps:
-                yield self._report(plan, records, None, keep=due)
+            keep = self._checkpoint_is_due()
+            if keep or len(records) >= self.report_every_steps:
+                yield self._report(plan, records, None, keep=keep)
                 records = []
         self.position = Position(epoch=epoch + 1, step=self.position.step)
         is_last = epoch + 1 == config.epochs
-        due = config.checkpoint_every_steps is not None and self.position.step % config.checkpoint_every_steps == 0
         validation = None
         if is_last or (epoch + 1) % config.validate_every_epochs == 0:
             validation = self._validate(val)
@@ -226,7 +210,11 @@ class Trainer:
                     "Lower train.learning_rate, or set train.gradient_clip."
                 )
             self._keep_best(validation)
-        yield self._report(plan, records, validation, keep=due or validation is not None)
+        yield self._report(plan, records, validation, keep=self._checkpoint_is_due() or validation is not None)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every_steps
+        return every is not None and self.position.step % every == 0
 
     def _report(
         self, plan: EpochPlan, records: list[StepRecord], validation: Validation | None, *, keep: bool
@@ -313,37 +301,6 @@ class Trainer:
         if score is not None and (self.best_score is None or score > self.best_score):
             self.best_score = score
             self.best_weights = clone_weights(self.model)
-
-
-def score_images(model: nn.Module, spec: ModelSpec, reader: ShardReader, loss: Loss, *, numbers: range) -> Tensor:
-    """Predict images whole; (images, 1 + 3 K) float64: loss, then TP, FP, FN of each class. Other rows are 0."""
-    device = next(model.parameters()).device
-    rows = torch.zeros(len(reader), 1 + 3 * spec.class_map.num_classes, dtype=torch.float64)
-    for number in numbers:
-        sample = reader.read(number)
-        logits = predict_logits(model, spec, sample.image)
-        mask = mask_to_tensor(sample.mask[None], spec.class_map)
-        counts = count_pixels(logits, mask[0])
-        rows[number, 0] = float(loss(logits[None].to(device), mask.to(device)))
-        rows[number, 1:] = torch.tensor(
-            [value for c in counts for value in (c.true_positive, c.false_positive, c.false_negative)]
-        )
-    return rows
-
-
-def summarise(rows: Tensor, spec: ModelSpec) -> Validation:
-    """Mean loss and mean Dice of the rows of `score_images`."""
-    counts = rows[:, 1:].reshape(len(rows), -1, 3)
-    sizes = 2 * counts[..., 0] + counts[..., 1] + counts[..., 2]
-    dice = [
-        [float(2 * image[k, 0] / size[k]) if size[k] else None for k in range(spec.class_map.num_classes)]
-        for image, size in zip(counts, sizes, strict=True)
-    ]
-    return Validation(
-        loss=float(rows[:, 0].mean()),
-        dice=mean_defined(row[k] for row in dice for k in spec.class_map.scored),
-        class_dice={name: mean_defined(row[k] for row in dice) for k, name in enumerate(spec.class_map.names)},
-    )
 
 
 def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -39,26 +39,32 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
     placement = read_placement()
-    _check_early(index, shards, spec, config, augment)
-    training = training_key(shards, placement.root)
-    work_dir = placement.state_dir / "training" / training
-    client = tracking.connect(placement.tracking_uri, placement.experiment)
-    run_ = tracking.TrainingRun(client, training=training, params=_flat({**asdict(config), **asdict(spec.config)}))
-    watch = Watch(run_, config)
-    # Before training: what is committed meanwhile did not make the model.
-    lineage = {**git_state(placement.root), **data_state(shards)}
-    try:
-        checkpoint = _train(placement, config, shards, work_dir, watch)
-        write_model(model, spec, read_checkpoint(checkpoint).best_weights)
-        watch.write(metrics, curves, validation)
-        _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
-        run_.log_files([metrics, curves, validation, examples, RECIPE])
-        run_.finish(model, lineage)
-    except BaseException:
-        run_.fail()
-        raise
-    finally:
-        watch.close()
+    if placement.workers is not None:
+        lanes_of_workers(lanes=config.lanes, workers=placement.workers)
+    # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.
+    with cluster.cluster(placement, (placement.workers or 1) * config.threads_per_worker) as wait_for_cluster:
+        _check_early(index, shards, spec, config, augment)
+        training = training_key(shards, placement.root)
+        work_dir = placement.state_dir / "training" / training
+        client = tracking.connect(placement.tracking_uri, placement.experiment)
+        params = _flat({**asdict(config), **asdict(spec.config)})
+        run_ = tracking.TrainingRun(client, training=training, params=params)
+        watch = Watch(run_, config)
+        # Before training: what is committed meanwhile did not make the model.
+        lineage = {**git_state(placement.root), **data_state(shards)}
+        try:
+            wait_for_cluster()
+            checkpoint = _train(placement, config, shards, work_dir, watch)
+            write_model(model, spec, read_checkpoint(checkpoint).best_weights)
+            watch.write(metrics, curves, validation)
+            _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
+            run_.log_files([metrics, curves, validation, examples, RECIPE])
+            run_.finish(model, lineage)
+        except BaseException:
+            run_.fail()
+            raise
+        finally:
+            watch.close()
     shutil.rmtree(work_dir)
     note_seconds(placement.timings, "training", watch.seconds)
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
@@ -101,24 +107,20 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
 
 
 def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
-    threads = config.threads_per_worker
-    if placement.workers is not None:
-        lanes_of_workers(lanes=config.lanes, workers=placement.workers)
-    with cluster.cluster(placement, (placement.workers or 1) * threads):
-        group = cluster.choose_group(placement, lanes=config.lanes, threads=threads)
-        log.info("train: %d workers with %d threads each", group.workers, threads)
-        options = {
-            "root": str(placement.root),
-            "shards": str(shards.resolve()),
-            "loader_threads": placement.loader_threads,
-            "use_gpu": group.use_gpu,
-        }
-        try:
-            return cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
-        finally:
-            if watch.failure is not None:
-                # Whatever Ray says of it, this is the cause.
-                raise TrainingError(watch.failure)
+    group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
+    log.info("train: %d workers with %d threads each", group.workers, group.threads)
+    options = {
+        "root": str(placement.root),
+        "shards": str(shards.resolve()),
+        "loader_threads": placement.loader_threads,
+        "use_gpu": group.use_gpu,
+    }
+    try:
+        return cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
+    finally:
+        if watch.failure is not None:
+            # Whatever Ray says of it, this is the cause.
+            raise TrainingError(watch.failure)
 
 
 class Watch:

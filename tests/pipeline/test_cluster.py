@@ -28,8 +28,10 @@ def test_workers_follow_placement_cores_and_lanes(tmp_path: Path, caplog: pytest
     from pipeline.cluster import Group, choose_group, cluster
 
     here = placed(tmp_path)
-    with cluster(here, 4):
+    with cluster(here, 4) as wait_for_cluster:
         import ray
+
+        wait_for_cluster()
 
         cores = int(ray.cluster_resources()["CPU"])
         assert cores >= 4
@@ -47,8 +49,8 @@ def test_workers_follow_placement_cores_and_lanes(tmp_path: Path, caplog: pytest
 def test_an_address_that_is_none_is_refused_with_what_to_do(tmp_path: Path) -> None:
     from pipeline.cluster import cluster
 
-    with pytest.raises(TrainingError) as caught, cluster(placed(tmp_path, ray_address="nonsense"), 1):
-        pass
+    with pytest.raises(TrainingError) as caught, cluster(placed(tmp_path, ray_address="nonsense"), 1) as wait:
+        wait()
     text = str(caught.value)
     assert text.startswith("Ray cluster can't be reached: nonsense: ")
     assert text.endswith("Start it, correct RAY_ADDRESS, or unset it to train on this machine.")
@@ -63,7 +65,8 @@ def test_a_cluster_that_is_away_is_an_error_and_no_endless_wait(tmp_path: Path) 
         "from unet_core.errors import TrainingError\n"
         "try:\n"
         "    with cluster(Placement(root=Path(), tracking_uri='', experiment='', ray_address='127.0.0.1:9',\n"
-        "                           workers=None, loader_threads=1), 1): pass\n"
+        "                           workers=None, loader_threads=1), 1) as wait:\n"
+        "        wait()\n"
         "except TrainingError as error:\n"
         "    print(error)\n"
     )

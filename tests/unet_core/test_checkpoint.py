@@ -2,8 +2,7 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -424,22 +423,6 @@ def test_an_interrupted_write_never_loses_the_older_checkpoint(tmp_path: Path, s
         except ModelError:
             lost.append(f"killed before call {kill_at}: {calls[-1]}")
     assert lost == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    directory = tmp_path / "small_disk"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a small disk is not permitted: {mounted.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 def test_full_disk_keeps_the_older_model(small_disk: Path, make_spec: Callable[..., ModelSpec]) -> None:

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -178,22 +177,6 @@ def test_failing_sample_leaves_an_older_shard_alone(
 
 
 # A full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    directory = tmp_path / "small_disk"
-    directory.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(directory)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a small disk is not permitted: {mounted.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 def test_full_disk_leaves_no_half_written_shard(
