@@ -19,7 +19,6 @@ SCHEMA = pyarrow.schema(
         ("mask_sha256", pyarrow.string()),
         ("height", pyarrow.int64()),
         ("width", pyarrow.int64()),
-        ("channels", pyarrow.int64()),
     ]
 )
 
@@ -39,9 +38,8 @@ class CatalogRow:
     image_sha256: str
     mask_sha256: str
     height: int | None = None
-    """Pixels; known once validated, as are width and channels."""
+    """Pixels; known once validated, as is the width."""
     width: int | None = None
-    channels: int | None = None
 
 
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:

@@ -15,8 +15,9 @@ from pipeline.arrivals import add
 from pipeline.command import say
 from pipeline.params import RECIPE
 from pipeline.source import list_pictures
+from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.samples import read_mask_values
+from unet_core.masks import read_mask_values
 
 RECIPES = Path("recipes")
 #: The recipe that the repository comes with; replacing it loses nothing.
@@ -161,7 +162,7 @@ def _look_at_masks(folder: Path, masks: Mapping[str, Path]) -> tuple[str, dict[s
 def _mask_values(masks: Mapping[str, Path]) -> list[int]:
     paths = list(masks.values())
     shown = paths[:: max(1, len(paths) // NUM_LOOKED_AT)]
-    return sorted({int(value) for path in shown for value in np.unique(read_mask_values(path))})
+    return sorted({int(value) for path in shown for value in np.unique(read_mask_values(read_file("", str(path))))})
 
 
 def _look_for_table(source: Path, keys: set[str]) -> Table | None:
@@ -256,8 +257,9 @@ ingest:
 {classes}
   ignore: {ignore}
   background: {background}        # a class that is trained but not scored
-validate:
+images:
   channels: {channels}                   # 1 gray, 3 RGB
+validate:
   max_rejected_fraction: 0.0
 split:
   seed: 0

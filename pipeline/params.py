@@ -20,7 +20,7 @@ from unet_core.errors import RecipeError
 RECIPE = Path("params.yaml")
 
 SECTIONS = (
-    "ingest masks validate split shard model augment train register evaluate promote".split()  # noqa: SIM905
+    "ingest images masks validate split shard model augment train register evaluate promote".split()  # noqa: SIM905
 )
 
 Config = TypeVar("Config")

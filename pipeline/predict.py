@@ -17,9 +17,11 @@ from pipeline.placement import read_placement
 from pipeline.progress import progress
 from pipeline.scoring import predict_sample
 from pipeline.source import PICTURE_SUFFIXES
+from pipeline.storage import read_file
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError
-from unet_core.samples import Array, ClassMap, read_image
+from unet_core.images import ImageConfig, read_image
+from unet_core.samples import Array, ClassMap
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
             network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
     names = _names(images)
     for path in progress(images, total=len(images), label="predict", unit="images"):
-        image = read_image(path, channels=spec.channels)
+        image = read_image(read_file("", str(path)), ImageConfig(channels=spec.channels))
         mask = predict_sample(network, spec, image)
         _write_mask(out / "masks", names[path], mask, spec.class_map)
         write_picture(out / "overlays" / f"{names[path]}.png", overlay(image, mask, spec.class_map))

@@ -29,9 +29,7 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
     if model.input_statistics == "imagenet":
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
         if index.channels != 3:
-            raise TrainingError(
-                "model.input_statistics: imagenet is for RGB images. Set validate.channels: 3, or train."
-            )
+            raise TrainingError("model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.")
     spec = ModelSpec(
         config=model,
         channels=index.channels,

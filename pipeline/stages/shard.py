@@ -5,19 +5,24 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
-import unet_core.samples
+import unet_core.images
+import unet_core.masks
+import unet_core.pairs
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
 from pipeline.progress import progress
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
+from pipeline.storage import read_file
 from unet_core.errors import RecipeError
 from unet_core.hashing import hash_file
-from unet_core.samples import ClassMap, Sample, read_sample
+from unet_core.images import ImageConfig
+from unet_core.pairs import read_sample
+from unet_core.samples import ClassMap, Sample
 from unet_core.shards import ShardEntry, ShardIndex, finished_shards, shard_content, write_index, write_shard
 from unet_core.splits import SPLITS, Split
 
@@ -50,9 +55,10 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     """Write what is missing, then the index, then remove what the index does not name."""
     config = load_section("shard", ShardConfig)
     class_map = load_section("masks", ClassMap)
-    source = Path(load_section("ingest", IngestConfig).source)
+    source = load_section("ingest", IngestConfig).source
+    images = load_section("images", ImageConfig)
     rows = read_catalog(accepted)
-    jobs = plan_shards(rows, read_splits(splits), config, class_map)
+    jobs = plan_shards(rows, read_splits(splits), config, images, class_map)
     shards.mkdir(parents=True, exist_ok=True)
     with finished_shards(shards) as finished:
 
@@ -60,18 +66,22 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
             old = finished.get(job.content)
             if old is not None and old.name == job.name:
                 return old
-            samples = _samples(job.rows, source, class_map)
+            samples = _samples(job.rows, source, images, class_map)
             return write_shard(shards, job.name, job.split, job.content, samples, class_map)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             entries = list(progress(pool.map(make, jobs), total=len(jobs), label="shard", unit="shards"))
-        write_index(shards, ShardIndex(class_map=class_map, channels=rows[0].channels or 1, shards=tuple(entries)))
+        write_index(shards, ShardIndex(class_map=class_map, channels=images.channels, shards=tuple(entries)))
     kept = sum(entry.content in finished for entry in entries)
     log.info("shard: %d written, %d kept, %.1f MB", len(entries) - kept, kept, sum(e.num_bytes for e in entries) / 1e6)
 
 
 def plan_shards(
-    rows: Sequence[CatalogRow], splits: dict[str, Split], config: ShardConfig, class_map: ClassMap
+    rows: Sequence[CatalogRow],
+    splits: dict[str, Split],
+    config: ShardConfig,
+    images: ImageConfig,
+    class_map: ClassMap,
 ) -> list[ShardJob]:
     """Divide rows into shards, batch by batch, so that a later batch never touches an earlier shard."""
 
@@ -79,13 +89,13 @@ def plan_shards(
         return SPLITS.index(splits[row.key]), row.batch, row.key
 
     # Files that are read in another way are other shards.
-    reading = hash_file(Path(unet_core.samples.__file__))
-    encoding = json.dumps([reading, class_map.kind, dict(class_map.classes), class_map.ignore])
+    reading = [hash_file(Path(str(module.__file__))) for module in (unet_core.images, unet_core.masks, unet_core.pairs)]
+    encoding = json.dumps([reading, asdict(images), class_map.kind, dict(class_map.classes), class_map.ignore])
     jobs = []
     for (split_number, batch), group in groupby(sorted(rows, key=place), key=lambda row: place(row)[:2]):
-        for number, part in enumerate(_parts(list(group), config, class_map)):
+        for number, part in enumerate(_parts(list(group), config, images, class_map)):
             split = SPLITS[split_number]
-            hashes = [(row.key, f"{row.image_sha256} {row.mask_sha256} {row.channels}") for row in part]
+            hashes = [(row.key, f"{row.image_sha256} {row.mask_sha256}") for row in part]
             jobs.append(
                 ShardJob(
                     name=f"{split}/b{batch:04d}-{number:05d}.tar",
@@ -97,15 +107,16 @@ def plan_shards(
     return jobs
 
 
-def _parts(rows: list[CatalogRow], config: ShardConfig, class_map: ClassMap) -> Iterator[list[CatalogRow]]:
+def _parts(
+    rows: list[CatalogRow], config: ShardConfig, images: ImageConfig, class_map: ClassMap
+) -> Iterator[list[CatalogRow]]:
     planes = class_map.num_classes if class_map.kind == "multilabel" else 1
     part: list[CatalogRow] = []
     size = 0
     for row in rows:
         assert row.height
         assert row.width
-        assert row.channels
-        num_bytes = row.height * row.width * (row.channels + planes)
+        num_bytes = row.height * row.width * (images.channels + planes)
         if part and size + num_bytes > config.target_mb * 1e6:
             yield part
             part, size = [], 0
@@ -115,7 +126,7 @@ def _parts(rows: list[CatalogRow], config: ShardConfig, class_map: ClassMap) -> 
         yield part
 
 
-def _samples(rows: Sequence[CatalogRow], source: Path, class_map: ClassMap) -> Iterator[Sample]:
+def _samples(rows: Sequence[CatalogRow], source: str, images: ImageConfig, class_map: ClassMap) -> Iterator[Sample]:
     for row in rows:
-        masks = [source / mask for mask in row.masks]
-        yield read_sample(row.key, source / row.image, masks, class_map, channels=row.channels or 1)
+        masks = [read_file(source, mask) for mask in row.masks]
+        yield read_sample(row.key, read_file(source, row.image), masks, images, class_map)

@@ -7,7 +7,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,8 +15,11 @@ from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.progress import progress
 from pipeline.source import IngestConfig
+from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.samples import ClassMap, Sample, count_class_pixels, read_sample
+from unet_core.images import ImageConfig
+from unet_core.pairs import read_sample
+from unet_core.samples import ClassMap, Sample, count_class_pixels
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,6 @@ log = logging.getLogger(__name__)
 class ValidateConfig:
     """Recipe section `validate`."""
 
-    channels: Literal[1, 3]
-    """What images are read as: 1 gray, 3 RGB."""
     max_rejected_fraction: float
     """Share of samples, 0 to 1, that may be rejected before the stage fails."""
 
@@ -51,10 +51,11 @@ def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, example
     """Check all samples; DataError if more are rejected than the recipe allows."""
     config = load_section("validate", ValidateConfig)
     class_map = load_section("masks", ClassMap)
-    source = Path(load_section("ingest", IngestConfig).source)
+    source = load_section("ingest", IngestConfig).source
+    images = load_section("images", ImageConfig)
     rows = read_catalog(catalog)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = pool.map(lambda row: check_row(row, source, class_map, config.channels), rows)
+        checks = pool.map(lambda row: check_row(row, source, images, class_map), rows)
         findings = list(progress(checks, total=len(rows), label="validate", unit="samples"))
     good = [finding for finding in findings if finding.reason is None]
     bad = [{"key": finding.row.key, "reason": finding.reason} for finding in findings if finding.reason is not None]
@@ -62,25 +63,25 @@ def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, example
     _write_json(metrics, _summary(good, len(bad), class_map))
     _judge(bad, len(rows), config, rejected)
     write_catalog(accepted, [finding.row for finding in good])
-    shown = [_read(row, source, class_map, config.channels) for row in _spread([finding.row for finding in good], 8)]
+    shown = [_read(row, source, images, class_map) for row in _spread([finding.row for finding in good], 8)]
     write_picture(examples, contact_sheet(shown, class_map))
     log.info("validate: %d accepted, %d rejected", len(good), len(bad))
 
 
-def check_row(row: CatalogRow, source: Path, class_map: ClassMap, channels: int) -> Finding:
+def check_row(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Finding:
     """Read one sample; the reason says why it can't be used."""
     try:
-        sample = _read(row, source, class_map, channels)
+        sample = _read(row, source, images, class_map)
     except DataError as error:
         return Finding(row=row, reason=str(error))
     height, width = sample.image.shape[:2]
-    done = dataclasses.replace(row, height=height, width=width, channels=channels)
+    done = dataclasses.replace(row, height=height, width=width)
     return Finding(row=done, reason=None, class_pixels=count_class_pixels(sample.mask, class_map))
 
 
-def _read(row: CatalogRow, source: Path, class_map: ClassMap, channels: int) -> Sample:
-    masks = [source / mask for mask in row.masks]
-    return read_sample(row.key, source / row.image, masks, class_map, channels=channels)
+def _read(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Sample:
+    masks = [read_file(source, mask) for mask in row.masks]
+    return read_sample(row.key, read_file(source, row.image), masks, images, class_map)
 
 
 def _judge(bad: list[dict[str, str]], total: int, config: ValidateConfig, rejected: Path) -> None:

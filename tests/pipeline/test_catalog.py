@@ -13,7 +13,7 @@ ROW = CatalogRow(
     image_sha256="a" * 64,
     mask_sha256="b" * 64,
 )
-CHECKED = dataclasses.replace(ROW, key="größe", declared_split="train", height=12, width=16, channels=3)
+CHECKED = dataclasses.replace(ROW, key="größe", declared_split="train", height=12, width=16)
 
 
 def test_rows_are_read_as_they_were_written_in_their_order(tmp_path: Path) -> None:

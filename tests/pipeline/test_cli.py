@@ -168,7 +168,7 @@ def test_a_training_that_cannot_start_ends_with_5(sharded, capsys: pytest.Captur
     assert code == 5
     assert_one_line(text)
     assert text == (
-        "unet train: model.input_statistics: imagenet is for RGB images. Set validate.channels: 3, or train.\n"
+        "unet train: model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.\n"
     )
 
 

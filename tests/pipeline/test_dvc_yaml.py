@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROAD = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 #: The doors, placement and logging: they change no result. Their own imports do count.
-LEFT_OUT = {f"pipeline/{name}.py" for name in ("params", "placement", "cluster", "tracking", "command", "progress")}
+LEFT_OUT = {
+    f"pipeline/{name}.py" for name in ("params", "placement", "storage", "cluster", "tracking", "command", "progress")
+}
 #: Sections that only commands read.
 OF_COMMANDS = {"promote"}
 

@@ -14,6 +14,7 @@ from pipeline.params import RECIPE, SECTIONS, load_section
 from pipeline.source import IngestConfig, find_pairs
 from pipeline.stages.validate import ValidateConfig
 from unet_core.errors import DataError, RecipeError, StorageError, UnetError
+from unet_core.images import ImageConfig
 from unet_core.samples import ClassMap
 from unet_core.splits import SplitConfig
 from unet_core.trainer import TrainConfig
@@ -41,6 +42,7 @@ def load_written(source: Path, look: Look) -> dict[str, object]:
     RECIPE.write_text(write_recipe(source, look), encoding="utf-8")
     classes: Mapping[str, type] = {
         "ingest": IngestConfig,
+        "images": ImageConfig,
         "masks": ClassMap,
         "validate": ValidateConfig,
         "split": SplitConfig,
@@ -59,7 +61,7 @@ def test_binary_masks_of_colour_images_are_background_and_foreground(tree) -> No
     assert recipe["masks"] == ClassMap(
         kind="multiclass", classes={"background": 0, "foreground": 255}, background="background"
     )
-    assert recipe["validate"].channels == 3  # type: ignore[attr-defined]
+    assert recipe["images"].channels == 3  # type: ignore[attr-defined]
     assert recipe["train"].loss == {"cross_entropy": 0.5, "dice": 0.5}  # type: ignore[attr-defined]
 
 
@@ -70,7 +72,7 @@ def test_index_masks_with_255_have_an_ignore_value(tree) -> None:
     assert (look.ignore, look.background) == (255, None)
     recipe = load_written(SOURCE, look)
     assert recipe["masks"].ignore == 255  # type: ignore[attr-defined]
-    assert recipe["validate"].channels == 1  # type: ignore[attr-defined]
+    assert recipe["images"].channels == 1  # type: ignore[attr-defined]
 
 
 def test_255_beside_254_is_a_class_like_any_other(tree) -> None:

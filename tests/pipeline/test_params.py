@@ -13,6 +13,7 @@ from pipeline.stages.register import RegisterConfig
 from pipeline.stages.shard import ShardConfig
 from pipeline.stages.validate import ValidateConfig
 from unet_core.errors import RecipeError
+from unet_core.images import ImageConfig
 from unet_core.model import ModelConfig
 from unet_core.samples import ClassMap
 from unet_core.splits import SplitConfig
@@ -21,6 +22,7 @@ from unet_core.transforms import AugmentConfig
 
 CLASSES: Mapping[str, Any] = {
     "ingest": IngestConfig,
+    "images": ImageConfig,
     "masks": ClassMap,
     "validate": ValidateConfig,
     "split": SplitConfig,

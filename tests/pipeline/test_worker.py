@@ -22,7 +22,7 @@ def test_imagenets_statistics_are_for_colour_images_only(small_data) -> None:
     from pipeline.worker import read_recipe
 
     for channels in (1, 3):
-        small_data.write_recipe(validate={"channels": channels}, model={"input_statistics": "imagenet"})
+        small_data.write_recipe(images={"channels": channels}, model={"input_statistics": "imagenet"})
         small_data.run("ingest", "validate", "split", "shard")
         index = read_index(Path("data/shards"))
         if channels == 3:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from pipeline.stages.shard import ShardConfig
+from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.samples import read_image
+from unet_core.images import ImageConfig, read_image
 from unet_core.shards import INDEX_NAME, ShardReader, read_index
 
 SHARDS = Path("data/shards")
@@ -46,7 +47,7 @@ def test_shards_hold_every_sample_of_their_split(sharded) -> None:
     for split in ("train", "val", "test"):
         for sample in ShardReader(SHARDS, index.of_split(split)):
             keys.append(sample.key)
-            image = read_image(sharded.source / "images" / f"{sample.key}.png", channels=1)
+            image = read_image(read_file(str(sharded.source), f"images/{sample.key}.png"), ImageConfig(channels=1))
             assert (sample.image == image).all()
             assert (sample.mask == (image[..., 0] >= 215)).all()
     assert sorted(keys) == [f"s{number:02d}" for number in range(12)]
@@ -176,7 +177,7 @@ def test_names_of_any_script_survive(tree) -> None:
 def test_a_file_that_vanishes_under_the_stage_stops_it_and_leaves_nothing_half_written(small_data) -> None:
     small_data.run("ingest", "validate", "split")
     (small_data.source / "images" / "s05.png").unlink()
-    with pytest.raises(DataError, match=r"^image is missing: raw/images/s05.png"):
+    with pytest.raises(DataError, match=r"^a file is missing: raw/images/s05.png"):
         small_data.run("shard")
     assert not (SHARDS / INDEX_NAME).exists()
     small_data.add_pair("s05")
