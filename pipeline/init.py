@@ -251,14 +251,14 @@ TEMPLATE = """\
 ingest:
   source: {source}
   ledger: {ledger}
-{table}masks:
+{table}images:
+  channels: {channels}                   # 1 gray, 3 RGB
+masks:
   kind: {kind}              # multiclass: one index image; multilabel: one binary image per class
   classes:                      # name: pixel value; rename as you like
 {classes}
   ignore: {ignore}
   background: {background}        # a class that is trained but not scored
-images:
-  channels: {channels}                   # 1 gray, 3 RGB
 validate:
   max_rejected_fraction: 0.0
 split:
