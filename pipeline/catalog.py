@@ -20,6 +20,8 @@ SCHEMA = pyarrow.schema(
         ("height", pyarrow.int64()),
         ("width", pyarrow.int64()),
         ("channels", pyarrow.int64()),
+        ("stratum", pyarrow.string()),
+        ("position", pyarrow.int64()),
     ]
 )
 
@@ -42,6 +44,10 @@ class CatalogRow:
     """Pixels; known once validated, as are width and channels."""
     width: int | None = None
     channels: int | None = None
+    stratum: str | None = None
+    """A property of which every split should have its share."""
+    position: int | None = None
+    """Place in its volume or video."""
 
 
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:

@@ -51,8 +51,10 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     config = load_section("shard", ShardConfig)
     class_map = load_section("masks", ClassMap)
     source = Path(load_section("ingest", IngestConfig).source)
-    rows = read_catalog(accepted)
-    jobs = plan_shards(rows, read_splits(splits), config, class_map)
+    assigned = read_splits(splits)
+    # What `split` quarantined has none.
+    rows = [row for row in read_catalog(accepted) if row.key in assigned]
+    jobs = plan_shards(rows, assigned, config, class_map)
     shards.mkdir(parents=True, exist_ok=True)
     with finished_shards(shards) as finished:
 
