@@ -57,8 +57,10 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     class_map = load_section("masks", ClassMap)
     source = load_section("ingest", IngestConfig).source
     images = load_section("images", ImageConfig)
-    rows = read_catalog(accepted)
-    jobs = plan_shards(rows, read_splits(splits), config, images, class_map)
+    assigned = read_splits(splits)
+    # What `split` quarantined has none.
+    rows = [row for row in read_catalog(accepted) if row.key in assigned]
+    jobs = plan_shards(rows, assigned, config, images, class_map)
     shards.mkdir(parents=True, exist_ok=True)
     with finished_shards(shards) as finished:
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.catalog import CatalogRow, read_catalog, write_catalog
+from pipeline.duplicates_table import write_duplicates
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.progress import progress
@@ -47,7 +48,7 @@ class Finding:
     class_pixels: tuple[int, ...] = ()
 
 
-def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, examples: Path) -> None:
+def run(*, catalog: Path, accepted: Path, rejected: Path, duplicates: Path, metrics: Path, examples: Path) -> None:
     """Check all samples; DataError if more are rejected than the recipe allows."""
     config = load_section("validate", ValidateConfig)
     class_map = load_section("masks", ClassMap)
@@ -63,6 +64,8 @@ def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, example
     _write_json(metrics, _summary(good, len(bad), class_map))
     _judge(bad, len(rows), config, rejected)
     write_catalog(accepted, [finding.row for finding in good])
+    # Not looked for yet: the table is there so that `split` has one place to read.
+    write_duplicates(duplicates, [])
     shown = [_read(row, source, images, class_map) for row in _spread([finding.row for finding in good], 8)]
     write_picture(examples, contact_sheet(shown, class_map))
     log.info("validate: %d accepted, %d rejected", len(good), len(bad))
