@@ -23,7 +23,7 @@ def put(source: Path, key: str, image: str = "image", mask: str = "mask") -> Non
 def record(ledger: Path, source: Path, keys: list[str]) -> int:
     """Record what lies in the source; how many lines that gave."""
     old = read_ledger(ledger) if ledger.exists() else []
-    changes = compare(old, [pair_of(key) for key in keys], source)
+    changes = compare(old, [pair_of(key) for key in keys], str(source))
     lines = [*changes.new, *changes.changed, *changes.missing]
     append(ledger, lines)
     return len(lines)
@@ -81,7 +81,7 @@ def test_a_removed_sample_is_gone_and_comes_back_in_a_new_batch() -> None:
 
 def test_the_first_batch_is_number_one(tmp_path: Path) -> None:
     put(tmp_path, "a")
-    assert compare([], [pair_of("a")], tmp_path).new[0].batch == 1
+    assert compare([], [pair_of("a")], str(tmp_path)).new[0].batch == 1
 
 
 def test_comparing_finds_new_changed_and_missing(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_comparing_finds_new_changed_and_missing(tmp_path: Path) -> None:
     put(tmp_path, "b", image="another image")
     put(tmp_path, "c", mask="another mask")
     put(tmp_path, "e")
-    changes = compare(read_ledger(ledger), [pair_of(key) for key in "abce"], tmp_path)
+    changes = compare(read_ledger(ledger), [pair_of(key) for key in "abce"], str(tmp_path))
     assert [line.key for line in changes.new] == ["e"]
     assert [line.key for line in changes.changed] == ["b", "c"]
     assert [(line.key, line.removed) for line in changes.missing] == [("d", True)]
@@ -110,7 +110,7 @@ def test_the_hash_of_masks_depends_on_every_file_and_their_order(tmp_path: Path)
     put(tmp_path, "b")
     one, other = "masks/a.png", "masks/b.png"
     hashes = {
-        hash_pair(Pair(key="a", image="images/a.png", masks=masks), tmp_path, 1).mask_sha256
+        hash_pair(Pair(key="a", image="images/a.png", masks=masks), str(tmp_path), 1).mask_sha256
         for masks in ((one,), (other,), (one, other), (other, one))
     }
     assert len(hashes) == 4
@@ -177,5 +177,5 @@ def test_replaying_the_ledger_gives_the_state_of_the_source(history: list[list[S
                     first_batch[key] = number
             now = present(read_ledger(ledger))
             assert set(now) == set(there)
-            assert all(same_files(now[key], hash_pair(pair_of(key), source, 0)) for key in there)
+            assert all(same_files(now[key], hash_pair(pair_of(key), str(source), 0)) for key in there)
             assert {key: now[key].batch for key in there} == {key: first_batch[key] for key in there}

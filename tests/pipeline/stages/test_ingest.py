@@ -28,6 +28,7 @@ def test_the_catalog_has_one_row_for_each_recorded_sample(small_data) -> None:
         group="s00",
         declared_split=None,
         batch=1,
+        batch_pixels=12 * 16 * 12,
         image_sha256=hash_file(Path("raw/images/s00.png")),
         mask_sha256=line.mask_sha256,
     )
