@@ -1,13 +1,28 @@
+import dataclasses
+import io
+import json
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.ledger import Arrival, append, compare, hash_pair, present, read_ledger, same_files
+from pipeline.ledger import (
+    Arrival,
+    append,
+    batch_pixels,
+    compare,
+    count_pixels,
+    hash_pair,
+    present,
+    read_ledger,
+    same_files,
+)
 from pipeline.source import Pair
 from unet_core.errors import DataError
+from unet_core.images import FileBytes
 
 
 def pair_of(key: str) -> Pair:
@@ -114,6 +129,35 @@ def test_the_hash_of_masks_depends_on_every_file_and_their_order(tmp_path: Path)
         for masks in ((one,), (other,), (one, other), (other, one))
     }
     assert len(hashes) == 4
+
+
+def test_pixels_of_a_batch_never_change() -> None:
+    first = [dataclasses.replace(arrival("a"), pixels=10), dataclasses.replace(arrival("b"), pixels=5)]
+    assert batch_pixels(first) == {1: 15}
+    later = [
+        dataclasses.replace(arrival("a", batch=2, image="2"), pixels=99),
+        dataclasses.replace(arrival("b", batch=2, removed=True), pixels=5),
+        dataclasses.replace(arrival("c", batch=2), pixels=7),
+        dataclasses.replace(arrival("b", batch=3), pixels=6),
+    ]
+    assert batch_pixels([*first, *later]) == {1: 15, 2: 7, 3: 6}
+
+
+def test_pixels_come_from_the_header_and_damage_counts_none() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (30, 20)).save(stream, format="PNG")
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue())) == 600
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue()[:50])) == 600
+    assert count_pixels(FileBytes(name="a.png", data=b"")) == 0
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue()[:20])) == 0
+
+
+def test_a_line_from_before_pixels_were_recorded_is_read(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.jsonl"
+    body = dataclasses.asdict(arrival("a"))
+    del body["pixels"]
+    ledger.write_text(json.dumps(body) + "\n", encoding="utf-8")
+    assert read_ledger(ledger) == [arrival("a")]
 
 
 def test_a_missing_ledger_says_where_it_may_come_from(tmp_path: Path) -> None:

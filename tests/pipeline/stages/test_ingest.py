@@ -47,6 +47,20 @@ def test_a_table_gives_groups_and_declared_splits(tree) -> None:
     ]
 
 
+def test_path_and_table_tell_the_rest(tree) -> None:
+    write = {"image_pattern": "images/{modality}_{key}.png", "mask_pattern": "masks/{modality}_{key}.png"}
+    tree.add_pairs(["ct_a", "mr_b"])
+    (tree.source / "about.csv").write_text("key,site,z\na,north,2\nb,south,1\n", encoding="utf-8")
+    columns = {"stratum_column": "site", "order_column": "z", "slice_columns": ["site"]}
+    tree.write_recipe(ingest={**write, "table": "about.csv", **columns})
+    tree.record()
+    tree.run("ingest")
+    assert [(row.key, row.stratum, row.position, row.slices) for row in read_catalog(CATALOG)] == [
+        ("a", "north", 2, {"modality": "ct", "site": "north"}),
+        ("b", "south", 1, {"modality": "mr", "site": "south"}),
+    ]
+
+
 def test_a_sample_without_a_row_in_the_table_is_named(tree) -> None:
     tree.add_pairs(["a", "b"])
     (tree.source / "about.csv").write_text("key,patient\na,p1\n", encoding="utf-8")
