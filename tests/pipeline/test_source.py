@@ -1,7 +1,23 @@
-import pytest
+import re
+from pathlib import Path
 
+import pytest
+import yaml
+
+from pipeline.patterns import recipe_patterns
 from pipeline.source import IngestConfig
 from unet_core.errors import RecipeError
+from unet_core.samples import ClassMap
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_page_is_a_recipe_that_can_be_read(example: str) -> None:
+    recipe = yaml.safe_load(example)
+    masks = recipe.get("masks", {"kind": "multiclass", "classes": {"background": 0, "object": 255}})
+    recipe_patterns(IngestConfig(**recipe["ingest"]), ClassMap(**masks))
 
 
 @pytest.mark.parametrize(
