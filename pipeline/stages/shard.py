@@ -15,9 +15,9 @@ import unet_core.pairs
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
 from pipeline.progress import progress
+from pipeline.references import read_row
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
-from pipeline.storage import read_file
 from unet_core.errors import RecipeError
 from unet_core.hashing import hash_file
 from unet_core.images import ImageConfig
@@ -130,5 +130,5 @@ def _parts(
 
 def _samples(rows: Sequence[CatalogRow], source: str, images: ImageConfig, class_map: ClassMap) -> Iterator[Sample]:
     for row in rows:
-        masks = [read_file(source, mask) for mask in row.masks]
-        yield read_sample(row.key, read_file(source, row.image), masks, images, class_map)
+        image, masks = read_row(source, row)
+        yield read_sample(row.key, image, masks, images, class_map)

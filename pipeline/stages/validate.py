@@ -15,8 +15,8 @@ from pipeline.duplicates_table import write_duplicates
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.progress import progress
+from pipeline.references import read_row
 from pipeline.source import IngestConfig
-from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
 from unet_core.images import ImageConfig
 from unet_core.pairs import read_sample
@@ -83,8 +83,8 @@ def check_row(row: CatalogRow, source: str, images: ImageConfig, class_map: Clas
 
 
 def _read(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Sample:
-    masks = [read_file(source, mask) for mask in row.masks]
-    return read_sample(row.key, read_file(source, row.image), masks, images, class_map)
+    image, masks = read_row(source, row)
+    return read_sample(row.key, image, masks, images, class_map)
 
 
 def _judge(bad: list[dict[str, str]], total: int, config: ValidateConfig, rejected: Path) -> None:

@@ -18,8 +18,9 @@ import yaml
 from PIL import Image
 
 from pipeline.ledger import append, compare, read_ledger
+from pipeline.listing import find_pairs
 from pipeline.params import load_section
-from pipeline.source import IngestConfig, find_pairs
+from pipeline.source import IngestConfig
 from unet_core.samples import ClassMap
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -86,9 +87,9 @@ class Tree:
     def record(self) -> None:
         """What `unet add` records, without DVC, which would cost a second each time."""
         config = load_section("ingest", IngestConfig)
-        ledger, source = Path(config.ledger), Path(config.source)
-        pairs = find_pairs(source, config, load_section("masks", ClassMap))
-        changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, source)
+        ledger = Path(config.ledger)
+        pairs = find_pairs(config.source, config, load_section("masks", ClassMap))
+        changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, config.source)
         append(ledger, [*changes.new, *changes.changed, *changes.missing])
 
     def run(self, *stages: str) -> None:
