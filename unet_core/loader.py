@@ -69,8 +69,9 @@ class LaneLoader:
                     future.cancel()
 
     def _make_step(self, plan: EpochPlan, epoch: int, lanes: Sequence[int], step: int) -> list[Batch]:
-        numbers = plan.step(step)
-        return [self._collate([self._load(int(number), epoch) for number in numbers[lane]]) for lane in lanes]
+        return [
+            self._collate([self._load(int(number), epoch) for number in plan.lane_step(lane, step)]) for lane in lanes
+        ]
 
     def _load(self, number: int, epoch: int) -> Sample:
         entry = self._reader.entries[number]

@@ -223,7 +223,7 @@ class Trainer:
             position=self.position,
             num_steps=self.config.epochs * plan.num_steps,
             steps=tuple(records),
-            resting=len(plan.remainder),
+            resting=plan.num_resting,
             validation=validation,
             checkpoint=self._state() if keep else None,
         )

@@ -96,7 +96,7 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
         "train: %d epochs of %d steps; %d samples rest in each epoch",
-        config.epochs, plan.num_steps, len(plan.remainder),
+        config.epochs, plan.num_steps, plan.num_resting,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native = has_native_bfloat16(device)

@@ -173,8 +173,7 @@ def test_leaving_in_the_middle_ends_the_threads(make_loader: Callable[..., LaneL
 
 
 def test_error_of_a_sample_reaches_the_reader_of_batches(make_loader: Callable[..., LaneLoader]) -> None:
-    made = plan()
-    beyond = EpochPlan(lanes=made.lanes + 100, remainder=made.remainder, samples_per_lane=1)
+    beyond = plan_epoch([50, 40, 40], seed=0, epoch=0, lanes=4, samples_per_lane=1, block_shards=2)
     with pytest.raises(IndexError):
         list(make_loader(threads=2).steps(beyond, epoch=0, lanes=LANES))
 
