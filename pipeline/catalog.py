@@ -20,6 +20,7 @@ SCHEMA = pyarrow.schema(
         ("height", pyarrow.int64()),
         ("width", pyarrow.int64()),
         ("channels", pyarrow.int64()),
+        ("batch_pixels", pyarrow.int64()),
     ]
 )
 
@@ -42,6 +43,8 @@ class CatalogRow:
     """Pixels; known once validated, as are width and channels."""
     width: int | None = None
     channels: int | None = None
+    batch_pixels: int = 0
+    """Pixels of its whole batch as recorded at arrival, samples included that were removed since."""
 
 
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:

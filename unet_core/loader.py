@@ -14,8 +14,8 @@ import torch
 from unet_core.errors import TrainingError
 from unet_core.metrics import mask_to_tensor
 from unet_core.plan import EpochPlan
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardReader
 from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
 
 
@@ -46,11 +46,12 @@ class LaneLoader:
             self._check_one_size()
 
     def _check_one_size(self) -> None:
-        sizes = sorted({entry.image.shape[:2] for entry in self._reader.entries})
-        if len(sizes) > 1:
+        heights = [height for shard in self._reader.shards for height in shard.heights]
+        widths = [width for shard in self._reader.shards for width in shard.widths]
+        if heights and (min(heights), min(widths)) != (max(heights), max(widths)):
             raise TrainingError(
-                f"training images differ in size: {len(sizes)} sizes, {sizes[0]} to {sizes[-1]} (height, width). "
-                "Set augment.crop_px in params.yaml, so that batches can be made."
+                f"training images differ in size: heights {min(heights)} to {max(heights)}, widths {min(widths)} to "
+                f"{max(widths)} px. Set augment.crop_px in params.yaml, so that batches can be made."
             )
 
     def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
@@ -74,12 +75,12 @@ class LaneLoader:
         ]
 
     def _load(self, number: int, epoch: int) -> Sample:
-        entry = self._reader.entries[number]
+        shard, entry = self._reader.open(number)
         seed = sample_seed(seed=self._seed, epoch=epoch, key=entry.key)
         if self._crop_px is None:
-            return self._augmentation.apply(self._reader.read(number), seed)
+            return self._augmentation.apply(shard.read(entry, None), seed)
         window = draw_window(entry.image.shape, self._crop_px, seed)
-        sample = pad_to(self._reader.read(number, window), self._crop_px, self._class_map)
+        sample = pad_to(shard.read(entry, window), self._crop_px, self._class_map)
         return self._augmentation.apply(sample, seed)
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:

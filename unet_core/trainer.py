@@ -22,8 +22,8 @@ from unet_core.loader import Batch, LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.reader import ShardReader
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
-from unet_core.shards import ShardReader
 from unet_core.validation import Validation, score_images, summarise
 
 
