@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from unet_core.errors import TrainingError
-from unet_core.metrics import mask_to_tensor
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
@@ -25,9 +24,9 @@ class Batch:
 
     keys: tuple[str, ...]
     images: torch.Tensor
-    """(N, C, H, W) uint8, channels last in memory."""
+    """(N, C, H, W) uint8 or uint16, channels last in memory."""
     masks: torch.Tensor
-    """(N, H, W) int64 class indices, or (N, K, H, W) uint8 planes."""
+    """(N, H, W) uint8 class indices, or (N, K, H, W) uint8 planes; `mask_to_tensor`'s kind once on the device."""
 
 
 class LaneLoader:
@@ -85,9 +84,11 @@ class LaneLoader:
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+        masks = torch.from_numpy(np.stack([sample.mask for sample in samples]))
         return Batch(
             keys=tuple(sample.key for sample in samples),
             # (N, H, W, C) in memory is exactly channels_last of (N, C, H, W): no copy.
             images=images.permute(0, 3, 1, 2),
-            masks=mask_to_tensor(np.stack([sample.mask for sample in samples]), self._class_map),
+            # Widened to int64 on the device: eight times fewer bytes to move.
+            masks=masks if masks.dim() == 3 else masks.permute(0, 3, 1, 2),
         )

@@ -265,7 +265,8 @@ class Trainer:
         with hold:
             with autocast(self.device, self.spec.precision):
                 logits = network(batch.images.to(self.device))
-            loss = self.loss(logits, batch.masks.to(self.device))
+            masks = batch.masks.to(self.device)
+            loss = self.loss(logits, masks.long() if self.spec.class_map.kind == "multiclass" else masks)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -96,7 +96,7 @@ def test_images_smaller_than_the_crop_are_padded(make_loader: Callable[..., Lane
     torch.testing.assert_close(batch.images[..., 32:, :32], batch.images[..., 24:32, :32].flip(2))
 
 
-def test_multiclass_masks_are_long_indices_and_images_channels_last(
+def test_multiclass_masks_are_small_indices_and_images_channels_last(
     tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
 ) -> None:
     samples = [random_sample(key) for key in "abcd"]
@@ -109,7 +109,7 @@ def test_multiclass_masks_are_long_indices_and_images_channels_last(
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert not batch.images.is_contiguous()
     assert batch.masks.shape == (2, 8, 8)
-    assert batch.masks.dtype == torch.int64
+    assert batch.masks.dtype == torch.uint8
 
 
 def test_three_threads_give_the_batches_of_one(make_loader: Callable[..., LaneLoader]) -> None:
