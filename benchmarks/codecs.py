@@ -1,7 +1,7 @@
 """How an image could lie in a shard: size, and the speed of reading it whole, reading a 256 crop, and writing it.
 
 `python -m benchmarks.codecs --source FOLDER [--quick]`, FOLDER/images with pictures, on one core. `ratio` is size over
-raw arrays, speeds are in images a second; lz4 and zstd come with the extra `bench`. A table and one JSON line at the end.
+raw arrays, speeds are in images a second; lz4 and zstd come with the extra `bench`. A table, then one JSON line.
 """
 
 import argparse
@@ -99,8 +99,10 @@ def _ways(*, is_jpeg: bool) -> dict[str, Way]:
         "png, level 6": Way(
             encode=lambda image: _opencv(image, ".png", cv2.IMWRITE_PNG_COMPRESSION, 6), decode=_read_opencv
         ),
-        "webp, lossless": Way(encode=lambda image: _opencv(image, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101), decode=_read_opencv),
-    }  # fmt: skip
+        "webp, lossless": Way(
+            encode=lambda image: _opencv(image, ".webp", cv2.IMWRITE_WEBP_QUALITY, 101), decode=_read_opencv
+        ),
+    }
     if is_jpeg:
         # Another JPEG would lose pixels twice: only what came as JPEG is measured as JPEG.
         ways["jpeg, Pillow"] = Way(encode=_jpeg, decode=_read_pillow)

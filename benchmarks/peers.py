@@ -116,11 +116,12 @@ def mosaicml_streaming(directory: Path, pairs: list[Pair]) -> Epoch:
 def _torchvision_without_operators() -> None:
     """MosaicML imports torchvision and calls none of its operators, which often don't load beside a CPU torch."""
     try:
-        torch.ops.load_library(str(next(Path(_folder_of("torchvision")).glob("_C*.so"))))
+        library = next(Path(_folder_of("torchvision")).glob("_C*.so"))
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except (OSError, StopIteration):
-        operators = torch.library.Library("torchvision", "DEF")
+        operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _KEPT.append(operators)
 
 
