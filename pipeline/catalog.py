@@ -23,8 +23,6 @@ SCHEMA = pyarrow.schema(
         ("mask_sha256", pyarrow.string()),
         ("height", pyarrow.int64()),
         ("width", pyarrow.int64()),
-        ("stratum", pyarrow.string()),
-        ("position", pyarrow.int64()),
     ]
 )
 
@@ -55,10 +53,6 @@ class CatalogRow:
     height: int | None = None
     """Pixels; known once validated, as is the width."""
     width: int | None = None
-    stratum: str | None = None
-    """A property of which every split should have its share."""
-    position: int | None = None
-    """Place in its volume or video."""
 
 
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:

@@ -187,6 +187,8 @@ split:
   declared: {{{declared}}}                  # word in the split column: train, val or test
 shard:
   target_mb: 64.0
+  tile_px: null                 # larger training images are cut into tiles of at most this side
+  codec: raw                    # fastest to read; png makes smaller files
 model:
   width: 16
   depth: 4

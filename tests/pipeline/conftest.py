@@ -75,8 +75,8 @@ class Tree:
             "background": "background",
         }
         recipe["split"] = {"seed": 0, "val_fraction": 0.25, "test_fraction": 0.25}
-        # Two pictures of 16 x 12 fit into a shard.
-        recipe["shard"] = {"target_mb": 0.0008}
+        # Two pictures of 16 x 12 a shard, on average.
+        recipe["shard"] = {"target_mb": 0.0008, "tile_px": None, "codec": "raw"}
         recipe["train"]["loss"] = {"cross_entropy": 0.5, "dice": 0.5}
         recipe["evaluate"]["bootstrap_draws"] = 200
         recipe["promote"] |= {"min_images": 2, "bootstrap_draws": 500}
