@@ -102,6 +102,17 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+@contextmanager
+def joblib_backend(placement: Placement) -> Iterator[tuple[str, int, tuple[type[Exception], ...]]]:
+    """The running cluster for joblib: its backend's name, its cores, and what a worker's death raises."""
+    from ray.util.joblib import register_ray
+
+    with cluster(placement, 1) as wait:
+        wait()
+        register_ray()
+        yield "ray", int(ray.cluster_resources().get("CPU", 1)), (ray.exceptions.RayActorError,)
+
+
 def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:
     """How many workers train in the running cluster: as the placement says, else one per GPU, else as the cores allow.
 

@@ -27,6 +27,9 @@ class Placement:
     loader_threads: int
     """UNET_LOADER_THREADS: threads that prepare batches in each worker; by default 1."""
 
+    processes: int | None = None
+    """UNET_PROCESSES: processes that check files; by default one per core, of this machine or of the cluster."""
+
     @property
     def state_dir(self) -> Path:
         """Working files that are nobody's result: checkpoints of unfinished trainings, timings."""
@@ -49,6 +52,7 @@ def read_placement() -> Placement:
         ray_address=os.environ.get("RAY_ADDRESS") or None,
         workers=_read_count("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
+        processes=_read_count("UNET_PROCESSES"),
     )
 
 

@@ -24,7 +24,14 @@ from pipeline.source import IngestConfig
 from unet_core.samples import ClassMap
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PLACEMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "UNET_WORKERS", "UNET_LOADER_THREADS")
+PLACEMENT = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "RAY_ADDRESS",
+    "UNET_WORKERS",
+    "UNET_LOADER_THREADS",
+    "UNET_PROCESSES",
+)
 
 
 def stage_arguments(stage: str) -> dict[str, Path]:

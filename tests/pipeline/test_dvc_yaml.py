@@ -17,7 +17,8 @@ ROAD = ("ingest", "validate", "split", "shard", "train", "register", "evaluate",
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 #: The doors, placement and logging: they change no result. Their own imports do count.
 LEFT_OUT = {
-    f"pipeline/{name}.py" for name in ("params", "placement", "storage", "cluster", "tracking", "command", "progress")
+    f"pipeline/{name}.py"
+    for name in ("params", "placement", "storage", "cluster", "parallel", "tracking", "command", "progress")
 }
 #: Sections that only commands read.
 OF_COMMANDS = {"promote"}

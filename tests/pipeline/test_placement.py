@@ -33,6 +33,7 @@ def test_the_environment_says_where_and_how_fast(tree, monkeypatch: pytest.Monke
         "RAY_ADDRESS": "ray-head:6379",
         "UNET_WORKERS": "3",
         "UNET_LOADER_THREADS": "2",
+        "UNET_PROCESSES": "5",
     }.items():
         monkeypatch.setenv(name, value)
     placement = read_placement()
@@ -51,7 +52,7 @@ def test_an_empty_variable_is_an_unset_one(tree, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²", " "])
-@pytest.mark.parametrize("name", ["UNET_WORKERS", "UNET_LOADER_THREADS"])
+@pytest.mark.parametrize("name", ["UNET_WORKERS", "UNET_LOADER_THREADS", "UNET_PROCESSES"])
 def test_a_count_that_is_none_is_refused_by_name(tree, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError) as caught:
