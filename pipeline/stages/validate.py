@@ -69,9 +69,11 @@ def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, example
 
 
 def check_row(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Finding:
-    """Read one sample; the reason says why it can't be used."""
+    """Read one sample; the reason says why it can't be used. DataError if its files are not those of the catalog."""
+    # Not a reason to reject: what is accepted must follow from the catalog, not from when the stage ran.
+    image, masks = read_row(source, row)
     try:
-        sample = _read(row, source, images, class_map)
+        sample = read_sample(row.key, image, masks, images, class_map)
     except DataError as error:
         return Finding(row=row, reason=str(error))
     height, width = sample.image.shape[:2]
