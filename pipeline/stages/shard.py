@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
-import unet_core.images
-import unet_core.masks
-import unet_core.pairs
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
 from pipeline.progress import progress
@@ -19,10 +16,8 @@ from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
 from pipeline.storage import read_file
 from unet_core.errors import RecipeError
-from unet_core.hashing import hash_file
-from unet_core.images import ImageConfig
-from unet_core.pairs import read_sample
-from unet_core.samples import ClassMap, Sample
+from unet_core.pairs import read_sample, reading_hashes
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import ShardEntry, ShardIndex, finished_shards, shard_content, write_index, write_shard
 from unet_core.splits import SPLITS, Split
 
@@ -88,9 +83,8 @@ def plan_shards(
     def place(row: CatalogRow) -> tuple[int, int, str]:
         return SPLITS.index(splits[row.key]), row.batch, row.key
 
-    # Files that are read in another way are other shards.
-    reading = [hash_file(Path(str(module.__file__))) for module in (unet_core.images, unet_core.masks, unet_core.pairs)]
-    encoding = json.dumps([reading, asdict(images), class_map.kind, dict(class_map.classes), class_map.ignore])
+    meaning = [class_map.kind, class_map.classes, class_map.ignore, class_map.background, class_map.threshold]
+    encoding = json.dumps([reading_hashes(), asdict(images), meaning])
     jobs = []
     for (split_number, batch), group in groupby(sorted(rows, key=place), key=lambda row: place(row)[:2]):
         for number, part in enumerate(_parts(list(group), config, images, class_map)):

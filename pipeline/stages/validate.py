@@ -17,9 +17,8 @@ from pipeline.progress import progress
 from pipeline.source import IngestConfig
 from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.images import ImageConfig
 from unet_core.pairs import read_sample
-from unet_core.samples import ClassMap, Sample, count_class_pixels
+from unet_core.samples import ClassMap, ImageConfig, Sample, count_class_pixels
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.ledger import append, compare, read_ledger
 from pipeline.params import load_section
 from pipeline.source import IngestConfig, find_pairs
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACEMENT = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS", "UNET_WORKERS", "UNET_LOADER_THREADS")
@@ -202,7 +202,7 @@ def write_model_dir():
     ) -> ModelSpec:
         spec = ModelSpec(
             config=ModelConfig(width=2, depth=1, norm="none", input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map or two_classes(),
             mean=(0.5,) * channels,
             deviation=(0.5,) * channels,

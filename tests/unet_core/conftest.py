@@ -12,7 +12,7 @@ import torch
 from hypothesis import configuration, settings
 
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import ShardIndex, write_index, write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
 from unet_core.trainer import TrainConfig
@@ -101,7 +101,7 @@ def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
     ) -> ModelSpec:
         return ModelSpec(
             config=ModelConfig(width=width, depth=depth, norm=norm, input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map,
             mean=(0.25,) * channels,
             deviation=(0.5,) * channels,

@@ -13,7 +13,7 @@ from pipeline.stages.evaluate import EvaluateConfig, summarise, write_cases, wri
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, RecipeError
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import ShardReader, read_index, write_shard
 
 EVALUATION, METRICS, PLOTS = Path("reports/evaluation"), Path("metrics/evaluate.json"), Path("plots")
@@ -22,7 +22,14 @@ CONFIG = EvaluateConfig(score="dice", bootstrap_draws=100, seed=0)
 
 def spec(class_map: ClassMap) -> ModelSpec:
     config = ModelConfig(width=2, depth=1, norm="none", input_statistics="train")
-    return ModelSpec(config=config, channels=1, class_map=class_map, mean=(0.5,), deviation=(0.5,), precision="float32")
+    return ModelSpec(
+        config=config,
+        images=ImageConfig(channels=1),
+        class_map=class_map,
+        mean=(0.5,),
+        deviation=(0.5,),
+        precision="float32",
+    )
 
 
 INDEXED = spec(ClassMap(kind="multiclass", classes={"soil": 0, "crop": 1}, background="soil"))

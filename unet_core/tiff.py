@@ -1,0 +1,117 @@
+"""TIFF files: pages, both byte orders, any depth, channels contiguous or in planes, the usual compressions."""
+
+import io
+import logging
+import math
+from typing import Literal
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from unet_core.picture import Picture, Pixels, UnusableError, as_palette, check_size, choose_page, is_turned, orient
+
+# It logs what it finds odd in a file and reads on; what matters is checked here, and the rest is not for stderr.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+#: none, CCITT groups 3 and 4, LZW, JPEG, deflate (two numbers), PackBits, Zstandard. A hostile file shall not choose
+#: among the dozens of decoders that would be installed.
+COMPRESSIONS = frozenset({1, 3, 4, 5, 7, 8, 32773, 32946, 50000})
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, SEPARATED, YCBCR = range(7)
+ALPHA = frozenset({1, 2})
+
+
+def decode_tiff(data: bytes, page: int | None) -> Picture:
+    """One page of a TIFF file; thumbnails (reduced copies of a page) are no pages."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = [found for found in file.pages if isinstance(found, tifffile.TiffPage)]
+        if len(pages) > 1:
+            pages = [found for found in pages if not found.subfiletype & 1] or pages
+        chosen = pages[choose_page(len(pages), page)]
+        _check_page(chosen, len(data))
+        pixels = _as_rows_columns_channels(chosen, chosen.asarray(maxworkers=1))
+        orientation = chosen.tags.valueof(274, 1)
+        return _interpret(chosen, pixels, orientation if isinstance(orientation, int) else 1)
+
+
+def _check_page(page: tifffile.TiffPage, num_bytes: int) -> None:
+    """The header's claims must be possible: else missing parts would silently be read as zeros."""
+    if page.compression not in COMPRESSIONS:
+        raise UnusableError(
+            "is compressed in a way that we don't read",
+            f"TIFF compression {page.compression!s}",
+            "Export it with LZW, deflate, or none.",
+        )
+    if page.imagedepth != 1 or page.dtype is None:
+        raise UnusableError("is no plain image", f"{page.imagedepth} planes in depth", "Export a plane a page.")
+    check_size(
+        width=page.imagewidth,
+        height=page.imagelength,
+        channels=page.samplesperpixel,
+        bytes_per_value=page.dtype.itemsize,
+    )
+    places, lengths = page.dataoffsets, page.databytecounts
+    if len(places) < math.prod(page.chunked) or len(places) != len(lengths):
+        raise ValueError("TIFF strips are missing")
+    for place, length in zip(places, lengths, strict=True):
+        if length < 1 or place < 8 or place + length > num_bytes:
+            raise ValueError("TIFF file is truncated, or its strips lie elsewhere")
+    expected = math.prod((page.imagewidth, page.imagelength, page.samplesperpixel, page.bitspersample)) // 8
+    if page.compression == 1 and sum(lengths) < expected:
+        raise ValueError("TIFF file is truncated")
+
+
+def _as_rows_columns_channels(page: tifffile.TiffPage, pixels: Pixels) -> Pixels:
+    """Any order of axes -> (H, W, C) in this machine's byte order."""
+    kept = page.axes
+    if set(kept) - set("YXS") or pixels.ndim != len(kept):
+        raise UnusableError("is no plain image", f"TIFF axes {kept}", "Export it as rows, columns and channels.")
+    if "S" not in kept:
+        pixels, kept = pixels[..., None], kept + "S"
+    pixels = pixels.transpose([kept.index(axis) for axis in "YXS"])
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _interpret(page: tifffile.TiffPage, pixels: Pixels, orientation: int) -> Picture:
+    photometric, bits, channels = int(page.photometric), int(page.bitspersample), pixels.shape[2]
+    has_alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in ALPHA
+    num_colours = channels - has_alpha
+    palette = None
+    colour: Literal["gray", "rgb", "palette", "cmyk", "channels"] = "channels"
+    if photometric in (MIN_IS_WHITE, MIN_IS_BLACK, MASK) and num_colours == 1:
+        colour = "gray"
+    elif (photometric == RGB and num_colours == 3) or (photometric == YCBCR and page.compression == 7):
+        # JPEG's own conversion has already made RGB.
+        colour = "rgb"
+    elif photometric == PALETTE and channels == 1 and page.colormap is not None:
+        colour = "palette"
+        palette = as_palette((page.colormap.T >> 8).astype(np.uint8))
+    elif photometric == SEPARATED and channels == 4 and bits == 8:
+        colour, has_alpha = "cmyk", False
+        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "CMYK").convert("RGB"))
+    elif photometric not in (MIN_IS_BLACK, RGB):
+        raise UnusableError(
+            "has colours that we don't read",
+            f"TIFF photometric interpretation {page.photometric!s} with {channels} channels",
+            "Export it as gray or RGB.",
+        )
+    if photometric == MIN_IS_WHITE:
+        pixels = _invert(pixels, bits)
+    return Picture(
+        pixels=orient(pixels, orientation),
+        colour=colour,
+        bits=bits,
+        has_alpha=has_alpha,
+        palette=palette,
+        is_turned=is_turned(orientation),
+    )
+
+
+def _invert(pixels: Pixels, bits: int) -> Pixels:
+    if bits > 8:
+        raise UnusableError(
+            "counts its gray backwards", f"TIFF min-is-white with {bits} bits", "Export it with black as 0."
+        )
+    return (2**bits - 1) - pixels
