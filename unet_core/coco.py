@@ -196,5 +196,5 @@ def _draw_polygons(polygons: list[Any], height: int, width: int) -> Region:
             raise DataError(f"a polygon's corner lies far outside {width}x{height} pixels. Correct it.")
     if not polygons:
         return np.zeros(0, dtype=np.int64)
-    drawn = reference.decode(reference.merge(reference.frPyObjects(polygons, height, width)))
-    return np.flatnonzero(drawn)
+    drawn = reference.merge(reference.frPyObjects(polygons, height, width))
+    return _decode_runs(_uncompress(drawn["counts"].decode("ascii")), height, width)

@@ -3,6 +3,8 @@
 import io
 import logging
 import math
+import struct
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,19 +21,75 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 COMPRESSIONS = frozenset({1, 3, 4, 5, 7, 8, 32773, 32946, 50000})
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, SEPARATED, YCBCR = range(7)
 ALPHA = frozenset({1, 2})
+SUBFILE_TYPE, SHORT = 254, 3
 
 
 def decode_tiff(data: bytes, page: int | None) -> Picture:
     """One page of a TIFF file; thumbnails (reduced copies of a page) are no pages."""
+    layout = _Layout.of(data)
+    directories = _find_directories(data, layout)
+    pages = [place for place, is_thumbnail in directories if not is_thumbnail] or [place for place, _ in directories]
+    place = pages[choose_page(len(pages), page)]
+    if place != directories[0][0]:
+        # tifffile would read every directory on the way: let the file begin with the chosen one.
+        pointer = struct.pack(layout.offset, place)
+        data = data[: layout.first] + pointer + data[layout.first + len(pointer) :]
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = [found for found in file.pages if isinstance(found, tifffile.TiffPage)]
-        if len(pages) > 1:
-            pages = [found for found in pages if not found.subfiletype & 1] or pages
-        chosen = pages[choose_page(len(pages), page)]
+        chosen = file.pages.first
         _check_page(chosen, len(data))
         pixels = _as_rows_columns_channels(chosen, chosen.asarray(maxworkers=1))
         orientation = chosen.tags.valueof(274, 1)
         return _interpret(chosen, pixels, orientation if isinstance(orientation, int) else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How a TIFF's directories are written: formats of `struct`, with the byte order."""
+
+    first: int
+    """Where the first directory's place stands."""
+    offset: str
+    count: str
+    entry: str
+    """A tag's number, type, count and value."""
+    short: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "_Layout":
+        order = "<" if data[:2] == b"II" else ">"
+        if 43 in data[2:4]:  # BigTIFF
+            return cls(first=8, offset=f"{order}Q", count=f"{order}Q", entry=f"{order}HHQ8s", short=f"{order}H")
+        return cls(first=4, offset=f"{order}I", count=f"{order}H", entry=f"{order}HHI4s", short=f"{order}H")
+
+
+def _find_directories(data: bytes, layout: _Layout) -> list[tuple[int, bool]]:
+    """Place of each page's directory, and whether it is a thumbnail, a reduced copy of another.
+
+    Directories that overlap or lie outside the file are refused: a few bytes could else claim thousands of pages with
+    thousands of tags each, and reading would take hours.
+    """
+    found: list[tuple[int, bool]] = []
+    num_bytes = 0
+    (place,) = struct.unpack_from(layout.offset, data, layout.first)
+    while place:
+        (num_tags,) = struct.unpack_from(layout.count, data, place)
+        start, size = place + struct.calcsize(layout.count), struct.calcsize(layout.entry)
+        end = start + num_tags * size
+        num_bytes += end - place
+        if num_bytes > len(data) or end > len(data):
+            raise ValueError("TIFF directories are damaged")
+        tags = struct.iter_unpack(layout.entry, data[start:end])
+        # A LONG or a SHORT at the start of the value, by byte order; the low bit says reduced.
+        kinds = [
+            struct.unpack_from(layout.short if kind == SHORT else layout.short[0] + "I", value)[0]
+            for number, kind, _, value in tags
+            if number == SUBFILE_TYPE
+        ]
+        found.append((place, bool(kinds) and bool(kinds[0] & 1)))
+        (place,) = struct.unpack_from(layout.offset, data, end)
+    if not found:
+        raise ValueError("TIFF file without a page")
+    return found
 
 
 def _check_page(page: tifffile.TiffPage, num_bytes: int) -> None:
