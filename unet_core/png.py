@@ -8,6 +8,8 @@ import imagecodecs
 from unet_core.picture import Picture, check_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: Deflate gives at most so many bytes out of one.
+LARGEST_RATIO = 1040
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ def check_png(data: bytes) -> PngHeader:
         colour_type=data[25],
     )
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(header.colour_type, 4)
+    num_bytes = header.width * header.height * channels * header.bits // 8
+    if num_bytes > LARGEST_RATIO * len(data):
+        # It is refused by what it claims to be, if it is too large for us anyway.
+        check_size(width=header.width, height=header.height)
+        raise ValueError("PNG file has fewer pixels than its header claims")
     check_size(width=header.width, height=header.height, channels=channels, bytes_per_value=(header.bits + 7) // 8)
     return header
 

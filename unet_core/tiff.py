@@ -19,6 +19,8 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 #: none, CCITT groups 3 and 4, LZW, JPEG, deflate (two numbers), PackBits, Zstandard. A hostile file shall not choose
 #: among the dozens of decoders that would be installed.
 COMPRESSIONS = frozenset({1, 3, 4, 5, 7, 8, 32773, 32946, 50000})
+#: Bytes out of one byte, at most: none, LZW, deflate, PackBits.
+LARGEST_RATIO = {1: 1, 5: 2000, 8: 1040, 32773: 64, 32946: 1040}
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, SEPARATED, YCBCR = range(7)
 ALPHA = frozenset({1, 2})
 SUBFILE_TYPE, SHORT = 254, 3
@@ -115,8 +117,8 @@ def _check_page(page: tifffile.TiffPage, num_bytes: int) -> None:
         if length < 1 or place < 8 or place + length > num_bytes:
             raise ValueError("TIFF file is truncated, or its strips lie elsewhere")
     expected = math.prod((page.imagewidth, page.imagelength, page.samplesperpixel, page.bitspersample)) // 8
-    if page.compression == 1 and sum(lengths) < expected:
-        raise ValueError("TIFF file is truncated")
+    if int(page.compression) in LARGEST_RATIO and sum(lengths) * LARGEST_RATIO[int(page.compression)] < expected:
+        raise ValueError("TIFF file is truncated, or its header claims more pixels than it has")
 
 
 def _as_rows_columns_channels(page: tifffile.TiffPage, pixels: Pixels) -> Pixels:
@@ -138,7 +140,9 @@ def _interpret(page: tifffile.TiffPage, pixels: Pixels, orientation: int) -> Pic
     num_colours = channels - has_alpha
     palette = None
     colour: Literal["gray", "rgb", "palette", "cmyk", "channels"] = "channels"
-    if photometric in (MIN_IS_WHITE, MIN_IS_BLACK, MASK) and num_colours == 1:
+    if photometric in (#: Bytes out of one byte, at most: none, LZW, deflate, PackBits.
+LARGEST_RATIO = {1: 1, 5: 2000, 8: 1040, 32773: 64, 32946: 1040}
+MIN_IS_WHITE, MIN_IS_BLACK, MASK) and num_colours == 1:
         colour = "gray"
     elif (photometric == RGB and num_colours == 3) or (photometric == YCBCR and page.compression == 7):
         # JPEG's own conversion has already made RGB.
