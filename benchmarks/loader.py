@@ -26,13 +26,13 @@ from PIL import Image
 from benchmarks.peers import PEERS
 from benchmarks.workspace import print_result
 from unet_core.codecs import Codec
-from unet_core.images import FileBytes, ImageConfig
+from unet_core.images import FileBytes
 from unet_core.index import ShardEntry, ShardIndex
 from unet_core.loader import LaneLoader
 from unet_core.pairs import read_sample
 from unet_core.plan import plan_epoch
 from unet_core.reader import ShardReader
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.shards import write_shard
 from unet_core.transforms import AugmentConfig
 

@@ -17,8 +17,8 @@ from pipeline.page import embed, html_page, picture, table
 from pipeline.pictures import as_rgb, fit, grid
 from pipeline.references import read_reference
 from unet_core.errors import UnetError
-from unet_core.images import ImageConfig, read_image
-from unet_core.samples import Array
+from unet_core.images import read_image
+from unet_core.samples import Array, ImageConfig
 
 #: Pictures of each kind of problem, and of pairs.
 NUM_SHOWN = 3
@@ -64,7 +64,8 @@ def _problems(bad: Sequence[Finding], reading: Reading) -> str:
     for kind in sorted(count_kinds(bad)):
         found = [finding for finding in bad if problem_of(finding) == kind]
         figures = "".join(
-            f"<figure>{_show(finding.row, reading)}<figcaption>{html.escape(finding.reason or '')}</figcaption></figure>"
+            f"<figure>{_show(finding.row, reading)}"
+            f"<figcaption>{html.escape(finding.reason or '')}</figcaption></figure>"
             for finding in found[:NUM_SHOWN]
         )
         rest = "".join(f"<li>{html.escape(finding.reason or '')}</li>" for finding in found[NUM_SHOWN:])
@@ -98,8 +99,9 @@ def _pairs(pairs: Sequence[DuplicatePair], rows: Mapping[str, CatalogRow], readi
         [(pair.a, pair.b, pair.kind, "agree" if pair.masks_agree else "differ") for pair in shown],
     )
     return (
-        "<h2>Duplicates</h2><p class='soft'>Image and mask of two samples that show one picture; they stay in one split.</p>"
-        f"<div class='cases'>{figures}</div><details><summary class='soft'>All {len(pairs)} pairs</summary>{listed}</details>"
+        "<h2>Duplicates</h2><p class='soft'>Image and mask of two samples that show one picture; "
+        f"they stay in one split.</p><div class='cases'>{figures}</div>"
+        f"<details><summary class='soft'>All {len(pairs)} pairs</summary>{listed}</details>"
     )
 
 

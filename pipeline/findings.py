@@ -16,9 +16,8 @@ from pipeline.placement import Placement
 from pipeline.references import read_row
 from unet_core.duplicates import Fingerprint, confirm, find_candidates, fingerprint
 from unet_core.errors import DataError
-from unet_core.images import ImageConfig
 from unet_core.pairs import read_sample
-from unet_core.samples import Array, ClassMap, Sample, class_indices, count_class_pixels
+from unet_core.samples import Array, ClassMap, ImageConfig, Sample, class_indices, count_class_pixels
 
 #: Masks of near duplicates say the same if their classes overlap by so much Dice in the mean; copies are shifted or
 #: resized by a little, and thin structures with them.

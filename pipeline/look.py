@@ -14,7 +14,7 @@ from pipeline.references import read_reference
 from pipeline.source import Pair
 from pipeline.storage import is_url, join, list_files, open_file, read_file
 from unet_core.errors import DataError
-from unet_core.images import FileBytes, open_picture
+from unet_core.images import FileBytes, read_picture
 from unet_core.masks import read_mask_values
 
 #: Files that are opened to learn what the masks mean.
@@ -129,7 +129,7 @@ def _look_at_masks(source: str, pairs: Sequence[Pair]) -> Meaning:
             kind="multiclass", classes={f"colour_{r:02x}{g:02x}{b:02x}": [r, g, b] for r, g, b in sorted(colours)}
         )
     values = sorted({value for mask in masks for value in _values(mask)})
-    is_deep = any(open_picture(mask, "mask").mode.startswith("I") for mask in masks[:8])
+    is_deep = any(read_picture(mask, "mask").bits > 8 for mask in masks[:8])
     if is_deep and len(values) > 2 and (len(values) > MAX_CLASSES or values == [*range(len(values))]):
         return instances
     where = join(source, pairs[0].masks[0])
@@ -156,17 +156,17 @@ def _colours(masks: Sequence[FileBytes]) -> set[tuple[int, int, int]]:
     """The colours of masks that are drawn in some; empty for gray ones."""
     found: set[tuple[int, int, int]] = set()
     for mask in masks:
-        picture = open_picture(mask, "mask")
+        picture = read_picture(mask, "mask")
         # In a palette image the index counts, not the colour.
-        if picture.mode not in ("RGB", "RGBA"):
+        if picture.colour != "rgb" or picture.bits > 8:
             return set()
-        counted = picture.convert("RGB").getcolors(maxcolors=MAX_CLASSES)
-        if counted is None:
+        colours = np.unique(picture.pixels[..., :3].reshape(-1, 3), axis=0)
+        if len(colours) > MAX_CLASSES:
             raise DataError(
                 f"mask is a colour image: {mask.name}: more than {MAX_CLASSES} colours. "
                 "Export it with a colour a class, or as an index image (as PNG, not as JPEG)."
             )
-        found |= {colour for _, colour in counted if isinstance(colour, tuple)}  # type: ignore[misc]
+        found |= {(int(red), int(green), int(blue)) for red, green, blue in colours}
     if len(found) > MAX_CLASSES:
         raise DataError(f"masks are colour images: {len(found)} colours. Export them with a colour a class.")
     return found if any(len(set(colour)) > 1 for colour in found) else set()

@@ -18,6 +18,7 @@ from unet_core.loader import LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
+from unet_core.samples import ImageConfig
 from unet_core.trainer import Report, TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
 
@@ -26,14 +27,15 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
     """The network that recipe and data ask for, and how to train it."""
     config = load_section("train", TrainConfig)
     model = load_section("model", ModelConfig)
+    images = load_section("images", ImageConfig)
     mean, deviation = index.train_statistics()
     if model.input_statistics == "imagenet":
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if index.channels != 3:
+        if images.channels != 3:
             raise TrainingError("model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.")
     spec = ModelSpec(
         config=model,
-        channels=index.channels,
+        images=images,
         class_map=index.class_map,
         mean=mean,
         deviation=deviation,

@@ -65,7 +65,7 @@ def pad_to(sample: Sample, size_px: int, class_map: ClassMap) -> Sample:
     extra = ((0, max(0, size_px - height)), (0, max(0, size_px - width)))
     if extra == ((0, 0), (0, 0)):
         return sample
-    mask_extra = extra if class_map.kind == "multiclass" else (*extra, (0, 0))
+    mask_extra = extra if class_map.kind != "multilabel" else (*extra, (0, 0))
     return Sample(
         key=sample.key,
         image=np.pad(sample.image, (*extra, (0, 0)), mode="symmetric"),

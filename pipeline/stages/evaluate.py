@@ -96,7 +96,7 @@ def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec)
         "class_iou": class_scores(rows, "iou"),
         "pooled_dice": {name: counts.dice for name, counts in by_class(rows).items()},
     }
-    if spec.class_map.kind == "multiclass":
+    if spec.class_map.kind != "multilabel":
         body["pixel_error"] = pixel_error(rows)
     return body
 

@@ -11,9 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import unet_core.codecs
-import unet_core.images
-import unet_core.masks
-import unet_core.pairs
 import unet_core.tiles
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
@@ -24,10 +21,9 @@ from pipeline.stages.split import read_splits
 from unet_core.codecs import EXTENSIONS, Codec
 from unet_core.errors import RecipeError
 from unet_core.hashing import hash_file
-from unet_core.images import ImageConfig
 from unet_core.index import ShardEntry, ShardIndex, write_index
-from unet_core.pairs import read_sample
-from unet_core.samples import ClassMap, Sample
+from unet_core.pairs import read_sample, reading_hashes
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import finished_shards, shard_content, shard_number, write_shard
 from unet_core.splits import SPLITS, Split
 from unet_core.tiles import cut_tiles
@@ -105,9 +101,8 @@ def plan_shards(
     How many shards a batch has follows from what was recorded when it arrived; a row's key says which one it is in.
     """
     # Files that are read or written in another way are other shards.
-    modules = (unet_core.codecs, unet_core.images, unet_core.masks, unet_core.pairs, unet_core.tiles)
-    code = [hash_file(Path(str(module.__file__))) for module in modules]
-    encoding = [*code, asdict(images), asdict(class_map), config.codec]
+    code = [hash_file(Path(str(module.__file__))) for module in (unet_core.codecs, unet_core.tiles)]
+    encoding = [reading_hashes(), *code, asdict(images), asdict(class_map), config.codec]
     shards = defaultdict(list)
     for row in rows:
         num_shards = _num_shards(row.batch_pixels, config, images, class_map)

@@ -20,8 +20,7 @@ from pipeline.pictures import contact_sheet, write_picture
 from pipeline.placement import read_placement
 from pipeline.source import IngestConfig
 from unet_core.errors import DataError, RecipeError
-from unet_core.images import ImageConfig
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class ValidateConfig:
             )
 
 
-def run(
+def run(  # noqa: PLR0913  each is a path of dvc.yaml
     *, catalog: Path, accepted: Path, rejected: Path, duplicates: Path, metrics: Path, examples: Path, page: Path
 ) -> None:
     """Check all samples; DataError if more are rejected than the recipe allows, after the page tells why."""
@@ -76,9 +75,7 @@ def run(
     log.info("validate: %d accepted, %d rejected, %d pairs of duplicates", len(good), len(bad), len(pairs))
 
 
-def check_all(
-    rows: Sequence[CatalogRow], reading: Reading
-) -> tuple[list[Finding], list[Finding], list[DuplicatePair]]:
+def check_all(rows: Sequence[CatalogRow], reading: Reading) -> tuple[list[Finding], list[Finding], list[DuplicatePair]]:
     """Accepted and rejected findings in the order of the rows, and the pairs of accepted duplicates."""
     placement = read_placement()
     check = partial(check_row, reading=reading)

@@ -21,7 +21,7 @@ from pipeline.ledger import append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
 from pipeline.source import IngestConfig
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACEMENT = (
@@ -210,7 +210,7 @@ def write_model_dir():
     ) -> ModelSpec:
         spec = ModelSpec(
             config=ModelConfig(width=2, depth=1, norm="none", input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map or two_classes(),
             mean=(0.5,) * channels,
             deviation=(0.5,) * channels,

@@ -16,8 +16,7 @@ from pipeline.params import RECIPE, SECTIONS, load_section
 from pipeline.source import IngestConfig
 from pipeline.stages.validate import ValidateConfig
 from unet_core.errors import DataError, RecipeError, StorageError, UnetError
-from unet_core.images import ImageConfig
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
 from unet_core.trainer import TrainConfig
 

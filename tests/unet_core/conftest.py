@@ -13,7 +13,7 @@ from hypothesis import configuration, settings
 
 from unet_core.index import ShardIndex, write_index
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
 from unet_core.trainer import TrainConfig
@@ -102,7 +102,7 @@ def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
     ) -> ModelSpec:
         return ModelSpec(
             config=ModelConfig(width=width, depth=depth, norm=norm, input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map,
             mean=(0.25,) * channels,
             deviation=(0.5,) * channels,

@@ -20,6 +20,7 @@ from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
+from unet_core.samples import ImageConfig
 from unet_core.trainer import TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
 
@@ -30,7 +31,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> 
     mean, deviation = index.train_statistics()
     spec = ModelSpec(
         config=ModelConfig(width=8, depth=2, norm=case["norm"], input_statistics="train"),
-        channels=index.channels,
+        images=ImageConfig(channels=index.channels),
         class_map=index.class_map,
         mean=mean,
         deviation=deviation,

@@ -19,7 +19,7 @@ from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.trainer import (
     Report,
     TrainConfig,
@@ -518,7 +518,7 @@ def test_a_worker_of_a_group_gives_the_bits_of_a_plain_process(
 
     spec = ModelSpec(
         config=ModelConfig(width=8, depth=2, norm="batch", input_statistics="train"),
-        channels=1, class_map=index.class_map, mean=mean, deviation=deviation, precision="float32",
+        images=ImageConfig(channels=1), class_map=index.class_map, mean=mean, deviation=deviation, precision="float32",
     )  # fmt: skip
     trainer = Trainer(spec, config, LaneTree(lanes=4))
     train = index.of_split("train")

@@ -15,7 +15,7 @@ from unet_core.errors import DataError, RecipeError
 from unet_core.index import read_index
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 
 EVALUATION, METRICS, PLOTS = Path("reports/evaluation"), Path("metrics/evaluate.json"), Path("plots")
@@ -24,7 +24,14 @@ CONFIG = EvaluateConfig(score="dice", bootstrap_draws=100, seed=0)
 
 def spec(class_map: ClassMap) -> ModelSpec:
     config = ModelConfig(width=2, depth=1, norm="none", input_statistics="train")
-    return ModelSpec(config=config, channels=1, class_map=class_map, mean=(0.5,), deviation=(0.5,), precision="float32")
+    return ModelSpec(
+        config=config,
+        images=ImageConfig(channels=1),
+        class_map=class_map,
+        mean=(0.5,),
+        deviation=(0.5,),
+        precision="float32",
+    )
 
 
 INDEXED = spec(ClassMap(kind="multiclass", classes={"soil": 0, "crop": 1}, background="soil"))

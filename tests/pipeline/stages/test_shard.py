@@ -13,10 +13,10 @@ from pipeline.catalog import CatalogRow
 from pipeline.stages.shard import ShardConfig, plan_shards
 from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.images import ImageConfig, read_image
+from unet_core.images import read_image
 from unet_core.index import INDEX_NAME, read_index
 from unet_core.reader import ShardReader
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SPLITS
 
 SHARDS = Path("data/shards")
