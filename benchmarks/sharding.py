@@ -7,7 +7,6 @@ once more with ten times the data, each in a process of its own, whose peak of m
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks.loader import CELLS, RGB, file_bytes, use_one_core
-from benchmarks.workspace import print_result
+from benchmarks.workspace import peak_mb, print_result
 from unet_core.codecs import EXTENSIONS, Codec
 from unet_core.pairs import read_sample
 from unet_core.samples import Sample
@@ -102,7 +101,7 @@ def write(source: Path, out: Path, codec: Codec, count: int) -> dict[str, float]
         "mb_per_second": round(num_bytes / 1e6 / seconds, 1),
         "written_mb_per_second": round(written / 1e6 / seconds, 1),
         "size_ratio": round(written / num_bytes, 3),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_mb": round(peak_mb(), 1),
     }
 
 

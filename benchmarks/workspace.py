@@ -100,6 +100,12 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     return {**outside, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **(extra or {})}
 
 
+def peak_mb() -> float:
+    """Largest resident memory of the process. Not getrusage: a child begins with its parent's peak there."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """The one JSON line that a benchmark prints last."""
     print(json.dumps(result), flush=True)

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from unet_core.codecs import EXTENSIONS, Codec
 from unet_core.errors import DataError, RecipeError, StorageError
 from unet_core.samples import ClassMap
@@ -22,9 +24,6 @@ from unet_core.splits import SPLITS, Split
 #: Raised when a reader of today could not read the shards of tomorrow.
 FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
-
-#: Mean and deviation are given in units of this, whatever the depth: the model's first layer divides by it.
-GREY_LEVELS = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +97,21 @@ class ShardIndex:
         return {name: sum(row[number] for row in rows) for number, name in enumerate(self.class_map.names)}
 
     def train_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over all training pixels, in units of 255 grey levels."""
+        """Mean and standard deviation of each channel over all training pixels, in units of full scale (0 to 1)."""
         shards = self.of_split("train")
         pixels = sum(shard.num_pixels for shard in shards)
         if not pixels:
             raise DataError("no training samples: the shards have none in train. Run `dvc repro shard`.")
+        white = int(np.iinfo(shards[0].dtype).max)
         means, deviations = [], []
         for channel in range(self.channels):
             total = sum(shard.channel_sums[channel] for shard in shards)
             squares = sum(shard.channel_square_sums[channel] for shard in shards)
-            means.append(total / pixels / GREY_LEVELS)
+            means.append(total / pixels / white)
             # In integers up to the division: for 16 bits the difference of two squares would lose its digits.
             variance = (squares * pixels - total**2) / pixels**2
             # A constant channel would divide by zero; one grey level is the smallest honest deviation.
-            deviations.append(max(variance, 1.0) ** 0.5 / GREY_LEVELS)
+            deviations.append(max(variance, 1.0) ** 0.5 / white)
         return tuple(means), tuple(deviations)
 
 

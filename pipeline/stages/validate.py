@@ -63,8 +63,6 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     _write_json(rejected, [{"key": finding.row.key, "reason": finding.reason} for finding in bad])
     summary = _summary(good, bad, pairs, reading.class_map)
     _write_json(metrics, summary)
-    write_catalog(accepted, [finding.row for finding in good])
-    write_duplicates(duplicates, pairs)
     if good:
         shown = [read_one(row, reading) for row in _spread([finding.row for finding in good], 8)]
         write_picture(examples, contact_sheet(shown, reading.class_map))
@@ -72,6 +70,8 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     text = render(summary, good, bad, pairs, reading, examples if good else None)
     page.write_text(text, encoding="utf-8")
     _judge(bad, len(good) + len(bad), config, rejected, page)
+    write_catalog(accepted, [finding.row for finding in good])
+    write_duplicates(duplicates, pairs)
     log.info("validate: %d accepted, %d rejected, %d pairs of duplicates", len(good), len(bad), len(pairs))
 
 
@@ -102,7 +102,7 @@ def _judge(bad: Sequence[Finding], total: int, config: ValidateConfig, rejected:
             f"files or raise the limit.\n{reasons}{more}"
         )
     if len(bad) == total:
-        raise DataError(f"no sample is left: all {total} are rejected. See {rejected}, with pictures {page}.")
+        raise DataError(f"no sample is left: all {total} are rejected. See {rejected}, with pictures in {page}.")
 
 
 def _summary(

@@ -132,7 +132,10 @@ def test_if_all_are_rejected_none_is_left_whatever_the_limit(tree) -> None:
     tree.write_recipe(validate={"max_rejected_fraction": 1.0})
     tree.record()
     tree.run("ingest")
-    with pytest.raises(DataError, match=r"^no sample is left: all 1 are rejected. See data/rejected.json.$"):
+    with pytest.raises(
+        DataError,
+        match=r"^no sample is left: all 1 are rejected. See data/rejected.json, with pictures in reports/data.html.$",
+    ):
         tree.run("validate")
 
 
