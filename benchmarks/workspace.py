@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +54,10 @@ def change_recipe(folder: Path, recipe: str | None, changes: Mapping[str, Any]) 
 
 def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, check: bool = True) -> str:
     """Run a command in the workspace with its own MLflow store; its output is in the error if it fails."""
-    scripts = str(Path(sys.executable).parent)
-    outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**outside, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+        env=_environment(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,6 +66,44 @@ def run(folder: Path, *command: str, env: Mapping[str, str] | None = None, check
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
     return done.stdout
+
+
+def start(folder: Path, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in the workspace, in a session of its own; what it says goes to `start.log`."""
+    with (folder / "start.log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=_environment(env), stdout=log, stderr=log, text=True, start_new_session=True
+        )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    """Wait until the training that was started tells of `step`; RuntimeError after two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for journal in folder.glob(".unet/training/*/journal.jsonl"):
+            if any(f'"step": {step},' in line for line in journal.read_text().splitlines()):
+                return
+        time.sleep(0.1)
+    raise RuntimeError((folder / "start.log").read_text())
+
+
+def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of Ray's training workers below a driver."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment without what places the user's own runs, and with this interpreter's commands."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
+    scripts = str(Path(sys.executable).parent)
+    return {**outside, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **(extra or {})}
+
+
+def peak_mb() -> float:
+    """Largest resident memory of the process. Not getrusage: a child begins with its parent's peak there."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def print_result(result: Mapping[str, Any]) -> None:

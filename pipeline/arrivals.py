@@ -9,9 +9,10 @@ from PIL import Image
 
 from pipeline.command import say
 from pipeline.ledger import append, compare, read_ledger
+from pipeline.listing import find_pairs
 from pipeline.params import load_section
 from pipeline.progress import progress
-from pipeline.source import IngestConfig, find_pairs
+from pipeline.source import IngestConfig
 from unet_core.errors import DataError, StorageError
 from unet_core.samples import ClassMap
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def add(*, allow_removal: bool = False) -> None:
     """Record what is new or changed in the source as a batch, and let DVC track the ledger."""
     config = load_section("ingest", IngestConfig)
-    source, ledger = Path(config.source), Path(config.ledger)
+    source, ledger = config.source, Path(config.ledger)
     pairs = find_pairs(source, config, load_section("masks", ClassMap))
     tracked = ledger.with_name(ledger.name + ".dvc")
     if tracked.exists() and not ledger.exists():

@@ -1,7 +1,7 @@
 """The catalog: one row a sample, as Parquet; written by `ingest`, completed by `validate`."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +14,11 @@ SCHEMA = pyarrow.schema(
         ("masks", pyarrow.list_(pyarrow.string())),
         ("group", pyarrow.string()),
         ("declared_split", pyarrow.string()),
+        ("stratum", pyarrow.string()),
+        ("position", pyarrow.int64()),
+        ("slices", pyarrow.map_(pyarrow.string(), pyarrow.string())),
         ("batch", pyarrow.int64()),
+        ("batch_pixels", pyarrow.int64()),
         ("image_sha256", pyarrow.string()),
         ("mask_sha256", pyarrow.string()),
         ("height", pyarrow.int64()),
@@ -31,10 +35,19 @@ class CatalogRow:
     image: str
     """Path below the source."""
     masks: tuple[str, ...]
+    """Paths below the source, or FILE.json#ID for an image's COCO annotations."""
     group: str
     declared_split: str | None
+    stratum: str | None = None
+    """What each split should hold its share of."""
+    position: int | None = None
+    """Place of a slice in its volume, or of a frame in its video."""
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """Word by column: samples of one word are scored apart too."""
     batch: int
     """In which batch of the ledger it first came."""
+    batch_pixels: int = 0
+    """Pixels of all samples that first came in that batch, those removed since included: it never changes."""
     image_sha256: str
     mask_sha256: str
     height: int | None = None
@@ -45,11 +58,13 @@ class CatalogRow:
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:
     """Write rows in their order; equal rows are equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    # A map is written as its sorted items: equal rows are equal bytes, whatever their order.
+    bodies = [{**asdict(row), "slices": sorted(row.slices.items())} for row in rows]
+    table = pyarrow.Table.from_pylist(bodies, schema=SCHEMA)
     parquet.write_table(table, path)
 
 
 def read_catalog(path: Path) -> list[CatalogRow]:
     """Read all rows."""
     rows = parquet.read_table(path, schema=SCHEMA).to_pylist()
-    return [CatalogRow(**{**row, "masks": tuple(row["masks"])}) for row in rows]
+    return [CatalogRow(**{**row, "masks": tuple(row["masks"]), "slices": dict(row["slices"])}) for row in rows]

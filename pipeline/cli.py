@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     init = command("init", "look at a folder, write params.yaml for it, record the first batch", _init)
-    init.add_argument("--source", type=Path, required=True, help="folder with images/ and masks/")
+    init.add_argument("--source", required=True, help="folder (or URL) with images and masks")
     init.add_argument("--recipe", help="start from recipes/NAME.yaml instead of looking")
     init.add_argument("--force", action="store_true", help="replace a params.yaml of your own")
     add = command("add", "record what is new or changed in the source as a batch", _add)

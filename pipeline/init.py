@@ -1,65 +1,35 @@
 """`unet init`: look at a folder, say what lies there, write a recipe for it, record the first batch."""
 
-import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
+from pathlib import Path, PurePosixPath
 
 from pipeline.arrivals import add
 from pipeline.command import say
+from pipeline.layouts import SPLIT_WORDS
+from pipeline.ledger import present, read_ledger
+from pipeline.look import Look, Table, look_at
 from pipeline.params import RECIPE
-from pipeline.source import list_pictures
-from pipeline.storage import read_file
+from pipeline.references import hash_image, read_reference
+from pipeline.storage import is_url
 from unet_core.errors import DataError, RecipeError
-from unet_core.masks import read_mask_values
 
 RECIPES = Path("recipes")
 #: The recipe that the repository comes with; replacing it loses nothing.
 SHIPPED = RECIPES / "shapes.yaml"
-#: Files that are opened to learn what the masks mean.
-NUM_LOOKED_AT = 200
+LEDGERS = Path("arrivals")
+#: Recorded samples of a ledger that are looked for in a source, to learn whether it is that ledger's.
+NUM_COMPARED = 20
 #: Names that need no quotes in YAML, and words that mean something there.
 PLAIN = re.compile(r"/?[A-Za-z_][\w./-]*")
 YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table in the folder that declares splits."""
-
-    name: str
-    columns: tuple[str, ...] | None
-    """Names of its columns where its first line has none."""
-    key_column: str
-    words: tuple[str, ...]
-    """What stands in its split column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What lies in a folder."""
-
-    num_images: int
-    modes: Mapping[str, int]
-    sizes: Mapping[tuple[int, int], int]
-    kind: str
-    classes: Mapping[str, int]
-    ignore: int | None
-    background: str | None
-    table: Table | None
-
-
-def init(*, source: Path, recipe: str | None, force: bool) -> None:
-    """Write params.yaml for a folder, or from a recipe in recipes/, and record what lies in the folder."""
-    if not source.is_dir():
-        raise DataError(f"no such folder: {source}. Give the folder that holds images/ and masks/.")
+def init(*, source: str, recipe: str | None, force: bool) -> None:
+    """Write params.yaml for a folder or URL, or from a recipe in recipes/, and record what lies there."""
+    if not is_url(source) and not Path(source).is_dir():
+        raise DataError(f"no such folder: {source}. Give the folder that holds images and masks.")
     replaceable = not RECIPE.exists() or (SHIPPED.exists() and RECIPE.read_bytes() == SHIPPED.read_bytes())
     if not replaceable and not force:
         raise RecipeError(f"{RECIPE} is your own. Replace it with --force (the old one stays as {RECIPE}.old).")
@@ -86,139 +56,83 @@ def init(*, source: Path, recipe: str | None, force: bool) -> None:
     say("next: dvc repro")
 
 
-def _from_recipe(source: Path, name: str) -> str:
+def choose_ledger(source: str) -> str:
+    """A ledger named as the source is. Another folder of the same name has another ledger, NAME-2."""
+    name = PurePosixPath(source.rstrip("/")).name if is_url(source) else Path(source).resolve().name
+    number = 1
+    while True:
+        ledger = LEDGERS / f"{name}{'' if number == 1 else f'-{number}'}.jsonl"
+        if not ledger.exists() or _is_ledger_of(ledger, source):
+            return ledger.as_posix()
+        number += 1
+
+
+def _is_ledger_of(ledger: Path, source: str) -> bool:
+    """Whether a ledger is empty, or a sample that it records lies in the source, byte for byte."""
+    recorded = list(present(read_ledger(ledger)).values())
+    for arrival in recorded[:NUM_COMPARED]:
+        try:
+            if hash_image(read_reference(source, arrival.image)) == arrival.image_sha256:
+                return True
+        except DataError:
+            continue
+    return not recorded
+
+
+def _from_recipe(source: str, name: str) -> str:
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
         known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
         raise RecipeError(f"no such recipe: {name}. Choose from {known}.")
+    ours = {"  source:": source, "  ledger:": choose_ledger(source)}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(
-        f"  source: {json.dumps(str(source), ensure_ascii=False)}\n" if line.startswith("  source:") else line
+        next((f"{start} {_text(value)}\n" for start, value in ours.items() if line.startswith(start)), line)
         for line in lines
     )
 
 
-def look_at(source: Path) -> Look:
-    """Find out number, sizes and modes of the images, and what the masks mean."""
-    images = list_pictures(source / "images")
-    if not images:
-        raise DataError(f"no images: {source / 'images'} has no picture files. Put images in images/, masks in masks/.")
-    modes: Counter[str] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
-    for path in images.values():
-        try:
-            with Image.open(path) as picture:
-                modes[picture.mode] += 1
-                sizes[picture.size] += 1
-        except OSError as error:
-            raise DataError(f"image can't be read: {path}: {error}. Export it again, or remove the pair.") from error
-    folders = sorted(path for path in (source / "masks").glob("*") if path.is_dir() and list_pictures(path))
-    kind, classes, ignore, background = (
-        _look_at_planes(folders) if folders else _look_at_masks(source / "masks", list_pictures(source / "masks"))
-    )
-    return Look(
-        num_images=len(images),
-        modes=modes,
-        sizes=sizes,
-        kind=kind,
-        classes=classes,
-        ignore=ignore,
-        background=background,
-        table=_look_for_table(source, set(images)),
-    )
-
-
-def _look_at_planes(folders: Sequence[Path]) -> tuple[str, dict[str, int], None, None]:
-    classes = {}
-    for folder in folders:
-        values = [value for value in _mask_values(list_pictures(folder)) if value]
-        if len(values) > 1:
-            raise DataError(
-                f"not a binary mask: {folder}: values {values[:8]}. A folder of masks per class holds 0 and one value."
-            )
-        classes[folder.name] = values[0] if values else 255
-    return "multilabel", classes, None, None
-
-
-def _look_at_masks(folder: Path, masks: Mapping[str, Path]) -> tuple[str, dict[str, int], int | None, str | None]:
-    if not masks:
-        raise DataError(f"no masks: {folder} has no picture files. Put one mask per image there, of the same name.")
-    values = _mask_values(masks)
-    if len(values) > 32:
-        raise DataError(
-            f"masks with {len(values)} values: {folder}: {values[:6]} ... {values[-1]}. If they are smoothed "
-            "binary masks, threshold them to 0 and 255; if they number objects, draw them all with 255."
-        )
-    if len(values) == 1:
-        raise DataError(f"masks with one value: {folder}: all pixels are {values[0]}. There is nothing to learn.")
-    if len(values) == 2 and values[0] == 0:
-        return "multiclass", {"background": 0, "foreground": values[1]}, None, "background"
-    # 0, 1, 2 ... and 255 is how most tools mark pixels without a label; 0, 128, 255 are three classes.
-    ignore = 255 if len(values) > 2 and values == [*range(len(values) - 1), 255] else None
-    classes = {f"class_{value}": value for value in values if value != ignore}
-    return "multiclass", classes, ignore, None
-
-
-def _mask_values(masks: Mapping[str, Path]) -> list[int]:
-    paths = list(masks.values())
-    shown = paths[:: max(1, len(paths) // NUM_LOOKED_AT)]
-    return sorted({int(value) for path in shown for value in np.unique(read_mask_values(read_file("", str(path))))})
-
-
-def _look_for_table(source: Path, keys: set[str]) -> Table | None:
-    """A table that declares splits: lines such as `train 007`, or a CSV with a column `split` and one of all keys."""
-    for path in sorted([*source.glob("*.txt"), *source.glob("*.csv")]):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if path.suffix == ".csv":
-            header, *rows = list(csv.reader(lines)) or [[]]
-        else:
-            header, rows = ["split", "key"], [line.split() for line in lines if line.strip()]
-        columns = {name: {row[number] for row in rows if number < len(row)} for number, name in enumerate(header)}
-        words = columns.get("split", set())
-        key_columns = [name for name, found in columns.items() if found >= keys]
-        if key_columns and words and words <= set(SPLIT_WORDS):
-            return Table(
-                name=path.name,
-                columns=None if path.suffix == ".csv" else ("split", "key"),
-                key_column=key_columns[0],
-                words=tuple(sorted(words)),
-            )
-    return None
-
-
-def _tell(source: Path, look: Look) -> None:
+def _tell(source: str, look: Look) -> None:
     sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in Counter(look.sizes).most_common(4))
     more = f" and {len(look.sizes) - 4} other sizes" if len(look.sizes) > 4 else ""
-    say(f"{source}: {look.num_images} images")
+    meaning = look.meaning
+    say(f"{source}: {look.num_images} images, {look.layout.image_pattern}")
     say(f"  sizes (width x height): {sizes}{more}")
     say(f"  modes: {', '.join(f'{mode} ({count})' for mode, count in look.modes.items())}")
-    say(f"  masks: {look.kind}, {', '.join(f'{name} = {value}' for name, value in look.classes.items())}")
-    if look.ignore is not None:
-        say(f"  value {look.ignore} looks like an ignore value: neither trained on nor scored")
+    say(f"  masks: {look.layout.mask_pattern}")
+    say(f"  {meaning.kind}: {', '.join(f'{name} = {value}' for name, value in meaning.classes.items())}")
+    if meaning.ignore is not None:
+        say(f"  value {meaning.ignore} looks like an ignore value: neither trained on nor scored")
+    if look.split_words:
+        say(f"  splits declared by folders: {', '.join(look.split_words)}")
     if look.table is not None:
         say(f"  splits declared in {look.table.name}: {', '.join(look.table.words)}")
 
 
-def write_recipe(source: Path, look: Look) -> str:
+def write_recipe(source: str, look: Look) -> str:
     """The text of a recipe with defaults that fit what was seen."""
+    meaning = look.meaning
     channels = 1 if set(look.modes) <= {"L", "1"} else 3
     smallest = min(min(size) for size in look.sizes)
     crop = 256 if smallest >= 512 else 128
     num_train = max(1, int(look.num_images * 0.7))
     epochs = max(10, min(500, 16_000 // num_train))
-    loss = "cross_entropy" if look.kind == "multiclass" else "bce"
-    classes = "\n".join(f"    {_text(name)}: {value}" for name, value in look.classes.items())
-    table, declared = _table_lines(look.table) if look.table is not None else ("", "")
+    loss = "bce" if meaning.kind == "multilabel" else "cross_entropy"
+    classes = "\n".join(f"    {_text(name)}: {value}" for name, value in meaning.classes.items())
+    table = _table_lines(look.table) if look.table is not None else ""
     return TEMPLATE.format(
-        source=_text(str(source)),
-        ledger=_text(f"arrivals/{source.resolve().name}.jsonl"),
+        source=_text(source),
+        ledger=_text(choose_ledger(source)),
+        image_pattern=_text(look.layout.image_pattern),
+        mask_pattern=_text(look.layout.mask_pattern),
+        key="" if look.layout.key == "{key}" else f"  key: {_text(look.layout.key)}\n",
         table=table,
-        kind=look.kind,
+        kind=meaning.kind,
         classes=classes,
-        ignore="null" if look.ignore is None else look.ignore,
-        background=look.background or "null",
+        ignore="null" if meaning.ignore is None else meaning.ignore,
+        background=meaning.background or "null",
         channels=channels,
-        declared=declared,
+        declared=_declared(look.table.words if look.table is not None else look.split_words),
         epochs=epochs,
         loss=loss,
         every=max(1, epochs // 20),
@@ -232,18 +146,21 @@ def _text(value: object) -> str:
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _table_lines(table: Table) -> tuple[str, str]:
-    """The recipe's lines for a table, and what its words mean. Without test words, the val images become the test:
-    validation images are then taken from the training images.
-    """
+def _table_lines(table: Table) -> str:
     lines = f"  table: {_text(table.name)}\n"
     if table.columns is not None:
         lines += f"  table_columns: {_text(list(table.columns))}\n"
-    lines += f"  key_column: {_text(table.key_column)}\n  split_column: split\n"
-    meant = {word: SPLIT_WORDS[word] for word in table.words}
+    return lines + f"  key_column: {_text(table.key_column)}\n  split_column: split\n"
+
+
+def _declared(words: tuple[str, ...]) -> str:
+    """What the words for splits mean. Without test words, the val images become the test: validation images are then
+    taken from the training images.
+    """
+    meant = {word: SPLIT_WORDS[word.lower()] for word in words}
     if "test" not in meant.values():
         meant = {word: "test" if split == "val" else split for word, split in meant.items()}
-    return lines, ", ".join(f"{word}: {split}" for word, split in meant.items())
+    return ", ".join(f"{_text(word)}: {split}" for word, split in meant.items())
 
 
 TEMPLATE = """\
@@ -251,11 +168,13 @@ TEMPLATE = """\
 ingest:
   source: {source}
   ledger: {ledger}
-{table}images:
+  image_pattern: {image_pattern}
+  mask_pattern: {mask_pattern}
+{key}{table}images:
   channels: {channels}                   # 1 gray, 3 RGB
 masks:
-  kind: {kind}              # multiclass: one index image; multilabel: one binary image per class
-  classes:                      # name: pixel value; rename as you like
+  kind: {kind}              # multiclass: one index image; multilabel: one binary image per class; instances: ids
+  classes:                      # name: pixel value or colour; rename as you like
 {classes}
   ignore: {ignore}
   background: {background}        # a class that is trained but not scored
@@ -268,6 +187,8 @@ split:
   declared: {{{declared}}}                  # word in the split column: train, val or test
 shard:
   target_mb: 64.0
+  tile_px: null                 # larger training images are cut into tiles of at most this side
+  codec: raw                    # fastest to read; png makes smaller files
 model:
   width: 16
   depth: 4

@@ -3,15 +3,26 @@
 A text file, one JSON object a line, only ever appended to; DVC tracks it, since it may grow large.
 """
 
-import hashlib
+import dataclasses
+import io
 import json
+import logging
+import os
+import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from PIL import Image
+
+from pipeline.progress import progress
+from pipeline.references import hash_image, hash_masks, read_reference
 from pipeline.source import Pair
 from unet_core.errors import DataError
-from unet_core.hashing import hash_file
+from unet_core.images import FileBytes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +35,9 @@ class Arrival:
     masks: tuple[str, ...]
     image_sha256: str
     mask_sha256: str
-    """Hash of the hashes of all mask files."""
+    """Hash of the hashes of all masks."""
+    pixels: int = 0
+    """Width x height of the image when this line was written; 0 if its header could not be read."""
     removed: bool = False
 
 
@@ -64,23 +77,36 @@ def present(arrivals: Iterable[Arrival]) -> dict[str, Arrival]:
         if arrival.removed:
             now.pop(arrival.key, None)
         elif arrival.key in now:
-            now[arrival.key] = Arrival(**{**asdict(arrival), "batch": now[arrival.key].batch})
+            now[arrival.key] = dataclasses.replace(arrival, batch=now[arrival.key].batch)
         else:
             now[arrival.key] = arrival
     return now
 
 
-def compare(arrivals: Sequence[Arrival], pairs: Sequence[Pair], source: Path) -> Changes:
+def batch_pixels(arrivals: Iterable[Arrival]) -> dict[int, int]:
+    """Pixels of all samples that first came in each batch. Later changes and removals leave a batch's number alone."""
+    now: set[str] = set()
+    pixels: dict[int, int] = {}
+    for arrival in arrivals:
+        if arrival.removed:
+            now.discard(arrival.key)
+        elif arrival.key not in now:
+            now.add(arrival.key)
+            pixels[arrival.batch] = pixels.get(arrival.batch, 0) + arrival.pixels
+    return pixels
+
+
+def compare(arrivals: Sequence[Arrival], pairs: Sequence[Pair], source: str) -> Changes:
     """What a new batch would record."""
     batch = 1 + max((arrival.batch for arrival in arrivals), default=0)
     now = present(arrivals)
-    seen = [hash_pair(pair, source, batch) for pair in pairs]
+    seen = hash_pairs(pairs, source, batch)
     keys = {pair.key for pair in pairs}
     return Changes(
         new=tuple(arrival for arrival in seen if arrival.key not in now),
         changed=tuple(arrival for arrival in seen if arrival.key in now and not same_files(arrival, now[arrival.key])),
         missing=tuple(
-            Arrival(**{**asdict(old), "batch": batch, "removed": True}) for key, old in now.items() if key not in keys
+            dataclasses.replace(old, batch=batch, removed=True) for key, old in now.items() if key not in keys
         ),
     )
 
@@ -90,17 +116,38 @@ def same_files(one: Arrival, other: Arrival) -> bool:
     return (one.image_sha256, one.mask_sha256) == (other.image_sha256, other.mask_sha256)
 
 
-def hash_pair(pair: Pair, source: Path, batch: int) -> Arrival:
+def hash_pairs(pairs: Sequence[Pair], source: str, batch: int) -> list[Arrival]:
+    """The lines that record pairs as they lie in the source, in their order; every file is read once."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
+        # Validation judges large images; here they are only counted.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        lines = pool.map(lambda pair: hash_pair(pair, source, batch), pairs)
+        return list(progress(lines, total=len(pairs), label="hash", unit="samples"))
+
+
+def hash_pair(pair: Pair, source: str, batch: int) -> Arrival:
     """The line that records a pair as it lies in the source."""
-    mask_hashes = "".join(hash_file(source / mask) for mask in pair.masks)
+    image = read_reference(source, pair.image)
     return Arrival(
         batch=batch,
         key=pair.key,
         image=pair.image,
         masks=pair.masks,
-        image_sha256=hash_file(source / pair.image),
-        mask_sha256=hashlib.sha256(mask_hashes.encode()).hexdigest(),
+        image_sha256=hash_image(image),
+        mask_sha256=hash_masks([read_reference(source, mask) for mask in pair.masks]),
+        pixels=count_pixels(image),
     )
+
+
+def count_pixels(image: FileBytes) -> int:
+    """Width x height as the file's header says, without decoding; 0 for a file that is no image."""
+    try:
+        with Image.open(io.BytesIO(image.data)) as picture:
+            return picture.width * picture.height
+    except Exception:
+        # Whatever a damaged header brings a decoder to raise: validation will say what is wrong with the file.
+        log.debug("no size in the header of %s", image.name, exc_info=True)
+        return 0
 
 
 def append(path: Path, arrivals: Sequence[Arrival]) -> None:

@@ -28,7 +28,9 @@ def class_colours(class_map: ClassMap) -> Array:
 
 
 def paint_mask(mask: Array, class_map: ClassMap) -> Array:
-    """An encoded mask as a colour picture; where classes overlap, their colours mix."""
+    """An encoded mask as a colour picture; overlapping classes mix their colours, every object has one of its own."""
+    if class_map.kind == "instances":
+        return object_colours(int(mask.max(initial=0)))[mask]
     colours = class_colours(class_map)
     if class_map.kind == "multiclass":
         table = np.zeros((256, 3), dtype=np.uint8)
@@ -40,9 +42,21 @@ def paint_mask(mask: Array, class_map: ClassMap) -> Array:
     return mixed.astype(np.uint8)
 
 
+def object_colours(num_objects: int) -> Array:
+    """Colours of ids 0 to n, (n + 1, 3): black, then the palette in ever other mixtures."""
+    numbers = np.arange(num_objects)
+    mixed = PALETTE[numbers % 7].astype(np.uint16) + PALETTE[numbers // 7 % 7]
+    return np.concatenate([np.zeros((1, 3), dtype=np.uint8), (mixed // 2).astype(np.uint8)])
+
+
 def as_rgb(image: Array) -> Array:
-    """(H, W, 1) or (H, W, 3) as RGB."""
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+    """(H, W, C) as RGB for the eye: gray repeated, of many channels the first three, of 16 bits the upper 8."""
+    levels = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    if levels.shape[-1] == 2:
+        levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=-1)
+    if levels.shape[-1] == 1:
+        return np.repeat(levels, 3, axis=-1)
+    return levels if levels.shape[-1] == 3 else levels[..., :3]
 
 
 def overlay(image: Array, mask: Array, class_map: ClassMap, *, opacity: float = 0.5) -> Array:

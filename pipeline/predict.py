@@ -20,7 +20,7 @@ from pipeline.source import PICTURE_SUFFIXES
 from pipeline.storage import read_file
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError
-from unet_core.images import ImageConfig, read_image
+from unet_core.images import read_image
 from unet_core.samples import Array, ClassMap
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
             network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
     names = _names(images)
     for path in progress(images, total=len(images), label="predict", unit="images"):
-        image = read_image(read_file("", str(path)), ImageConfig(channels=spec.channels))
+        image = read_image(read_file("", str(path)), spec.images)
         mask = predict_sample(network, spec, image)
         _write_mask(out / "masks", names[path], mask, spec.class_map)
         write_picture(out / "overlays" / f"{names[path]}.png", overlay(image, mask, spec.class_map))
@@ -74,20 +74,21 @@ def _names(images: Sequence[Path]) -> dict[Path, str]:
 
 def _write_mask(folder: Path, name: str, mask: Array, class_map: ClassMap) -> None:
     """Masks as a user would bring them: the recipe's pixel values; overlapping classes in a folder each."""
-    values = list(class_map.classes.values())
+    values = class_map.values
     dtype = np.uint8 if max(values) < 256 else np.uint16
     if class_map.kind == "multilabel":
         for number, class_name in enumerate(class_map.names):
-            _write_gray(
+            _write_png(
                 folder / class_name / f"{name}.png", np.where(mask[..., number], values[number], 0).astype(dtype)
             )
         return
-    coded = mask.astype(dtype)
-    for number, value in enumerate(values):
-        coded[mask == number] = value
-    _write_gray(folder / f"{name}.png", coded)
+    if class_map.has_colours:
+        colours = np.array([[value >> 16, value >> 8 & 255, value & 255] for value in values], dtype=np.uint8)
+        _write_png(folder / f"{name}.png", colours[mask])
+        return
+    _write_png(folder / f"{name}.png", np.array(values, dtype=dtype)[mask])
 
 
-def _write_gray(path: Path, values: npt.NDArray[Any]) -> None:
+def _write_png(path: Path, values: npt.NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)

@@ -15,7 +15,8 @@ from pipeline.scores import image_scores
 from pipeline.scoring import fetch_registered, score_split
 from pipeline.stages.evaluate import EvaluateConfig
 from unet_core.errors import RegistryError
-from unet_core.shards import ShardReader, read_index
+from unet_core.index import read_index
+from unet_core.reader import ShardReader
 
 
 def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:

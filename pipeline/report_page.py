@@ -1,6 +1,5 @@
 """The report as HTML: one file, no scripts, nothing fetched from elsewhere, readable on a phone."""
 
-import base64
 import csv
 import html
 import io
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.gate import Verdict
+from pipeline.page import embed, html_page, picture
 from pipeline.scores import ScoreRow
 
 if TYPE_CHECKING:
@@ -18,32 +18,6 @@ if TYPE_CHECKING:
 
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6b7e; --line: #dfe4ea; --page: #fbfcfd; --good: #11734b;
-        --bad: #9c2f1b; --wait: #7a5a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa8ba; --line: #333d4a; --page: #14181e;
-        --good: #5fd0a0; --bad: #ff9a85; --wait: #e5c158; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
-       padding: 1.2rem; max-width: 64rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .9rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1rem 0; }
-.numbers b { display: block; font-size: 1.7rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 20rem; }
-th, td { text-align: right; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); font-weight: normal; }
-th:first-child, td:first-child { text-align: left; } thead th { color: var(--soft); font-size: .85rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; } figure { margin: 0 0 1rem; }
-figcaption { font-size: .9rem; color: var(--soft); overflow-wrap: anywhere; }
-pre { overflow-x: auto; font-size: .85rem; border: 1px solid var(--line); border-radius: 4px; padding: .8rem; }
-code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none;
-       padding: 0; }
-.key i { display: inline-block; width: .9em; height: .9em; border: 1px solid var(--line); margin-right: .35em;
-         vertical-align: -.1em; }
-.verdict { border-left: 4px solid var(--wait); padding: .3rem 1rem; margin: 1rem 0; }
-.verdict.promoted { border-color: var(--good); } .verdict.not { border-color: var(--bad); }
-.cases { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 0 1.5rem; }
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +54,7 @@ def render(page: Page) -> str:
         _data(page),
         _lineage(page),
     ]
-    title = f"Report: {html.escape(page.receipt['model'])}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(sections) + "\n</body></html>\n"
-    )
+    return html_page(f"Report: {page.receipt['model']}", sections)
 
 
 def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champion: "Version | None") -> Path:
@@ -153,7 +122,7 @@ def _classes(page: Page) -> str:
 
 def _cases(page: Page, kind: str, title: str) -> str:
     figures = "".join(
-        f"<figure>{_picture(page.cases_dir / case['picture'], 'image, mask, prediction, overlay')}"
+        f"<figure>{picture(page.cases_dir / case['picture'], 'image, mask, prediction, overlay')}"
         f"<figcaption>{html.escape(case['key'])}: {case['score']:.3f}</figcaption></figure>"
         for case in page.cases
         if case["kind"] == kind
@@ -176,7 +145,7 @@ def _training(page: Page) -> str:
         f"{page.training['best_epoch']}, best on validation.{note}</p>"
         f"<figure>{_curves(page.curves, page.validation)}</figure>"
         f"<h2>Validation images</h2><p class='soft'>Image, true mask, prediction.</p>"
-        f"<figure>{_picture(page.validation_examples, 'image, mask and prediction of validation images')}</figure>"
+        f"<figure>{picture(page.validation_examples, 'image, mask and prediction of validation images')}</figure>"
     )
 
 
@@ -197,7 +166,7 @@ def _data(page: Page) -> str:
         f"<h2>Data</h2><p>{page.data['accepted']} images of {sizes}: {splits}.</p>{rejected}"
         "<div class='scroll'><table><thead><tr><th>class</th><th>share of pixels</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
-        f"<figure>{_picture(page.data_examples, 'images above their masks')}"
+        f"<figure>{picture(page.data_examples, 'images above their masks')}"
         "<figcaption>Images above their masks.</figcaption></figure>"
     )
 
@@ -213,14 +182,6 @@ def _lineage(page: Page) -> str:
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
-
-
-def _picture(path: Path, text: str) -> str:
-    return _embed(path.read_bytes(), text)
-
-
-def _embed(data: bytes, text: str) -> str:
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
 def _curves(curves: Path, validation: Path) -> str:
@@ -240,7 +201,7 @@ def _curves(curves: Path, validation: Path) -> str:
     score.set(xlabel="step", title="validation Dice", ylim=(0, 1))
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
-    return _embed(stream.getvalue(), "loss and validation Dice over the steps")
+    return embed(stream.getvalue(), "loss and validation Dice over the steps")
 
 
 def _columns(path: Path) -> dict[str, list[float]]:

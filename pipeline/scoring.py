@@ -13,8 +13,8 @@ from unet_core.errors import RegistryError
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec, UNet
+from unet_core.reader import ShardReader
 from unet_core.samples import Array, ClassMap
-from unet_core.shards import ShardReader
 
 
 def fetch_registered(version: tracking.Version) -> tuple[UNet, ModelSpec]:

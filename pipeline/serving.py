@@ -18,7 +18,7 @@ class UNetModel(PythonModel):  # type: ignore[misc]
     """Images in, masks out.
 
     Shape:
-        images: (N, H, W, C) uint8
+        images: (N, H, W, C) uint8, or uint16 where the model was trained on 16 bits
         masks: (N, H, W) uint8 class indices, or (N, H, W, K) zeros and ones for overlapping classes
     """
 

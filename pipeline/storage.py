@@ -1,6 +1,13 @@
 """Addresses -> bytes: files below a folder on this machine, or below any URL that fsspec knows (the door to it)."""
 
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from unet_core.errors import DataError, StorageError
 from unet_core.images import FileBytes
@@ -22,18 +29,136 @@ def read_file(root: str, name: str) -> FileBytes:
     Raises DataError where there is no such file, StorageError where its place can't be reached.
     """
     address = join(root, name)
-    try:
-        if is_url(address):
-            import fsspec
+    with _foreseen(address):
+        if is_url(root):
+            system, base = _file_system(root)
+            return FileBytes(name=address, data=system.cat_file(join(base, name)))
+        return FileBytes(name=address, data=Path(address).read_bytes())
 
-            with fsspec.open(address, "rb") as stream:
-                data = stream.read()
-        else:
-            data = Path(address).read_bytes()
+
+@contextmanager
+def open_file(root: str, name: str) -> Iterator[BinaryIO]:
+    """A stream of the file's bytes: whoever needs only a header of a local file reads no more than that."""
+    if is_url(root):
+        yield io.BytesIO(read_file(root, name).data)
+    else:
+        with _foreseen(join(root, name)):
+            stream = Path(root, name).open("rb")  # noqa: SIM115 what the caller raises while reading is no error of ours
+        with stream:
+            yield stream
+
+
+def version_of(root: str, name: str) -> str:
+    """What changes when a local file does. A file at a URL is taken to stay as it is while a process runs."""
+    if is_url(root):
+        return ""
+    with _foreseen(join(root, name)):
+        found = Path(root, name).stat()
+    return f"{found.st_mtime_ns} {found.st_size}"
+
+
+def list_files(root: str, *, follow_links: bool = False) -> list[str]:
+    """Names of all files below `root`, sorted; a hidden folder counts as one entry that ends in a slash.
+
+    Raises DataError for a missing root and for a symbolic link that leads out of it (unless `follow_links`),
+    StorageError where the place can't be reached.
+    """
+    names = _list_url(root) if is_url(root) else _list_folder(root, follow_links=follow_links)
+    try:
+        "\n".join(names).encode()
+    except UnicodeEncodeError:
+        (wrong, *_) = (name for name in names if not _is_text(name))
+        raise DataError(f"a name that is no UTF-8: {root}: {wrong!a}. Rename the file.") from None
+    return sorted(names)
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()
+
+
+def _list_folder(root: str, *, follow_links: bool) -> list[str]:
+    if not Path(root).is_dir():
+        raise DataError(f"no such folder: {root}. Correct ingest.source in params.yaml, or restore the data.")
+    top = os.path.realpath(root)
+    names: list[str] = []
+    # Beside each folder the real folders above it: a link back to one of them would never end.
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (top,))]
+    while waiting:
+        prefix, above = waiting.pop()
+        with _foreseen(join(root, prefix)), os.scandir(Path(root, prefix)) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                real = _real_path(entry, top, root, name, follow_links=follow_links) if entry.is_symlink() else None
+                if not entry.is_dir():
+                    names.append(name)
+                elif entry.name.startswith("."):
+                    names.append(name + "/")
+                elif real is None:
+                    waiting.append((name + "/", (*above, f"{above[-1]}/{entry.name}")))
+                elif real not in above:
+                    waiting.append((name + "/", (*above, real)))
+    return names
+
+
+def _real_path(entry: "os.DirEntry[str]", top: str, root: str, name: str, *, follow_links: bool) -> str:
+    real = os.path.realpath(entry.path)
+    if not follow_links and real != top and not real.startswith(top.rstrip("/") + "/"):
+        raise DataError(
+            f"a link leads out of the source: {join(root, name)} -> {real}. "
+            "Put the file itself there, or allow such links with ingest.follow_links: true."
+        )
+    return real
+
+
+def _list_url(root: str) -> list[str]:
+    with _foreseen(root):
+        system, base = _file_system(root)
+        # A listing that this process keeps from before would hide what has come since.
+        system.invalidate_cache()
+        found = [path.removeprefix(base).lstrip("/") for path in system.find(base)]
+    names: dict[str, None] = {}
+    for name in found:
+        hidden = re.match(r"(?:[^/]+/)*?\.[^/]*/", name)
+        names[hidden.group() if hidden else name] = None
+    kept = [name for name in names if name and (not name.endswith("/") or "/." in f"/{name}")]
+    if not kept:
+        raise DataError(f"no such folder: {_public(root)}. Correct ingest.source in params.yaml, or restore the data.")
+    return kept
+
+
+@lru_cache(maxsize=64)
+def _file_system(root: str) -> tuple[Any, str]:
+    """The file system of a URL and the path of `root` in it."""
+    from fsspec.core import url_to_fs
+
+    system, base = url_to_fs(root)
+    return system, str(base).rstrip("/")
+
+
+@contextmanager
+def _foreseen(address: str) -> Iterator[None]:
+    """What can go wrong with an address, told in a sentence."""
+    try:
+        yield
+    except (DataError, StorageError):
+        raise
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"a file is missing: {address}. Restore it, or remove the sample.") from error
+        raise DataError(f"a file is missing: {_public(address)}. Restore it, or remove the sample.") from error
     except OSError as error:
+        reason = error.strerror or _public(str(error))
         raise StorageError(
-            f"a file can't be read: {address}: {error.strerror or error}. Correct its rights, or the address."
+            f"a file can't be read: {_public(address)}: {reason}. Correct its rights, or the address."
         ) from error
-    return FileBytes(name=address, data=data)
+    except Exception as error:
+        if not is_url(address):
+            raise
+        # Every kind of store raises errors of its own: no reader installed, no route, no credentials.
+        raise StorageError(
+            f"a place can't be reached: {_public(address)}: {_public(str(error)) or type(error).__name__}. "
+            "Correct the address, the store's endpoint (AWS_ENDPOINT_URL for S3) or the credentials in the environment."
+        ) from error
+
+
+def _public(text: str) -> str:
+    """A text without what an address may carry and nobody else must see: passwords and signatures."""
+    return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1", re.sub(r"://[^/@\s]*@", "://***@", text))

@@ -189,9 +189,9 @@ def _log_model(client: Client, run_id: str, model_dir: Path) -> str:
     from unet_core.checkpoint import read_spec, weights_hash
 
     spec = read_spec(model_dir)
-    shape_out = (-1, -1, -1) if spec.class_map.kind == "multiclass" else (-1, -1, -1, spec.class_map.num_classes)
+    shape_out = (-1, -1, -1) if spec.class_map.kind != "multilabel" else (-1, -1, -1, spec.class_map.num_classes)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, spec.channels), "images")]),
+        inputs=Schema([TensorSpec(np.dtype(f"uint{spec.images.bits}"), (-1, -1, -1, spec.channels), "images")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), shape_out, "masks")]),
     )
     with warnings.catch_warnings():
@@ -204,7 +204,16 @@ def _log_model(client: Client, run_id: str, model_dir: Path) -> str:
             code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
             signature=signature,
             # Named, not inferred: inferring runs the model in a new process.
-            pip_requirements=["mlflow", "torch", "safetensors", "numpy", "pillow", "webdataset"],
+            pip_requirements=[
+                "mlflow",
+                "torch",
+                "safetensors",
+                "numpy",
+                "pillow",
+                "tifffile",
+                "imagecodecs",
+                "webdataset",
+            ],
         )
     client.log_batch(run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))])
     return str(info.model_uri)

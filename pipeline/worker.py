@@ -13,10 +13,12 @@ from pipeline import cluster
 from pipeline.params import load_section
 from unet_core.checkpoint import read_checkpoint, write_checkpoint
 from unet_core.errors import TrainingError, UnetError
+from unet_core.index import ShardIndex, read_index
 from unet_core.loader import LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.shards import ShardIndex, ShardReader, read_index
+from unet_core.samples import ImageConfig
 from unet_core.trainer import Report, TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
 
@@ -25,14 +27,15 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
     """The network that recipe and data ask for, and how to train it."""
     config = load_section("train", TrainConfig)
     model = load_section("model", ModelConfig)
+    images = load_section("images", ImageConfig)
     mean, deviation = index.train_statistics()
     if model.input_statistics == "imagenet":
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if index.channels != 3:
+        if images.channels != 3:
             raise TrainingError("model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.")
     spec = ModelSpec(
         config=model,
-        channels=index.channels,
+        images=images,
         class_map=index.class_map,
         mean=mean,
         deviation=deviation,
@@ -69,7 +72,7 @@ def _train_worker(options: dict[str, Any]) -> None:
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     val = ShardReader(shards, index.of_split("val"))
     started = time.monotonic()
-    for told in trainer.fit(loader, val, [len(shard.samples) for shard in index.of_split("train")]):
+    for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
         about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
         with tempfile.TemporaryDirectory() as scratch:
             kept = None

@@ -4,18 +4,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.workspace import change_recipe, commit, make_workspace, run
+from benchmarks.workspace import change_recipe, commit, make_workspace, run, start, training_workers, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -129,43 +125,20 @@ def test_another_seed_gives_other_weights(road: Path, tmp_path: Path) -> None:
     assert weights(tree) != weights(road)
 
 
-def start_training(tree: Path) -> subprocess.Popen[str]:
-    scripts = str(Path(sys.executable).parent)
-    env = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    with (tree / "train.log").open("w") as log:
-        return subprocess.Popen(TRAIN, cwd=tree, env=env, stdout=log, stderr=log, text=True, start_new_session=True)
-
-
-def wait_for_step(tree: Path, step: int) -> None:
-    """Until the journal tells of `step`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for journal in tree.glob(".unet/training/*/journal.jsonl"):
-            if any(f'"step": {step},' in line for line in journal.read_text().splitlines()):
-                return
-        time.sleep(0.1)
-    raise AssertionError((tree / "train.log").read_text())
-
-
-def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-
-
 def test_a_killed_worker_changes_nothing(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
-    process = start_training(tree)
+    process = start(tree, *TRAIN)
     wait_for_step(tree, 12)
     killed = training_workers(process)
     assert killed
     killed[0].send_signal(signal.SIGKILL)
-    assert process.wait(timeout=300) == 0, (tree / "train.log").read_text()
+    assert process.wait(timeout=300) == 0, (tree / "start.log").read_text()
     assert weights(tree) == weights(road)
 
 
 def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
-    process = start_training(tree)
+    process = start(tree, *TRAIN)
     wait_for_step(tree, 12)
     # Ray's processes notice that their driver is gone, as after a power cut of the driver's host.
     process.kill()

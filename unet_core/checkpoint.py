@@ -21,9 +21,11 @@ from torch import Tensor
 from unet_core.errors import ModelError, RecipeError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.model import ModelConfig, ModelSpec, UNet
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Models of version 1 say how many channels their images have, and nothing else of them; all had 8 bits.
+READABLE_VERSIONS = (1, 2)
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "model.json"
 
@@ -42,7 +44,7 @@ def read_spec(directory: Path) -> ModelSpec:
     try:
         return ModelSpec(
             config=ModelConfig(**body["config"]),
-            channels=body["channels"],
+            images=ImageConfig(**body["images"]) if body["format"] > 1 else ImageConfig(channels=body["channels"]),
             class_map=ClassMap(**body["class_map"]),
             mean=tuple(body["mean"]),
             deviation=tuple(body["deviation"]),
@@ -192,7 +194,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _check_format(body: Any, path: Path) -> None:
     found = body.get("format") if isinstance(body, dict) else None
-    if found != FORMAT_VERSION:
+    if found not in READABLE_VERSIONS:
         raise ModelError(f"another format: {path}: version {found}, this code reads {FORMAT_VERSION}.")
 
 

@@ -19,7 +19,7 @@ OVERLAP_PX = 64
 def predict_logits(
     model: nn.Module, spec: ModelSpec, image: Array, *, tile_px: int = TILE_PX, overlap_px: int = OVERLAP_PX
 ) -> Tensor:
-    """Predict one image (H, W, C) uint8; logits (K, H, W) float32 on the CPU.
+    """Predict one image (H, W, C), uint8 or uint16 as the model was trained; logits (K, H, W) float32 on the CPU.
 
     Raises ModelError for an image whose number of channels the model does not take.
     """
@@ -43,7 +43,7 @@ def predict_logits(
 
 def predict_mask(logits: Tensor, spec: ModelSpec) -> Array:
     """Logits (K, H, W) -> class indices (H, W), or (H, W, K) zeros and ones for overlapping classes; uint8."""
-    if spec.class_map.kind == "multiclass":
+    if spec.class_map.kind != "multilabel":
         return logits.argmax(dim=0).to(torch.uint8).numpy()
     return predict_planes(logits).permute(1, 2, 0).to(torch.uint8).numpy()
 

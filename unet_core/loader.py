@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from unet_core.errors import TrainingError
-from unet_core.metrics import mask_to_tensor
 from unet_core.plan import EpochPlan
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardReader
 from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
 
 
@@ -25,9 +24,9 @@ class Batch:
 
     keys: tuple[str, ...]
     images: torch.Tensor
-    """(N, C, H, W) uint8, channels last in memory."""
+    """(N, C, H, W) uint8 or uint16, channels last in memory."""
     masks: torch.Tensor
-    """(N, H, W) int64 class indices, or (N, K, H, W) uint8 planes."""
+    """(N, H, W) uint8 class indices, or (N, K, H, W) uint8 planes; `mask_to_tensor`'s kind once on the device."""
 
 
 class LaneLoader:
@@ -46,11 +45,12 @@ class LaneLoader:
             self._check_one_size()
 
     def _check_one_size(self) -> None:
-        sizes = sorted({entry.image.shape[:2] for entry in self._reader.entries})
-        if len(sizes) > 1:
+        heights = [height for shard in self._reader.shards for height in shard.heights]
+        widths = [width for shard in self._reader.shards for width in shard.widths]
+        if heights and (min(heights), min(widths)) != (max(heights), max(widths)):
             raise TrainingError(
-                f"training images differ in size: {len(sizes)} sizes, {sizes[0]} to {sizes[-1]} (height, width). "
-                "Set augment.crop_px in params.yaml, so that batches can be made."
+                f"training images differ in size: heights {min(heights)} to {max(heights)}, widths {min(widths)} to "
+                f"{max(widths)} px. Set augment.crop_px in params.yaml, so that batches can be made."
             )
 
     def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
@@ -69,23 +69,26 @@ class LaneLoader:
                     future.cancel()
 
     def _make_step(self, plan: EpochPlan, epoch: int, lanes: Sequence[int], step: int) -> list[Batch]:
-        numbers = plan.step(step)
-        return [self._collate([self._load(int(number), epoch) for number in numbers[lane]]) for lane in lanes]
+        return [
+            self._collate([self._load(int(number), epoch) for number in plan.lane_step(lane, step)]) for lane in lanes
+        ]
 
     def _load(self, number: int, epoch: int) -> Sample:
-        entry = self._reader.entries[number]
+        shard, entry = self._reader.open(number)
         seed = sample_seed(seed=self._seed, epoch=epoch, key=entry.key)
         if self._crop_px is None:
-            return self._augmentation.apply(self._reader.read(number), seed)
+            return self._augmentation.apply(shard.read(entry, None), seed)
         window = draw_window(entry.image.shape, self._crop_px, seed)
-        sample = pad_to(self._reader.read(number, window), self._crop_px, self._class_map)
+        sample = pad_to(shard.read(entry, window), self._crop_px, self._class_map)
         return self._augmentation.apply(sample, seed)
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+        masks = torch.from_numpy(np.stack([sample.mask for sample in samples]))
         return Batch(
             keys=tuple(sample.key for sample in samples),
             # (N, H, W, C) in memory is exactly channels_last of (N, C, H, W): no copy.
             images=images.permute(0, 3, 1, 2),
-            masks=mask_to_tensor(np.stack([sample.mask for sample in samples]), self._class_map),
+            # Widened to int64 on the device: eight times fewer bytes to move.
+            masks=masks if masks.dim() == 3 else masks.permute(0, 3, 1, 2),
         )

@@ -60,7 +60,7 @@ def weighted_loss(weights: Mapping[str, float], class_map: ClassMap) -> Loss:
     """The weighted sum that the recipe names, computed in float32; RecipeError for a loss that does not fit."""
     if not weights:
         raise RecipeError(f"train.loss is empty. Give weights to one or more of {sorted(LOSSES)}.")
-    unfit = {"multiclass": "bce", "multilabel": "cross_entropy"}[class_map.kind]
+    unfit = "cross_entropy" if class_map.kind == "multilabel" else "bce"
     for name in weights:
         if name not in LOSSES:
             raise RecipeError(f"unknown loss: train.loss: {name!r}. Choose from {sorted(LOSSES)}.")

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from unet_core.counts import Counts
-from unet_core.samples import IGNORE_INDEX, Array, ClassMap
+from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
 
 
 def mask_to_tensor(masks: Array, class_map: ClassMap) -> Tensor:
     """Encoded masks (N, H, W) or (N, H, W, K) as the tensor that losses and metrics take."""
-    tensor = torch.from_numpy(masks)
-    return tensor.long() if class_map.kind == "multiclass" else tensor.permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(class_indices(masks, class_map))
+    return tensor.long() if class_map.kind != "multilabel" else tensor.permute(0, 3, 1, 2)
 
 
 def predict_planes(logits: Tensor) -> Tensor:

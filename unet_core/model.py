@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet_core.errors import ModelError, RecipeError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 Norm = Literal["none", "batch", "group", "instance"]
 
@@ -47,8 +47,8 @@ class ModelSpec:
     """All that is needed to build a network again and to read its output."""
 
     config: ModelConfig
-    channels: int
-    """Channels of the image, 1 or 3."""
+    images: ImageConfig
+    """How the files were read that it was trained on: prediction reads them alike."""
     class_map: ClassMap
     mean: tuple[float, ...]
     """Per channel, units of 0 to 1."""
@@ -56,20 +56,26 @@ class ModelSpec:
     precision: Literal["float32", "bfloat16"]
     """Arithmetic of the convolutions, in training and in prediction."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+        return self.images.channels
+
 
 class InputNormalisation(nn.Module):
-    """Grey levels 0 to 255 -> (level / 255 - mean) / deviation, so that a model takes images as they are."""
+    """Levels 0 to white -> (level / white - mean) / deviation, so that a model takes images as they are stored."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: Sequence[float], deviation: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], deviation: Sequence[float], *, white: int = 255) -> None:
         super().__init__()
+        self.white = white
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.float() / 255 - self.mean) / self.deviation
+        return (images.float() / self.white - self.mean) / self.deviation
 
 
 class ConvBlock(nn.Sequential):
@@ -101,7 +107,7 @@ class UNet(nn.Module):
     """A U-Net for images of any size, also sizes that its stride does not divide.
 
     Shape:
-        images: (N, C, H, W), grey levels 0 to 255 of any dtype
+        images: (N, C, H, W), levels 0 to 255, or to 65535 where images.bits is 16, of any dtype
         logits: (N, K, H, W)
     """
 
@@ -113,7 +119,7 @@ class UNet(nn.Module):
         self.stride = 2**config.depth
         # Instance norm needs more than one pixel at the deepest level.
         self.smallest = self.stride * (2 if config.norm == "instance" else 1)
-        self.normalise = InputNormalisation(spec.mean, spec.deviation)
+        self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, config.norm)
             for before, after in zip([spec.channels, *widths], widths, strict=False)

@@ -2,36 +2,115 @@
 
 Shards are permuted, samples shuffled inside blocks of neighbouring shards, and the sequence is cut into
 `lanes` equal contiguous ranges. World size does not occur here: a worker carries some of the lanes.
+
+Only the order of the shards is drawn at once; a block's order is drawn when a step first needs it, so an epoch of a
+hundred million samples is planned in less than a second, and any step of it can be jumped to.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_core.errors import TrainingError
 
+Numbers = npt.NDArray[np.int64]
 
-@dataclass(frozen=True, kw_only=True)
+#: Blocks whose order a plan holds beside one for each lane; a step may touch two blocks in a lane.
+SPARE_BLOCKS = 8
+
+
 class EpochPlan:
-    """The order of one epoch."""
+    """The order of one epoch. Safe to use from several threads."""
 
-    lanes: npt.NDArray[np.int64]
-    """(lanes, samples a lane): numbers of samples, counted through the shards in the order of the index."""
-    remainder: npt.NDArray[np.int64]
-    """The samples, fewer than `lanes`, that rest in this epoch; another draw each epoch."""
-    samples_per_lane: int
-    """Samples a step takes from each lane; the last step of an epoch takes what is left."""
+    def __init__(
+        self, shard_sizes: Sequence[int], *, seed: int, epoch: int, lanes: int, samples_per_lane: int, block_shards: int
+    ) -> None:
+        sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._seed = seed
+        self._epoch = epoch
+        self._block_shards = block_shards
+        self.num_lanes = lanes
+        self.samples_per_lane = samples_per_lane
+        """Samples a step takes from each lane; the last step of an epoch takes what is left."""
+        # (seed, epoch) permutes the shards, (seed, epoch, 1 + number) shuffles a block.
+        self._order = np.random.default_rng([seed, epoch, 0]).permutation(len(sizes))
+        self._first_of_shard = np.cumsum(sizes) - sizes
+        self._sizes = sizes
+        ends = np.cumsum(sizes[self._order])
+        last_of_block = np.append(np.arange(block_shards, len(sizes), block_shards), len(sizes)) - 1
+        #: Places in the sequence at which the blocks begin, and the end of the last.
+        self._starts = np.concatenate([[0], ends[last_of_block]])
+        self._blocks: OrderedDict[int, Numbers] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def lane_size(self) -> int:
+        """Samples of each lane."""
+        return int(self._starts[-1]) // self.num_lanes
+
+    @property
+    def num_resting(self) -> int:
+        """Samples, fewer than there are lanes, that rest in this epoch; others in each epoch."""
+        return int(self._starts[-1]) % self.num_lanes
 
     @property
     def num_steps(self) -> int:
         """Steps of this epoch."""
-        return -(-self.lanes.shape[1] // self.samples_per_lane)
+        return -(-self.lane_size // self.samples_per_lane)
 
-    def step(self, number: int) -> npt.NDArray[np.int64]:
-        """Sample numbers of step `number`: (lanes, samples), any step at once."""
-        return self.lanes[:, number * self.samples_per_lane : (number + 1) * self.samples_per_lane]
+    def step(self, number: int) -> Numbers:
+        """Sample numbers of step `number`, counted through the shards in the order of the index: (lanes, samples)."""
+        return np.stack([self.lane_step(lane, number) for lane in range(self.num_lanes)])
+
+    def lane_step(self, lane: int, number: int) -> Numbers:
+        """One lane's sample numbers of a step; a worker draws the blocks of its own lanes only."""
+        assert 0 <= number < self.num_steps, (number, self.num_steps)
+        first = number * self.samples_per_lane
+        last = min(first + self.samples_per_lane, self.lane_size)
+        return self._sequence(lane * self.lane_size + first, last - first)
+
+    def resting(self) -> Numbers:
+        """The samples that rest in this epoch."""
+        return self._sequence(self.lane_size * self.num_lanes, self.num_resting)
+
+    def _sequence(self, start: int, count: int) -> Numbers:
+        """`count` sample numbers of the epoch's sequence, from place `start` on."""
+        parts = [np.empty(0, dtype=np.int64)]
+        block = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while count:
+            part = self._block(block)[start - int(self._starts[block]) :][:count]
+            parts.append(part)
+            start, count, block = start + len(part), count - len(part), block + 1
+        return np.concatenate(parts)
+
+    def _block(self, number: int) -> Numbers:
+        """The samples of a block in their order, drawn now or remembered."""
+        with self._lock:
+            if number in self._blocks:
+                self._blocks.move_to_end(number)
+                return self._blocks[number]
+        # Two threads may draw the same block at once: the same numbers, so neither has to wait for the other.
+        made = self._draw(number)
+        with self._lock:
+            self._blocks[number] = made
+            while len(self._blocks) > self.num_lanes + SPARE_BLOCKS:
+                self._blocks.popitem(last=False)
+        return made
+
+    def _draw(self, number: int) -> Numbers:
+        shards = self._order[number * self._block_shards : (number + 1) * self._block_shards]
+        first, size = self._first_of_shard[shards], self._sizes[shards]
+        numbers = np.concatenate([np.arange(f, f + n) for f, n in zip(first, size, strict=True)])
+        return np.random.default_rng([self._seed, self._epoch, 1 + number]).permutation(numbers)
+
+    @cached_property
+    def lanes(self) -> Numbers:
+        """(lanes, samples a lane): the whole epoch at once, for data sets that are small enough."""
+        return self._sequence(0, self.lane_size * self.num_lanes).reshape(self.num_lanes, -1)
 
 
 def plan_epoch(
@@ -44,17 +123,13 @@ def plan_epoch(
             f"too few training samples: {num_samples} for {lanes} lanes. "
             "Add data, or lower train.lanes (the largest number of workers) in params.yaml."
         )
-    rng = np.random.default_rng([seed, epoch])
-    first_of_shard = np.concatenate([[0], np.cumsum(shard_sizes)])
-    order = rng.permutation(len(shard_sizes))
-    blocks = []
-    for start in range(0, len(order), block_shards):
-        numbers = [np.arange(first_of_shard[s], first_of_shard[s + 1]) for s in order[start : start + block_shards]]
-        blocks.append(rng.permutation(np.concatenate(numbers)))
-    sequence = np.concatenate(blocks).astype(np.int64)
-    usable = num_samples - num_samples % lanes
     return EpochPlan(
-        lanes=sequence[:usable].reshape(lanes, -1), remainder=sequence[usable:], samples_per_lane=samples_per_lane
+        shard_sizes,
+        seed=seed,
+        epoch=epoch,
+        lanes=lanes,
+        samples_per_lane=samples_per_lane,
+        block_shards=block_shards,
     )
 
 

@@ -22,8 +22,8 @@ from unet_core.loader import Batch, LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.reader import ShardReader
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
-from unet_core.shards import ShardReader
 from unet_core.validation import Validation, score_images, summarise
 
 
@@ -223,7 +223,7 @@ class Trainer:
             position=self.position,
             num_steps=self.config.epochs * plan.num_steps,
             steps=tuple(records),
-            resting=len(plan.remainder),
+            resting=plan.num_resting,
             validation=validation,
             checkpoint=self._state() if keep else None,
         )
@@ -265,7 +265,8 @@ class Trainer:
         with hold:
             with autocast(self.device, self.spec.precision):
                 logits = network(batch.images.to(self.device))
-            loss = self.loss(logits, batch.masks.to(self.device))
+            masks = batch.masks.to(self.device)
+            loss = self.loss(logits, masks.long() if self.spec.class_map.kind == "multiclass" else masks)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

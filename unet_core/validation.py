@@ -11,7 +11,7 @@ from unet_core.inference import predict_logits
 from unet_core.losses import Loss
 from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec
-from unet_core.shards import ShardReader
+from unet_core.reader import ShardReader
 
 
 @dataclass(frozen=True, kw_only=True)

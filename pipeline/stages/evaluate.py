@@ -28,8 +28,9 @@ from pipeline.scores import (
 )
 from pipeline.scoring import fetch_registered, predict_sample, score_split
 from unet_core.errors import DataError, RecipeError
+from unet_core.index import read_index
 from unet_core.model import ModelSpec, UNet
-from unet_core.shards import ShardReader, read_index
+from unet_core.reader import ShardReader
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec)
         "class_iou": class_scores(rows, "iou"),
         "pooled_dice": {name: counts.dice for name, counts in by_class(rows).items()},
     }
-    if spec.class_map.kind == "multiclass":
+    if spec.class_map.kind != "multilabel":
         body["pixel_error"] = pixel_error(rows)
     return body
 
@@ -117,7 +118,7 @@ def write_cases(
     """Pictures of the best and worst images: image, mask, prediction, prediction over image; and a list of them."""
     per_image = image_scores(rows, score)
     ranked = sorted(per_image, key=lambda key: (per_image[key], key))
-    numbers = {entry.key: number for number, entry in enumerate(reader.entries)}
+    numbers = {key: number for number, key in enumerate(reader.keys())}
     chosen = [("worst", key) for key in ranked[:NUM_CASES]] + [("best", key) for key in ranked[::-1][:NUM_CASES]]
     directory.mkdir(parents=True, exist_ok=True)
     listed = []

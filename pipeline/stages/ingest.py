@@ -4,9 +4,12 @@ import logging
 from pathlib import Path
 
 from pipeline.catalog import CatalogRow, write_catalog
-from pipeline.ledger import hash_pair, present, read_ledger, same_files
+from pipeline.ledger import batch_pixels, hash_pairs, present, read_ledger, same_files
+from pipeline.listing import find_pairs
 from pipeline.params import load_section
-from pipeline.source import IngestConfig, find_pairs, read_table
+from pipeline.source import IngestConfig
+from pipeline.storage import join
+from pipeline.table import read_table, tell_about
 from unet_core.errors import DataError
 from unet_core.samples import ClassMap
 
@@ -16,34 +19,42 @@ log = logging.getLogger(__name__)
 def run(*, catalog: Path) -> None:
     """Write the catalog of all recorded samples; DataError where the source is not as it was recorded."""
     config = load_section("ingest", IngestConfig)
-    source = Path(config.source)
+    source = config.source
     pairs = {pair.key: pair for pair in find_pairs(source, config, load_section("masks", ClassMap))}
-    recorded = present(read_ledger(Path(config.ledger)))
-    table = read_table(source, config)
-    rows = []
-    for key, arrival in sorted(recorded.items()):
-        pair = pairs.get(key)
-        if pair is None:
+    arrivals = read_ledger(Path(config.ledger))
+    recorded = dict(sorted(present(arrivals).items()))
+    gone = [arrival for key, arrival in recorded.items() if key not in pairs]
+    if gone:
+        raise DataError(
+            f"a recorded sample is missing: {gone[0].key}: {gone[0].image} is not in {source}. "
+            "Restore it, or record its removal with `unet add --allow-removal`."
+        )
+    for found in hash_pairs([pairs[key] for key in recorded], source, batch=0):
+        if not same_files(found, recorded[found.key]):
             raise DataError(
-                f"a recorded sample is missing: {key}: {arrival.image} is not in {source}. "
-                "Restore it, or record its removal with `unet add --allow-removal`."
-            )
-        if not same_files(hash_pair(pair, source, arrival.batch), arrival):
-            raise DataError(
-                f"a recorded sample has changed: {key}: {pair.image} or its mask is not what the ledger says. "
+                f"a recorded sample has changed: {found.key}: {found.image} or its mask is not what the ledger says. "
                 "Record the change with `unet add`, or restore the file."
             )
+    table = read_table(source, config)
+    pixels = batch_pixels(arrivals)
+    rows = []
+    for key, arrival in recorded.items():
         if config.table is not None and key not in table:
-            raise DataError(f"no row for a sample: {source / config.table}: {key}. Add the row, or correct key_column.")
-        about = table.get(key, {})
+            table_name = join(source, config.table)
+            raise DataError(f"no row for a sample: {table_name}: {key}. Add the row, or correct key_column.")
+        about = tell_about(pairs[key], table.get(key, {}), config)
         rows.append(
             CatalogRow(
                 key=key,
-                image=pair.image,
-                masks=pair.masks,
-                group=about.get(config.group_column or "", key),
-                declared_split=about.get(config.split_column or ""),
+                image=pairs[key].image,
+                masks=pairs[key].masks,
+                group=about.group,
+                declared_split=about.split,
+                stratum=about.stratum,
+                position=about.position,
+                slices=about.slices,
                 batch=arrival.batch,
+                batch_pixels=pixels[arrival.batch],
                 image_sha256=arrival.image_sha256,
                 mask_sha256=arrival.mask_sha256,
             )

@@ -22,7 +22,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
     html = render(
         Page(
             data=read(metrics / "validate.json"),
-            splits=read(metrics / "split.json"),
+            splits=read(metrics / "split.json")["samples"],
             training=read(metrics / "train.json"),
             scores=read(metrics / "evaluate.json"),
             rejected=read(rejected),

@@ -2,29 +2,31 @@
 
 import json
 import logging
+import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 
-import unet_core.images
-import unet_core.masks
-import unet_core.pairs
+import unet_core.codecs
+import unet_core.tiles
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
 from pipeline.progress import progress
+from pipeline.references import read_row
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
-from pipeline.storage import read_file
+from unet_core.codecs import EXTENSIONS, Codec
 from unet_core.errors import RecipeError
 from unet_core.hashing import hash_file
-from unet_core.images import ImageConfig
-from unet_core.pairs import read_sample
-from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardEntry, ShardIndex, finished_shards, shard_content, write_index, write_shard
+from unet_core.index import ShardEntry, ShardIndex, write_index
+from unet_core.pairs import read_sample, reading_hashes
+from unet_core.samples import ClassMap, ImageConfig, Sample
+from unet_core.shards import finished_shards, shard_content, shard_number, write_shard
 from unet_core.splits import SPLITS, Split
+from unet_core.tiles import cut_tiles
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,19 @@ class ShardConfig:
     """Recipe section `shard`."""
 
     target_mb: float
-    """Decoded size, in millions of bytes, at which a shard is closed."""
+    """Decoded size, in millions of bytes, that a batch's shards have on average, all splits counted."""
+    tile_px: int | None
+    """Training images larger than this are cut into an even grid of tiles at most so large; null leaves them whole."""
+    codec: Codec
+    """raw: a crop is read for the price of the crop; png: smaller files, slower to read."""
 
     def __post_init__(self) -> None:
         if self.target_mb <= 0:
             raise RecipeError(f"shard.target_mb: {self.target_mb}: must be above 0.")
+        if self.tile_px is not None and self.tile_px < 1:
+            raise RecipeError(f"shard.tile_px: {self.tile_px}: must be at least 1, or null.")
+        if self.codec not in EXTENSIONS:
+            raise RecipeError(f"shard.codec: {self.codec!r}: choose one of {', '.join(EXTENSIONS)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +67,10 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     class_map = load_section("masks", ClassMap)
     source = load_section("ingest", IngestConfig).source
     images = load_section("images", ImageConfig)
-    rows = read_catalog(accepted)
-    jobs = plan_shards(rows, read_splits(splits), config, images, class_map)
+    assigned = read_splits(splits)
+    # What `split` quarantined has none.
+    rows = [row for row in read_catalog(accepted) if row.key in assigned]
+    jobs = plan_shards(rows, assigned, config, images, class_map)
     shards.mkdir(parents=True, exist_ok=True)
     with finished_shards(shards) as finished:
 
@@ -66,8 +78,9 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
             old = finished.get(job.content)
             if old is not None and old.name == job.name:
                 return old
-            samples = _samples(job.rows, source, images, class_map)
-            return write_shard(shards, job.name, job.split, job.content, samples, class_map)
+            tile_px = config.tile_px if job.split == "train" else None
+            samples = _samples(job.rows, source, images, class_map, tile_px)
+            return write_shard(shards, job.name, job.content, samples, class_map, codec=config.codec)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             entries = list(progress(pool.map(make, jobs), total=len(jobs), label="shard", unit="shards"))
@@ -83,50 +96,43 @@ def plan_shards(
     images: ImageConfig,
     class_map: ClassMap,
 ) -> list[ShardJob]:
-    """Divide rows into shards, batch by batch, so that a later batch never touches an earlier shard."""
+    """Divide rows into shards so that no row's coming, going or change touches another row's shard.
 
-    def place(row: CatalogRow) -> tuple[int, int, str]:
-        return SPLITS.index(splits[row.key]), row.batch, row.key
-
-    # Files that are read in another way are other shards.
-    reading = [hash_file(Path(str(module.__file__))) for module in (unet_core.images, unet_core.masks, unet_core.pairs)]
-    encoding = json.dumps([reading, asdict(images), class_map.kind, dict(class_map.classes), class_map.ignore])
+    How many shards a batch has follows from what was recorded when it arrived; a row's key says which one it is in.
+    """
+    # Files that are read or written in another way are other shards.
+    code = [hash_file(Path(str(module.__file__))) for module in (unet_core.codecs, unet_core.tiles)]
+    encoding = [reading_hashes(), *code, asdict(images), asdict(class_map), config.codec]
+    shards = defaultdict(list)
+    for row in rows:
+        num_shards = _num_shards(row.batch_pixels, config, images, class_map)
+        shards[SPLITS.index(splits[row.key]), row.batch, shard_number(row.key, num_shards)].append(row)
     jobs = []
-    for (split_number, batch), group in groupby(sorted(rows, key=place), key=lambda row: place(row)[:2]):
-        for number, part in enumerate(_parts(list(group), config, images, class_map)):
-            split = SPLITS[split_number]
-            hashes = [(row.key, f"{row.image_sha256} {row.mask_sha256}") for row in part]
-            jobs.append(
-                ShardJob(
-                    name=f"{split}/b{batch:04d}-{number:05d}.tar",
-                    split=split,
-                    content=shard_content(hashes, encoding),
-                    rows=tuple(part),
-                )
+    for (split_number, batch, number), part in sorted(shards.items(), key=lambda item: item[0]):
+        split = SPLITS[split_number]
+        part.sort(key=lambda row: row.key)
+        hashes = [(row.key, f"{row.image_sha256} {row.mask_sha256}") for row in part]
+        tile_px = config.tile_px if split == "train" else None
+        jobs.append(
+            ShardJob(
+                name=f"{split}/b{batch:04d}-{number:05d}.tar",
+                split=split,
+                content=shard_content(hashes, json.dumps([*encoding, tile_px])),
+                rows=tuple(part),
             )
+        )
     return jobs
 
 
-def _parts(
-    rows: list[CatalogRow], config: ShardConfig, images: ImageConfig, class_map: ClassMap
-) -> Iterator[list[CatalogRow]]:
+def _num_shards(batch_pixels: int, config: ShardConfig, images: ImageConfig, class_map: ClassMap) -> int:
+    """Shards of a batch: fixed for good by what was recorded, never by which rows are still there."""
     planes = class_map.num_classes if class_map.kind == "multilabel" else 1
-    part: list[CatalogRow] = []
-    size = 0
-    for row in rows:
-        assert row.height
-        assert row.width
-        num_bytes = row.height * row.width * (images.channels + planes)
-        if part and size + num_bytes > config.target_mb * 1e6:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += num_bytes
-    if part:
-        yield part
+    return max(1, math.ceil(batch_pixels * (images.channels + planes) / (config.target_mb * 1e6)))
 
 
-def _samples(rows: Sequence[CatalogRow], source: str, images: ImageConfig, class_map: ClassMap) -> Iterator[Sample]:
+def _samples(
+    rows: Sequence[CatalogRow], source: str, images: ImageConfig, class_map: ClassMap, tile_px: int | None
+) -> Iterator[Sample]:
     for row in rows:
-        masks = [read_file(source, mask) for mask in row.masks]
-        yield read_sample(row.key, read_file(source, row.image), masks, images, class_map)
+        image, masks = read_row(source, row)
+        yield from cut_tiles(read_sample(row.key, image, masks, images, class_map), tile_px)

@@ -22,12 +22,13 @@ from pipeline.progress import Progress
 from pipeline.worker import read_recipe, train_worker
 from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_model
 from unet_core.errors import TrainingError
+from unet_core.index import ShardIndex, read_index
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import lanes_of_workers, plan_epoch
-from unet_core.shards import ShardIndex, ShardReader, read_index
+from unet_core.reader import ShardReader
 from unet_core.trainer import TrainConfig, has_native_bfloat16
 from unet_core.transforms import AugmentConfig
 
@@ -84,7 +85,7 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
     """Find mistakes of the recipe before a cluster starts."""
     weighted_loss(config.loss, spec.class_map)
     plan = plan_epoch(
-        [len(shard.samples) for shard in index.of_split("train")],
+        [shard.num_samples for shard in index.of_split("train")],
         seed=config.seed,
         epoch=0,
         lanes=config.lanes,
@@ -92,11 +93,12 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
         block_shards=config.block_shards,
     )
     # One step's batches, so that a transform that can't work is found now.
+    ShardReader(shards, index.shards).check_files()
     loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
         "train: %d epochs of %d steps; %d samples rest in each epoch",
-        config.epochs, plan.num_steps, len(plan.remainder),
+        config.epochs, plan.num_steps, plan.num_resting,
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native = has_native_bfloat16(device)

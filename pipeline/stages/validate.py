@@ -1,25 +1,26 @@
-"""Stage 2: read every pair once -> accepted rows, and those rejected with their reasons."""
+"""Stage 2: read every pair once -> accepted rows, those rejected with their reasons, duplicates, a page for people."""
 
-import dataclasses
 import json
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.catalog import CatalogRow, read_catalog, write_catalog
+from pipeline.data_page import count_kinds, render
+from pipeline.duplicates_table import DuplicatePair, write_duplicates
+from pipeline.findings import Finding, Reading, check_row, find_contradictions, find_duplicates, killed, read_one
+from pipeline.parallel import map_parallel
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
-from pipeline.progress import progress
+from pipeline.placement import read_placement
 from pipeline.source import IngestConfig
-from pipeline.storage import read_file
 from unet_core.errors import DataError, RecipeError
-from unet_core.images import ImageConfig
-from unet_core.pairs import read_sample
-from unet_core.samples import ClassMap, Sample, count_class_pixels
+from unet_core.samples import ClassMap, ImageConfig
 
 log = logging.getLogger(__name__)
 
@@ -30,90 +31,105 @@ class ValidateConfig:
 
     max_rejected_fraction: float
     """Share of samples, 0 to 1, that may be rejected before the stage fails."""
+    min_px: int = 8
+    """Smallest side of an image, in pixels."""
+    max_aspect: float = 50.0
+    """Longest side of an image in units of its other side."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected_fraction <= 1:
             raise RecipeError(
                 f"validate.max_rejected_fraction: {self.max_rejected_fraction}: choose a number from 0 to 1."
             )
+        if self.min_px < 1 or self.max_aspect < 1:
+            raise RecipeError(
+                f"validate.min_px: {self.min_px}, validate.max_aspect: {self.max_aspect}: both must be at least 1."
+            )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What reading one sample told."""
-
-    row: CatalogRow
-    reason: str | None
-    class_pixels: tuple[int, ...] = ()
-
-
-def run(*, catalog: Path, accepted: Path, rejected: Path, metrics: Path, examples: Path) -> None:
-    """Check all samples; DataError if more are rejected than the recipe allows."""
+def run(  # noqa: PLR0913  each is a path of dvc.yaml
+    *, catalog: Path, accepted: Path, rejected: Path, duplicates: Path, metrics: Path, examples: Path, page: Path
+) -> None:
+    """Check all samples; DataError if more are rejected than the recipe allows, after the page tells why."""
     config = load_section("validate", ValidateConfig)
-    class_map = load_section("masks", ClassMap)
-    source = load_section("ingest", IngestConfig).source
-    images = load_section("images", ImageConfig)
-    rows = read_catalog(catalog)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = pool.map(lambda row: check_row(row, source, images, class_map), rows)
-        findings = list(progress(checks, total=len(rows), label="validate", unit="samples"))
-    good = [finding for finding in findings if finding.reason is None]
-    bad = [{"key": finding.row.key, "reason": finding.reason} for finding in findings if finding.reason is not None]
-    _write_json(rejected, bad)
-    _write_json(metrics, _summary(good, len(bad), class_map))
-    _judge(bad, len(rows), config, rejected)
+    reading = Reading(
+        source=load_section("ingest", IngestConfig).source,
+        images=load_section("images", ImageConfig),
+        class_map=load_section("masks", ClassMap),
+        min_px=config.min_px,
+        max_aspect=config.max_aspect,
+    )
+    good, bad, pairs = check_all(read_catalog(catalog), reading)
+    _write_json(rejected, [{"key": finding.row.key, "reason": finding.reason} for finding in bad])
+    summary = _summary(good, bad, pairs, reading.class_map)
+    _write_json(metrics, summary)
+    if good:
+        shown = [read_one(row, reading) for row in _spread([finding.row for finding in good], 8)]
+        write_picture(examples, contact_sheet(shown, reading.class_map))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    text = render(summary, good, bad, pairs, reading, examples if good else None)
+    page.write_text(text, encoding="utf-8")
+    _judge(bad, len(good) + len(bad), config, rejected, page)
     write_catalog(accepted, [finding.row for finding in good])
-    shown = [_read(row, source, images, class_map) for row in _spread([finding.row for finding in good], 8)]
-    write_picture(examples, contact_sheet(shown, class_map))
-    log.info("validate: %d accepted, %d rejected", len(good), len(bad))
+    write_duplicates(duplicates, pairs)
+    log.info("validate: %d accepted, %d rejected, %d pairs of duplicates", len(good), len(bad), len(pairs))
 
 
-def check_row(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Finding:
-    """Read one sample; the reason says why it can't be used."""
-    try:
-        sample = _read(row, source, images, class_map)
-    except DataError as error:
-        return Finding(row=row, reason=str(error))
-    height, width = sample.image.shape[:2]
-    done = dataclasses.replace(row, height=height, width=width)
-    return Finding(row=done, reason=None, class_pixels=count_class_pixels(sample.mask, class_map))
+def check_all(rows: Sequence[CatalogRow], reading: Reading) -> tuple[list[Finding], list[Finding], list[DuplicatePair]]:
+    """Accepted and rejected findings in the order of the rows, and the pairs of accepted duplicates."""
+    placement = read_placement()
+    check = partial(check_row, reading=reading)
+    findings = list(map_parallel(check, rows, placement=placement, label="validate", on_death=killed))
+    good = [finding for finding in findings if finding.reason is None]
+    pairs = find_duplicates(good, reading, placement)
+    reasons = find_contradictions(good, pairs)
+    bad = [finding for finding in findings if finding.reason is not None]
+    bad += [Finding(row=finding.row, reason=reasons[finding.row.key]) for finding in good if finding.row.key in reasons]
+    return (
+        [finding for finding in good if finding.row.key not in reasons],
+        sorted(bad, key=lambda finding: finding.row.key),
+        [pair for pair in pairs if pair.a not in reasons and pair.b not in reasons],
+    )
 
 
-def _read(row: CatalogRow, source: str, images: ImageConfig, class_map: ClassMap) -> Sample:
-    masks = [read_file(source, mask) for mask in row.masks]
-    return read_sample(row.key, read_file(source, row.image), masks, images, class_map)
-
-
-def _judge(bad: list[dict[str, str]], total: int, config: ValidateConfig, rejected: Path) -> None:
+def _judge(bad: Sequence[Finding], total: int, config: ValidateConfig, rejected: Path, page: Path) -> None:
     if len(bad) > config.max_rejected_fraction * total:
-        reasons = "\n".join(f"  {entry['key']}: {entry['reason']}" for entry in bad[:5])
+        reasons = "\n".join(f"  {finding.row.key}: {finding.reason}" for finding in bad[:5])
         more = f"\n  ... and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise DataError(
             f"{len(bad)} of {total} samples are rejected, validate.max_rejected_fraction allows "
-            f"{config.max_rejected_fraction:g}. All reasons are in {rejected}; correct the files or raise the limit.\n"
-            f"{reasons}{more}"
+            f"{config.max_rejected_fraction:g}. All reasons are in {rejected}, with pictures in {page}; correct the "
+            f"files or raise the limit.\n{reasons}{more}"
         )
     if len(bad) == total:
-        raise DataError(f"no sample is left: all {total} are rejected. See {rejected}.")
+        raise DataError(f"no sample is left: all {total} are rejected. See {rejected}, with pictures in {page}.")
 
 
-def _summary(good: list[Finding], num_rejected: int, class_map: ClassMap) -> dict[str, object]:
+def _summary(
+    good: Sequence[Finding], bad: Sequence[Finding], pairs: Sequence[DuplicatePair], class_map: ClassMap
+) -> dict[str, Any]:
     pixels = np.array([finding.class_pixels for finding in good], dtype=np.int64).reshape(-1, class_map.num_classes)
     area = sum((finding.row.height or 0) * (finding.row.width or 0) for finding in good)
-    sizes = [(finding.row.width, finding.row.height) for finding in good]
     return {
         "accepted": len(good),
-        "rejected": num_rejected,
-        "image_sizes": len(set(sizes)),
+        "rejected": len(bad),
+        "problems": count_kinds(bad),
+        "image_sizes": len({(finding.row.width, finding.row.height) for finding in good}),
         "pixels": area,
         "class_fraction": {
             name: float(count) / max(1, area)
             for name, count in zip(class_map.names, pixels.sum(axis=0).tolist(), strict=True)
         },
+        "images_without_class": {
+            name: int(count) for name, count in zip(class_map.names, (pixels == 0).sum(axis=0), strict=True)
+        },
+        "exact_duplicates": sum(pair.kind == "exact" for pair in pairs),
+        "near_duplicates": sum(pair.kind == "near" for pair in pairs),
+        "duplicates_with_other_masks": sum(not pair.masks_agree for pair in pairs),
     }
 
 
-def _spread(rows: list[CatalogRow], count: int) -> list[CatalogRow]:
+def _spread(rows: Sequence[CatalogRow], count: int) -> list[CatalogRow]:
     """A few rows, evenly from the whole list."""
     return [rows[number * len(rows) // count] for number in range(min(count, len(rows)))] if rows else []
 

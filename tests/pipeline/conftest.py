@@ -18,9 +18,10 @@ import yaml
 from PIL import Image
 
 from pipeline.ledger import append, compare, read_ledger
+from pipeline.listing import find_pairs
 from pipeline.params import load_section
-from pipeline.source import IngestConfig, find_pairs
-from unet_core.samples import ClassMap
+from pipeline.source import IngestConfig
+from unet_core.samples import ClassMap, ImageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLACEMENT = (
@@ -81,8 +82,8 @@ class Tree:
             "background": "background",
         }
         recipe["split"] = {"seed": 0, "val_fraction": 0.25, "test_fraction": 0.25}
-        # Two pictures of 16 x 12 fit into a shard.
-        recipe["shard"] = {"target_mb": 0.0008}
+        # Two pictures of 16 x 12 a shard, on average.
+        recipe["shard"] = {"target_mb": 0.0008, "tile_px": None, "codec": "raw"}
         recipe["train"]["loss"] = {"cross_entropy": 0.5, "dice": 0.5}
         recipe["evaluate"]["bootstrap_draws"] = 200
         recipe["promote"] |= {"min_images": 2, "bootstrap_draws": 500}
@@ -93,9 +94,9 @@ class Tree:
     def record(self) -> None:
         """What `unet add` records, without DVC, which would cost a second each time."""
         config = load_section("ingest", IngestConfig)
-        ledger, source = Path(config.ledger), Path(config.source)
-        pairs = find_pairs(source, config, load_section("masks", ClassMap))
-        changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, source)
+        ledger = Path(config.ledger)
+        pairs = find_pairs(config.source, config, load_section("masks", ClassMap))
+        changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, config.source)
         append(ledger, [*changes.new, *changes.changed, *changes.missing])
 
     def run(self, *stages: str) -> None:
@@ -209,7 +210,7 @@ def write_model_dir():
     ) -> ModelSpec:
         spec = ModelSpec(
             config=ModelConfig(width=2, depth=1, norm="none", input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map or two_classes(),
             mean=(0.5,) * channels,
             deviation=(0.5,) * channels,

@@ -1,13 +1,28 @@
+import dataclasses
+import io
+import json
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.ledger import Arrival, append, compare, hash_pair, present, read_ledger, same_files
+from pipeline.ledger import (
+    Arrival,
+    append,
+    batch_pixels,
+    compare,
+    count_pixels,
+    hash_pair,
+    present,
+    read_ledger,
+    same_files,
+)
 from pipeline.source import Pair
 from unet_core.errors import DataError
+from unet_core.images import FileBytes
 
 
 def pair_of(key: str) -> Pair:
@@ -23,7 +38,7 @@ def put(source: Path, key: str, image: str = "image", mask: str = "mask") -> Non
 def record(ledger: Path, source: Path, keys: list[str]) -> int:
     """Record what lies in the source; how many lines that gave."""
     old = read_ledger(ledger) if ledger.exists() else []
-    changes = compare(old, [pair_of(key) for key in keys], source)
+    changes = compare(old, [pair_of(key) for key in keys], str(source))
     lines = [*changes.new, *changes.changed, *changes.missing]
     append(ledger, lines)
     return len(lines)
@@ -81,7 +96,7 @@ def test_a_removed_sample_is_gone_and_comes_back_in_a_new_batch() -> None:
 
 def test_the_first_batch_is_number_one(tmp_path: Path) -> None:
     put(tmp_path, "a")
-    assert compare([], [pair_of("a")], tmp_path).new[0].batch == 1
+    assert compare([], [pair_of("a")], str(tmp_path)).new[0].batch == 1
 
 
 def test_comparing_finds_new_changed_and_missing(tmp_path: Path) -> None:
@@ -92,7 +107,7 @@ def test_comparing_finds_new_changed_and_missing(tmp_path: Path) -> None:
     put(tmp_path, "b", image="another image")
     put(tmp_path, "c", mask="another mask")
     put(tmp_path, "e")
-    changes = compare(read_ledger(ledger), [pair_of(key) for key in "abce"], tmp_path)
+    changes = compare(read_ledger(ledger), [pair_of(key) for key in "abce"], str(tmp_path))
     assert [line.key for line in changes.new] == ["e"]
     assert [line.key for line in changes.changed] == ["b", "c"]
     assert [(line.key, line.removed) for line in changes.missing] == [("d", True)]
@@ -110,10 +125,39 @@ def test_the_hash_of_masks_depends_on_every_file_and_their_order(tmp_path: Path)
     put(tmp_path, "b")
     one, other = "masks/a.png", "masks/b.png"
     hashes = {
-        hash_pair(Pair(key="a", image="images/a.png", masks=masks), tmp_path, 1).mask_sha256
+        hash_pair(Pair(key="a", image="images/a.png", masks=masks), str(tmp_path), 1).mask_sha256
         for masks in ((one,), (other,), (one, other), (other, one))
     }
     assert len(hashes) == 4
+
+
+def test_pixels_of_a_batch_never_change() -> None:
+    first = [dataclasses.replace(arrival("a"), pixels=10), dataclasses.replace(arrival("b"), pixels=5)]
+    assert batch_pixels(first) == {1: 15}
+    later = [
+        dataclasses.replace(arrival("a", batch=2, image="2"), pixels=99),
+        dataclasses.replace(arrival("b", batch=2, removed=True), pixels=5),
+        dataclasses.replace(arrival("c", batch=2), pixels=7),
+        dataclasses.replace(arrival("b", batch=3), pixels=6),
+    ]
+    assert batch_pixels([*first, *later]) == {1: 15, 2: 7, 3: 6}
+
+
+def test_pixels_come_from_the_header_and_damage_counts_none() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (30, 20)).save(stream, format="PNG")
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue())) == 600
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue()[:50])) == 600
+    assert count_pixels(FileBytes(name="a.png", data=b"")) == 0
+    assert count_pixels(FileBytes(name="a.png", data=stream.getvalue()[:20])) == 0
+
+
+def test_a_line_from_before_pixels_were_recorded_is_read(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.jsonl"
+    body = dataclasses.asdict(arrival("a"))
+    del body["pixels"]
+    ledger.write_text(json.dumps(body) + "\n", encoding="utf-8")
+    assert read_ledger(ledger) == [arrival("a")]
 
 
 def test_a_missing_ledger_says_where_it_may_come_from(tmp_path: Path) -> None:
@@ -177,5 +221,5 @@ def test_replaying_the_ledger_gives_the_state_of_the_source(history: list[list[S
                     first_batch[key] = number
             now = present(read_ledger(ledger))
             assert set(now) == set(there)
-            assert all(same_files(now[key], hash_pair(pair_of(key), source, 0)) for key in there)
+            assert all(same_files(now[key], hash_pair(pair_of(key), str(source), 0)) for key in there)
             assert {key: now[key].batch for key in there} == {key: first_batch[key] for key in there}

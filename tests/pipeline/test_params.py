@@ -13,9 +13,8 @@ from pipeline.stages.register import RegisterConfig
 from pipeline.stages.shard import ShardConfig
 from pipeline.stages.validate import ValidateConfig
 from unet_core.errors import RecipeError
-from unet_core.images import ImageConfig
 from unet_core.model import ModelConfig
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
 from unet_core.trainer import TrainConfig
 from unet_core.transforms import AugmentConfig

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import read_file
-from unet_core.errors import DataError
+from pipeline.storage import list_files, open_file, read_file
+from unet_core.errors import DataError, StorageError
 
 
 def test_a_file_below_a_folder_is_read_with_its_name(tmp_path: Path) -> None:
@@ -25,3 +25,76 @@ def test_what_is_no_file_is_named(tmp_path: Path, root: str, name: str) -> None:
     with pytest.raises(DataError) as caught:
         read_file(f"{root}{tmp_path}", name)
     assert str(caught.value) == f"a file is missing: {root}{tmp_path}/{name}. Restore it, or remove the sample."
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize("root", ["", "file://"])
+def test_all_files_are_listed_and_a_hidden_folder_as_one(tmp_path: Path, root: str) -> None:
+    put(tmp_path, "b/c d.png", "a.txt", "b/.x", ".git/1", ".git/deep/2")
+    assert list_files(f"{root}{tmp_path}") == [".git/", "a.txt", "b/.x", "b/c d.png"]
+
+
+def test_a_name_is_no_pattern_for_whoever_reads_it(tmp_path: Path) -> None:
+    put(tmp_path, "a*[1]?::b.png", "a1.png")
+    assert read_file(f"file://{tmp_path}", "a*[1]?::b.png").data == b"x"
+    with open_file(f"file://{tmp_path}", "a1.png") as stream:
+        assert stream.read() == b"x"
+
+
+@pytest.mark.parametrize("root", ["", "file://"])
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, root: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list_files(f"{root}{tmp_path}/none")
+    assert str(caught.value) == (
+        f"no such folder: {root}{tmp_path}/none. Correct ingest.source in params.yaml, or restore the data."
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "relative", "broken"])
+def test_a_link_out_of_the_source_is_refused_and_named(tmp_path: Path, kind: str) -> None:
+    put(tmp_path, "source/a.png", "secret/b.png")
+    target = {"file": "secret/b.png", "folder": "secret", "relative": "secret/b.png", "broken": "gone"}[kind]
+    link = tmp_path / "source" / "link"
+    link.symlink_to(Path("..") / target if kind == "relative" else tmp_path / target)
+    with pytest.raises(DataError) as caught:
+        list_files(str(tmp_path / "source"))
+    assert str(caught.value) == (
+        f"a link leads out of the source: {link} -> {tmp_path / target}. "
+        "Put the file itself there, or allow such links with ingest.follow_links: true."
+    )
+    found = list_files(str(tmp_path / "source"), follow_links=True)
+    assert found == (["a.png", "link/b.png"] if kind == "folder" else ["a.png", "link"])
+
+
+def test_links_inside_the_source_and_a_source_that_is_a_link_are_followed(tmp_path: Path) -> None:
+    put(tmp_path, "real/sub/a.png")
+    (tmp_path / "source").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "b.png").symlink_to("sub/a.png")
+    assert list_files(str(tmp_path / "source")) == ["b.png", "sub/a.png"]
+
+
+def test_a_circle_of_links_ends(tmp_path: Path) -> None:
+    put(tmp_path, "source/sub/a.png")
+    (tmp_path / "source" / "sub" / "up").symlink_to(tmp_path / "source")
+    (tmp_path / "source" / "other").symlink_to(tmp_path / "source" / "sub")
+    assert list_files(str(tmp_path / "source")) == ["other/a.png", "sub/a.png"]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a\udcff.png").write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        list_files(str(tmp_path))
+    assert str(caught.value) == f"a name that is no UTF-8: {tmp_path}: 'a\\udcff.png'. Rename the file."
+
+
+def test_an_address_of_an_unknown_kind_is_refused_without_its_password() -> None:
+    with pytest.raises(StorageError) as caught:
+        read_file("nowhere://me:secret@host/folder", "a.png")
+    text = str(caught.value)
+    assert text.startswith("a place can't be reached: nowhere://***@host/folder/a.png: ")
+    assert "secret" not in text

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from unet_core.errors import TrainingError
+from unet_core.index import read_index
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN
-from unet_core.shards import read_index
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import configuration, settings
 
+from unet_core.index import ShardIndex, write_index
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardIndex, write_index, write_shard
+from unet_core.samples import ClassMap, ImageConfig, Sample
+from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
 from unet_core.trainer import TrainConfig
 
@@ -85,7 +86,7 @@ def shapes_dir(
     """Shards and index of 13 training and 3 validation pictures, 32 x 32, gray. Read only."""
     directory = tmp_path_factory.mktemp("shapes")
     entries = [
-        write_shard(directory, name, split, f"content of {name}", [draw_sample(n) for n in numbers], shapes_map)
+        write_shard(directory, name, f"content of {name}", [draw_sample(n) for n in numbers], shapes_map)
         for name, split, numbers in SHAPES_SHARDS
     ]
     write_index(directory, ShardIndex(class_map=shapes_map, channels=1, shards=tuple(entries)))
@@ -101,7 +102,7 @@ def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
     ) -> ModelSpec:
         return ModelSpec(
             config=ModelConfig(width=width, depth=depth, norm=norm, input_statistics="train"),
-            channels=channels,
+            images=ImageConfig(channels=channels),
             class_map=class_map,
             mean=(0.25,) * channels,
             deviation=(0.5,) * channels,

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unet_core.index import read_index
 from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
+from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.shards import ShardReader, read_index
+from unet_core.samples import ImageConfig
 from unet_core.trainer import TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
 
@@ -29,7 +31,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> 
     mean, deviation = index.train_statistics()
     spec = ModelSpec(
         config=ModelConfig(width=8, depth=2, norm=case["norm"], input_statistics="train"),
-        channels=index.channels,
+        images=ImageConfig(channels=index.channels),
         class_map=index.class_map,
         mean=mean,
         deviation=deviation,
@@ -40,7 +42,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> 
     train_shards = index.of_split("train")
     loader = LaneLoader(ShardReader(shards, train_shards), index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
     val = ShardReader(shards, index.of_split("val"))
-    reports = list(trainer.fit(loader, val, [len(shard.samples) for shard in train_shards]))
+    reports = list(trainer.fit(loader, val, [shard.num_samples for shard in train_shards]))
     return {
         "hash": hash_state(trainer.model.state_dict()),
         "best": hash_state(dict(trainer.best_weights)),

@@ -238,8 +238,8 @@ def test_description_with_an_impossible_value_is_a_model_error(model_dir: Path) 
 
 
 def test_model_of_another_format_is_refused(model_dir: Path) -> None:
-    edit(model_dir / SPEC_NAME, format=2)
-    with pytest.raises(ModelError, match=r"another format: .*model.json: version 2"):
+    edit(model_dir / SPEC_NAME, format=3)
+    with pytest.raises(ModelError, match=r"another format: .*model.json: version 3"):
         read_spec(model_dir)
 
 
@@ -344,8 +344,8 @@ def test_checkpoint_whose_state_lacks_an_entry_is_refused(checkpoint_dir: Path, 
 
 
 def test_checkpoint_of_another_format_is_refused(checkpoint_dir: Path) -> None:
-    edit(checkpoint_dir / "train_state.json", format=2)
-    with pytest.raises(ModelError, match=r"another format: .*train_state.json: version 2"):
+    edit(checkpoint_dir / "train_state.json", format=3)
+    with pytest.raises(ModelError, match=r"another format: .*train_state.json: version 3"):
         read_checkpoint(checkpoint_dir)
 
 

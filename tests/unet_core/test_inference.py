@@ -12,13 +12,13 @@ from unet_core.errors import ModelError
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec, UNet
-from unet_core.samples import Array, ClassMap
+from unet_core.samples import Array, ClassMap, ImageConfig
 from unet_core.synthetic import draw_shapes
 
 PAIR = ClassMap(kind="multiclass", classes={"a": 0, "b": 1, "c": 2})
 THREE = ModelSpec(
     config=ModelConfig(width=4, depth=2, norm="none", input_statistics="train"),
-    channels=3,
+    images=ImageConfig(channels=3),
     class_map=PAIR,
     mean=(0.5,) * 3,
     deviation=(0.25,) * 3,
@@ -128,7 +128,7 @@ def trained(shapes_map: ClassMap) -> tuple[UNet, ModelSpec]:
     spec = replace(
         THREE,
         config=replace(THREE.config, width=8, norm="batch"),
-        channels=1,
+        images=ImageConfig(channels=1),
         class_map=shapes_map,
         mean=(0.1,),
         deviation=(0.3,),

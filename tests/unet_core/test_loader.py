@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from unet_core.errors import TrainingError
+from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardReader, read_index, write_shard
+from unet_core.shards import write_shard
 from unet_core.transforms import AugmentConfig
 
 LANES = range(4)
@@ -58,7 +60,7 @@ def test_batches_follow_the_plan(make_loader: Callable[..., LaneLoader], reader:
     assert len(steps) == made.num_steps == 2
     for number, batches in enumerate(steps):
         for lane, batch in zip(LANES, batches, strict=True):
-            assert batch.keys == tuple(reader.entries[n].key for n in made.step(number)[lane])
+            assert batch.keys == tuple(reader.entry(n).key for n in made.step(number)[lane])
     assert [len(batch.keys) for batch in steps[1]] == [1] * 4  # what is left
 
 
@@ -94,11 +96,11 @@ def test_images_smaller_than_the_crop_are_padded(make_loader: Callable[..., Lane
     torch.testing.assert_close(batch.images[..., 32:, :32], batch.images[..., 24:32, :32].flip(2))
 
 
-def test_multiclass_masks_are_long_indices_and_images_channels_last(
+def test_multiclass_masks_are_small_indices_and_images_channels_last(
     tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
 ) -> None:
     samples = [random_sample(key) for key in "abcd"]
-    entry = write_shard(tmp_path, "train/a.tar", "train", "content", samples, cells_map)
+    entry = write_shard(tmp_path, "train/a.tar", "content", samples, cells_map)
     loader = LaneLoader(ShardReader(tmp_path, [entry]), cells_map, AugmentConfig(crop_px=8), seed=0)
     made = plan_epoch([4], seed=0, epoch=0, lanes=2, samples_per_lane=2, block_shards=1)
     ((batch, _),) = loader.steps(made, epoch=0, lanes=range(2))
@@ -107,7 +109,7 @@ def test_multiclass_masks_are_long_indices_and_images_channels_last(
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert not batch.images.is_contiguous()
     assert batch.masks.shape == (2, 8, 8)
-    assert batch.masks.dtype == torch.int64
+    assert batch.masks.dtype == torch.uint8
 
 
 def test_three_threads_give_the_batches_of_one(make_loader: Callable[..., LaneLoader]) -> None:
@@ -173,8 +175,7 @@ def test_leaving_in_the_middle_ends_the_threads(make_loader: Callable[..., LaneL
 
 
 def test_error_of_a_sample_reaches_the_reader_of_batches(make_loader: Callable[..., LaneLoader]) -> None:
-    made = plan()
-    beyond = EpochPlan(lanes=made.lanes + 100, remainder=made.remainder, samples_per_lane=1)
+    beyond = plan_epoch([50, 40, 40], seed=0, epoch=0, lanes=4, samples_per_lane=1, block_shards=2)
     with pytest.raises(IndexError):
         list(make_loader(threads=2).steps(beyond, epoch=0, lanes=LANES))
 
@@ -183,14 +184,14 @@ def test_error_of_a_sample_reaches_the_reader_of_batches(make_loader: Callable[.
 def uneven(tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap) -> ShardReader:
     """Two images of different sizes."""
     samples = [random_sample("a", height=9, width=11), random_sample("b", height=16, width=5)]
-    return ShardReader(tmp_path, [write_shard(tmp_path, "train/a.tar", "train", "content", samples, cells_map)])
+    return ShardReader(tmp_path, [write_shard(tmp_path, "train/a.tar", "content", samples, cells_map)])
 
 
 def test_images_of_different_sizes_are_refused_without_a_crop(uneven: ShardReader, cells_map: ClassMap) -> None:
     with pytest.raises(TrainingError) as caught:
         LaneLoader(uneven, cells_map, AugmentConfig(crop_px=None), seed=0)
     assert str(caught.value) == (
-        "training images differ in size: 2 sizes, (9, 11) to (16, 5) (height, width). "
+        "training images differ in size: heights 9 to 16, widths 5 to 11 px. "
         "Set augment.crop_px in params.yaml, so that batches can be made."
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unet_core.errors import ModelError, RecipeError
 from unet_core.model import InputNormalisation, ModelConfig, ModelSpec, UNet, tutorial_state
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 NORMS = ("none", "batch", "group", "instance")
 
@@ -150,7 +150,7 @@ def tutorial() -> TutorialUNet:
 def test_network_of_the_tutorial_gives_the_same_outputs(tutorial: TutorialUNet, shapes_map: ClassMap) -> None:
     spec = ModelSpec(
         config=ModelConfig(width=64, depth=4, norm="none", input_statistics="train"),
-        channels=3,
+        images=ImageConfig(channels=3),
         class_map=shapes_map,
         mean=(0.0,) * 3,
         deviation=(1 / 255,) * 3,  # so that the network sees grey levels, as they are

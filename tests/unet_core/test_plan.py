@@ -1,3 +1,5 @@
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_core.errors import TrainingError
-from unet_core.plan import EpochPlan, lanes_of_workers, plan_epoch
+from unet_core.plan import SPARE_BLOCKS, EpochPlan, lanes_of_workers, plan_epoch
 
 POWERS = (1, 2, 4, 8, 16)
 
@@ -34,7 +36,7 @@ def plan(**changes: object) -> EpochPlan:
 @given(arguments())
 def test_every_sample_is_read_once_or_rests(values: dict[str, object]) -> None:
     made = plan_epoch(**values)  # type: ignore[arg-type]
-    numbers = np.concatenate([made.lanes.ravel(), made.remainder])
+    numbers = np.concatenate([made.lanes.ravel(), made.resting()])
     np.testing.assert_array_equal(np.sort(numbers), np.arange(sum(values["shard_sizes"])))  # type: ignore[call-overload]
 
 
@@ -43,7 +45,7 @@ def test_lanes_are_equal_and_fewer_samples_than_lanes_rest(values: dict[str, obj
     made = plan_epoch(**values)  # type: ignore[arg-type]
     total, lanes = sum(values["shard_sizes"]), values["lanes"]  # type: ignore[call-overload]
     assert made.lanes.shape == (lanes, total // lanes)
-    assert len(made.remainder) == total % lanes
+    assert len(made.resting()) == made.num_resting == total % lanes
 
 
 @given(arguments())
@@ -52,7 +54,7 @@ def test_plan_is_a_pure_function(values: dict[str, object]) -> None:
     first = plan_epoch(**values)  # type: ignore[arg-type]
     second = plan_epoch(**values)  # type: ignore[arg-type]
     np.testing.assert_array_equal(first.lanes, second.lanes)
-    np.testing.assert_array_equal(first.remainder, second.remainder)
+    np.testing.assert_array_equal(first.resting(), second.resting())
 
 
 @given(arguments())
@@ -101,7 +103,7 @@ def test_samples_per_lane_does_not_change_the_order() -> None:
 
 def test_the_resting_samples_rotate() -> None:
     # 3 of 7 samples are left over; in 40 epochs each of them rests at some time.
-    rested = [set(plan(shard_sizes=[3, 4], lanes=4, epoch=epoch).remainder) for epoch in range(40)]
+    rested = [set(plan(shard_sizes=[3, 4], lanes=4, epoch=epoch).resting()) for epoch in range(40)]
     assert all(len(numbers) == 3 for numbers in rested)
     assert set(chain.from_iterable(rested)) == set(range(7))
     assert len({frozenset(numbers) for numbers in rested}) > 5
@@ -118,6 +120,56 @@ def test_samples_are_shuffled_among_the_shards_of_a_block_only() -> None:
 def test_one_block_of_all_shards_mixes_everything() -> None:
     made = plan(shard_sizes=[10] * 6, lanes=1, block_shards=6)
     assert len(set(made.lanes[0, :20] // 10)) > 3
+
+
+@given(arguments())
+def test_lanes_read_ranges_of_neighbouring_blocks(values: dict[str, object]) -> None:
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    sizes, block_shards = values["shard_sizes"], values["block_shards"]
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)  # type: ignore[arg-type]
+    sequence = shard_of[np.concatenate([made.lanes.ravel(), made.resting()])]
+    # In the order in which shards first occur, a block's shards lie together.
+    seen: list[set[int]] = []
+    place = 0
+    while place < len(sequence):
+        shards: set[int] = set()
+        end = place
+        while end < len(sequence) and (int(sequence[end]) in shards or len(shards) < block_shards):  # type: ignore[operator]
+            shards.add(int(sequence[end]))
+            end += 1
+        assert end - place == sum(sizes[shard] for shard in shards)  # type: ignore[index]
+        seen.append(shards)
+        place = end
+    assert sum(len(block) for block in seen) == len(sizes)  # type: ignore[arg-type]
+
+
+@given(arguments())
+def test_a_step_of_a_lane_is_its_row_of_the_step(values: dict[str, object]) -> None:
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    for number in {0, made.num_steps - 1}:
+        rows = [made.lane_step(lane, number) for lane in range(made.num_lanes)]
+        np.testing.assert_array_equal(np.stack(rows), made.step(number))
+
+
+def test_steps_asked_for_by_several_threads_are_those_of_one() -> None:
+    sizes = [7] * 300
+    expected = plan(shard_sizes=sizes).lanes
+    made = plan(shard_sizes=sizes)
+    with ThreadPoolExecutor(4) as pool:
+        steps = list(pool.map(made.step, range(made.num_steps)))
+    np.testing.assert_array_equal(np.concatenate(steps, axis=1), expected)
+    assert len(made._blocks) <= 4 + SPARE_BLOCKS
+
+
+def test_a_hundred_million_samples_are_planned_without_a_list_of_them() -> None:
+    tracemalloc.start()
+    made = plan(shard_sizes=[1000] * 100_000, lanes=8)
+    last = made.step(made.num_steps - 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made.num_steps == 100_000_000 // 8 // 2
+    assert len(np.unique(last)) == 16
+    assert peak < 20e6
 
 
 def test_too_few_samples_are_refused() -> None:
@@ -137,7 +189,7 @@ def test_no_samples_at_all_are_refused() -> None:
 def test_as_many_samples_as_lanes_are_enough() -> None:
     made = plan(shard_sizes=[2, 2])
     assert made.num_steps == 1
-    assert len(made.remainder) == 0
+    assert len(made.resting()) == 0
 
 
 ALL_GROUPS = [(lanes, workers) for lanes in POWERS for workers in range(1, lanes + 1)]

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from unet_core.errors import DataError, RecipeError
-from unet_core.images import FileBytes, ImageConfig, read_image
+from unet_core.images import FileBytes, read_image
 from unet_core.masks import encode_mask, encode_plane, read_mask, read_mask_values
 from unet_core.pairs import read_sample
-from unet_core.samples import IGNORE_INDEX, ClassMap, count_class_pixels
+from unet_core.samples import IGNORE_INDEX, ClassMap, ImageConfig, count_class_pixels
 
 GRAY = np.array([[0, 50, 100], [150, 200, 255]], dtype=np.uint8)
 COLOUR = np.stack([GRAY, GRAY[::-1], GRAY[:, ::-1]], axis=-1)

@@ -1,28 +1,26 @@
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
+from unet_core.codecs import Codec
 from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
+from unet_core.index import INDEX_NAME, ShardEntry, ShardIndex, read_index, sidecar_name, write_index
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample, Window, count_class_pixels
-from unet_core.shards import (
-    INDEX_NAME,
-    ShardEntry,
-    ShardIndex,
-    ShardReader,
-    finished_shards,
-    read_index,
-    shard_content,
-    write_index,
-    write_shard,
-)
+from unet_core.shards import finished_shards, member_name, shard_content, shard_number, write_shard
 
 NAME = "train/b0000-00000.tar"
 
@@ -41,7 +39,7 @@ def write(tmp_path: Path, cells_map: ClassMap) -> Callable[..., ShardEntry]:
     """Write samples as a shard below tmp_path."""
 
     def write(samples: list[Sample], name: str = NAME, content: str = "content") -> ShardEntry:
-        return write_shard(tmp_path, name, "train", content, samples, cells_map)
+        return write_shard(tmp_path, name, content, samples, cells_map)
 
     return write
 
@@ -63,12 +61,14 @@ def test_equal_samples_give_equal_bytes(
     tmp_path: Path, write: Callable[..., ShardEntry], samples: list[Sample]
 ) -> None:
     first = write(samples)
+    lines = (tmp_path / sidecar_name(first.name)).read_bytes().partition(b"\n")[2]
     # Another memory layout of the same pixels.
     turned = [replace(s, image=np.asfortranarray(s.image), mask=np.asfortranarray(s.mask)) for s in samples]
     second = write(turned, "val/b0000-00000.tar")
     assert (tmp_path / first.name).read_bytes() == (tmp_path / second.name).read_bytes()
     assert first.sha256 == second.sha256
-    assert first.samples == second.samples
+    assert (tmp_path / sidecar_name(second.name)).read_bytes().endswith(lines)
+    assert first.samples_sha256 == second.samples_sha256
 
 
 def test_bytes_of_a_shard_are_those_of_every_release(write: Callable[..., ShardEntry]) -> None:
@@ -103,13 +103,18 @@ def test_entry_tells_hash_and_size_of_the_file(
 
 
 def test_entry_counts_pixels_of_classes_and_sums_of_channels(
-    write: Callable[..., ShardEntry], samples: list[Sample], cells_map: ClassMap
+    tmp_path: Path, write: Callable[..., ShardEntry], samples: list[Sample], cells_map: ClassMap
 ) -> None:
-    for entry, sample in zip(write(samples).samples, samples, strict=True):
-        assert entry.class_pixels == count_class_pixels(sample.mask, cells_map)
-        pixels = sample.image.reshape(-1, 3).astype(int)
-        assert entry.channel_sums == tuple(pixels.sum(axis=0))
-        assert entry.channel_square_sums == tuple((pixels**2).sum(axis=0))
+    entry = write(samples)
+    pixels = np.concatenate([sample.image.reshape(-1, 3) for sample in samples]).astype(int)
+    assert entry.channel_sums == tuple(pixels.sum(axis=0))
+    assert entry.channel_square_sums == tuple((pixels**2).sum(axis=0))
+    assert (entry.num_samples, entry.num_pixels, entry.dtype) == (3, len(pixels), "uint8")
+    assert (entry.heights, entry.widths) == ((1, 16), (1, 11))
+    counts = [count_class_pixels(sample.mask, cells_map) for sample in samples]
+    assert entry.class_pixels == tuple(np.sum(counts, axis=0))
+    reader = ShardReader(tmp_path, [entry])
+    assert [reader.entry(number).class_pixels for number in range(3)] == counts
 
 
 @pytest.mark.parametrize("which", ["multiclass", "multilabel"])
@@ -171,7 +176,7 @@ def test_failing_sample_leaves_an_older_shard_alone(
         raise DataError("image can't be read")
 
     with pytest.raises(DataError, match="image can't be read"):
-        write_shard(tmp_path, NAME, "train", "other", broken(), cells_map)
+        write_shard(tmp_path, NAME, "other", broken(), cells_map)
     assert hash_file(tmp_path / NAME) == entry.sha256
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -184,7 +189,7 @@ def test_full_disk_leaves_no_half_written_shard(
 ) -> None:
     large = (random_sample(f"large_{number}", height=300, width=300) for number in range(6))
     with pytest.raises(StorageError) as caught:
-        write_shard(small_disk, NAME, "train", "content", large, cells_map)
+        write_shard(small_disk, NAME, "content", large, cells_map)
     assert str(caught.value) == (
         f"disk full while writing a shard: {small_disk / NAME}. Nothing half-written was kept; free some space and "
         "run `dvc repro` again, finished shards are not written twice."
@@ -200,9 +205,9 @@ def test_shard_that_fits_is_written_after_the_disk_was_full(
 ) -> None:
     large = [random_sample("large", height=700, width=700)]
     with pytest.raises(StorageError):
-        write_shard(small_disk, NAME, "train", "content", large, cells_map)
+        write_shard(small_disk, NAME, "content", large, cells_map)
     sample = random_sample("small", height=300, width=300)
-    entry = write_shard(small_disk, NAME, "train", "content", [sample], cells_map)
+    entry = write_shard(small_disk, NAME, "content", [sample], cells_map)
     reader = ShardReader(small_disk, [entry])
     assert_same(reader.read(0), sample)
     del reader  # unmaps the file, or the disk could not be unmounted
@@ -211,7 +216,7 @@ def test_shard_that_fits_is_written_after_the_disk_was_full(
 def test_full_disk_keeps_the_old_index(
     small_disk: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
 ) -> None:
-    entry = write_shard(small_disk, NAME, "train", "content", [random_sample("a")], cells_map)
+    entry = write_shard(small_disk, NAME, "content", [random_sample("a")], cells_map)
     write_index(small_disk, index_of(cells_map, entry))
     before = (small_disk / INDEX_NAME).read_bytes()
     fill(small_disk)
@@ -243,7 +248,7 @@ def test_reader_gives_the_samples_that_were_written(
     assert len(reader) == 3
     for found, sample in zip(reader, samples, strict=True):
         assert_same(found, sample)
-    assert [entry.key for entry in reader.entries] == ["a", "b", "c"]
+    assert list(reader.keys()) == ["a", "b", "c"]
 
 
 def test_offsets_of_the_index_lead_to_the_pixels(
@@ -251,7 +256,9 @@ def test_offsets_of_the_index_lead_to_the_pixels(
 ) -> None:
     entry = write(samples)
     data = (tmp_path / NAME).read_bytes()
-    for place, sample in zip(entry.samples, samples, strict=True):
+    reader = ShardReader(tmp_path, [entry])
+    for number, sample in enumerate(samples):
+        place = reader.entry(number)
         for where, array in ((place.image, sample.image), (place.mask, sample.mask)):
             assert where.shape == array.shape
             assert data[where.offset : where.offset + array.size] == array.tobytes()
@@ -299,7 +306,9 @@ def test_missing_shard_is_named(tmp_path: Path, write: Callable[..., ShardEntry]
     entry = write(samples)
     (tmp_path / NAME).unlink()
     with pytest.raises(DataError) as caught:
-        ShardReader(tmp_path, [entry])
+        ShardReader(tmp_path, [entry]).read(0)
+    with pytest.raises(DataError, match="a shard is missing"):
+        ShardReader(tmp_path, [entry]).check_files()
     assert str(caught.value) == (f"a shard is missing: {tmp_path / NAME}. Run `dvc checkout` or `dvc repro shard`.")
 
 
@@ -309,7 +318,7 @@ def test_shard_of_another_size_is_named(
     entry = write(samples)
     (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:-512])
     with pytest.raises(DataError) as caught:
-        ShardReader(tmp_path, [entry])
+        ShardReader(tmp_path, [entry]).check_files()
     assert str(caught.value) == (
         f"a shard is damaged: {tmp_path / NAME}: {entry.num_bytes - 512} bytes, the index says {entry.num_bytes}. "
         "Run `dvc repro -f shard`."
@@ -342,7 +351,7 @@ def test_statistics_are_those_of_all_training_pixels(
     write: Callable[..., ShardEntry], samples: list[Sample], cells_map: ClassMap
 ) -> None:
     entry = write(samples)
-    other = replace(entry, split="val", samples=(replace(entry.samples[0], channel_sums=(0, 0, 0)),))
+    other = replace(entry, split="val", channel_sums=(0, 0, 0))
     mean, deviation = index_of(cells_map, entry, other).train_statistics()
     pixels = np.concatenate([sample.image.reshape(-1, 3) for sample in samples]) / 255
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
@@ -373,7 +382,7 @@ def test_missing_index_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"format": 1, "chan', b"\xff\xfe\0 not text", b"[]", b"null", b'{"format": 1}', b'{"format": 1, "shards": 3}'],
+    [b"", b'{"format": 2, "chan', b"\xff\xfe\0 not text", b"[]", b"null", b'{"format": 2}', b'{"format": 2, "shards": 3}'],
     ids=["empty", "cut off", "not text", "a list", "null", "nothing but a format", "shards are a number"],
 )  # fmt: skip
 def test_damaged_index_is_named(tmp_path: Path, content: bytes) -> None:
@@ -405,11 +414,11 @@ def test_index_with_impossible_entries_is_named_as_damaged(
 
 
 def test_index_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / INDEX_NAME).write_text(json.dumps({"format": 2}))
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"format": 1}))
     with pytest.raises(DataError) as caught:
         read_index(tmp_path)
     assert str(caught.value) == (
-        f"shards of another format: {tmp_path / INDEX_NAME}: version 2, this code reads 1. Run `dvc repro -f shard`."
+        f"shards of another format: {tmp_path / INDEX_NAME}: version 1, this code reads 2. Run `dvc repro -f shard`."
     )
 
 
@@ -435,7 +444,7 @@ def test_whole_shards_are_found_by_their_content(tmp_path: Path, left: list[Shar
 def test_shard_whose_bytes_changed_is_not_trusted(tmp_path: Path, left: list[ShardEntry]) -> None:
     path = tmp_path / left[0].name
     data = bytearray(path.read_bytes())
-    data[left[0].samples[0].image.offset] ^= 1  # one bit of one pixel; the size stays
+    data[ShardReader(tmp_path, left).entry(0).image.offset] ^= 1  # one bit of one pixel; the size stays
     path.write_bytes(data)
     with finished_shards(tmp_path) as finished:
         assert set(finished) == {"second"}
@@ -475,18 +484,18 @@ def test_a_run_that_fails_removes_no_shard(tmp_path: Path, left: list[ShardEntry
     assert all((tmp_path / entry.name).exists() for entry in left)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"format": 2}', b"\xff\xfe\0", b"[]"])
-def test_without_a_readable_index_nothing_is_trusted(
+@pytest.mark.parametrize("content", [None, b"{", b'{"format": 1}', b"\xff\xfe\0", b"[]"])
+def test_without_a_readable_index_finished_shards_are_found_by_their_sidecars(
     tmp_path: Path, left: list[ShardEntry], cells_map: ClassMap, content: bytes | None
 ) -> None:
-    # `dvc repro -f shard` is the remedy that a damaged index names: it must work.
+    # A run that was killed before it wrote the index; and `dvc repro -f shard`, which a damaged index names, must work.
     (tmp_path / INDEX_NAME).unlink()
     if content is not None:
         (tmp_path / INDEX_NAME).write_bytes(content)
     with finished_shards(tmp_path) as finished:
-        assert finished == {}
+        assert finished == {"first": left[0], "second": left[1]}
         write_index(tmp_path, index_of(cells_map, left[0]))
-    assert [path.name for path in (tmp_path / "train").iterdir()] == ["b0000-00000.tar"]
+    assert {path.name for path in (tmp_path / "train").iterdir()} == {"b0000-00000.tar", "b0000-00000.jsonl"}
 
 
 def test_first_run_finds_nothing(tmp_path: Path, cells_map: ClassMap) -> None:
@@ -502,8 +511,7 @@ def test_building_in_two_steps_gives_the_bytes_of_one(
         directory.mkdir(exist_ok=True)
         with finished_shards(directory) as finished:
             entries = [
-                finished.get(content)
-                or write_shard(directory, f"train/{content}.tar", "train", content, part, cells_map)
+                finished.get(content) or write_shard(directory, f"train/{content}.tar", content, part, cells_map)
                 for content, part in contents.items()
             ]
             write_index(directory, index_of(cells_map, *entries))
@@ -520,4 +528,187 @@ def test_building_in_two_steps_gives_the_bytes_of_one(
         for name in ("steps", "once")
     ]
     assert hashes[0] == hashes[1]
-    assert len(hashes[0]) == 3
+    assert len(hashes[0]) == 5
+
+
+# Sidecars
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda body: body[:-3], lambda body: body.replace(b'"a"', b'"b"'), lambda body: b"{"]
+)
+def test_damaged_sidecar_is_named_and_its_shard_not_trusted(
+    tmp_path: Path, left: list[ShardEntry], damage: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / sidecar_name(left[0].name)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"^the sidecar of a shard is damaged: {path}: .*Run `dvc repro -f shard`.$"):
+        ShardReader(tmp_path, left).read(0)
+    with finished_shards(tmp_path) as finished:
+        assert set(finished) == {"second"}
+
+
+def test_missing_sidecar_is_named_and_its_shard_not_trusted(tmp_path: Path, left: list[ShardEntry]) -> None:
+    path = tmp_path / sidecar_name(left[0].name)
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        ShardReader(tmp_path, left).read(0)
+    assert str(caught.value) == (
+        f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f shard`."
+    )
+    with finished_shards(tmp_path) as finished:
+        assert set(finished) == {"second"}
+
+
+def test_sidecar_of_another_shard_is_refused(tmp_path: Path, left: list[ShardEntry]) -> None:
+    with pytest.raises(DataError, match="is not the one that the index names"):
+        ShardReader(tmp_path, [replace(left[0], content="another")]).read(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"offset": 10**9}, {"offset": -1}, {"offset": "3"}, {"dtype": "object"}, {"codec": "pickle"}, {"shape": [2, 2]},
+     {"num_bytes": 1}],
+)  # fmt: skip
+def test_places_that_do_not_fit_are_refused_as_damaged(
+    tmp_path: Path, left: list[ShardEntry], change: dict[str, object]
+) -> None:
+    # As from an untrusted place: every hash agrees.
+    path = tmp_path / sidecar_name(left[0].name)
+    head, first, second = (json.loads(line) for line in path.read_text().splitlines())
+    first["image"].update(change)
+    lines = b"".join(json.dumps(line).encode() + b"\n" for line in (first, second))
+    head["samples_sha256"] = hashlib.sha256(lines).hexdigest()
+    path.write_bytes(json.dumps(head).encode() + b"\n" + lines)
+    forged = replace(left[0], samples_sha256=head["samples_sha256"])
+    with pytest.raises(DataError, match="damaged"):
+        ShardReader(tmp_path, [forged]).read(0)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.tar", "../a.tar", "train/../../a.tar", "train\\a.tar", "C:/a.tar"])
+def test_index_that_names_a_file_outside_is_refused(
+    tmp_path: Path, left: list[ShardEntry], cells_map: ClassMap, name: str
+) -> None:
+    write_index(tmp_path, index_of(cells_map, replace(left[0], name=name)))
+    with pytest.raises(DataError) as caught:
+        read_index(tmp_path)
+    assert str(caught.value) == (
+        f"an index names a file outside its folder: {tmp_path / INDEX_NAME}: {name}. "
+        "Don't use these shards; get them anew from where you trust."
+    )
+
+
+def test_only_so_many_shards_stay_open(
+    tmp_path: Path, write: Callable[..., ShardEntry], random_sample: Callable[..., Sample]
+) -> None:
+    samples = [random_sample(f"s{number}") for number in range(12)]
+    entries = [write([sample], f"train/{number}.tar") for number, sample in enumerate(samples)]
+    reader = ShardReader(tmp_path, entries, max_open=3)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(reader.read, list(range(12)) * 3))
+    for number, sample in enumerate(found):
+        assert_same(sample, samples[number % 12])
+    assert len(reader._open) == 3
+
+
+# Keys, depths, codecs
+
+KEYS = st.text(st.characters(exclude_categories=()), min_size=1, max_size=30)
+
+
+@given(st.lists(KEYS, min_size=1, max_size=6, unique=True))
+def test_any_key_comes_back_and_webdataset_keeps_samples_apart(
+    tmp_path_factory: pytest.TempPathFactory, cells_map: ClassMap, keys: list[str]
+) -> None:
+    directory = tmp_path_factory.mktemp("keys")
+    image, mask = np.zeros((2, 3, 1), np.uint8), np.zeros((2, 3), np.uint8)
+    samples = [Sample(key=key, image=image + number, mask=mask) for number, key in enumerate(keys)]
+    entry = write_shard(directory, NAME, "content", samples, cells_map)
+    assert list(ShardReader(directory, [entry]).keys()) == keys
+    found = list(webdataset.WebDataset(str(directory / NAME), shardshuffle=False).decode())
+    assert [item["json"]["key"] for item in found] == keys
+    assert [item["image.npy"][0, 0, 0] for item in found] == list(range(len(keys)))
+
+
+def test_keys_that_differ_in_case_dots_or_percents_are_other_names() -> None:
+    keys = ["a.b", "a%2Eb", "A.b", "a/b", "a b", "a\tb", "..", "a..b"]
+    names = [member_name(key) for key in keys]
+    assert len(set(names)) == len(keys)
+    assert not [name for name in names if set(name) & set("./\t")]
+    assert names[4] == "a b"
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_codecs_lose_nothing(tmp_path: Path, cells_map: ClassMap, codec: Codec, channels: int, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max, (13, 17, channels), dtype=dtype, endpoint=True)
+    sample = Sample(key="a", image=image, mask=rng.integers(0, 3, (13, 17), dtype=np.uint8))
+    entry = write_shard(tmp_path, NAME, "content", [sample], cells_map, codec=codec)
+    reader = ShardReader(tmp_path, [entry])
+    assert_same(reader.read(0), sample)
+    assert reader.read(0).image.dtype == dtype
+    part = reader.read(0, Window(top=2, left=3, height=5, width=4))
+    np.testing.assert_array_equal(part.image, image[2:7, 3:7])
+    assert entry.channel_square_sums == tuple((image.reshape(-1, channels).astype(object) ** 2).sum(axis=0))
+
+
+def test_statistics_of_16_bits_are_in_units_of_255_levels(tmp_path: Path, cells_map: ClassMap) -> None:
+    image = np.random.default_rng(0).integers(60_000, 65_536, (20, 20, 2), dtype=np.uint16)
+    entry = write_shard(
+        tmp_path, NAME, "c", [Sample(key="a", image=image, mask=np.zeros((20, 20), np.uint8))], cells_map
+    )
+    mean, deviation = index_of(cells_map, entry, channels=2).train_statistics()
+    np.testing.assert_allclose(mean, image.mean(axis=(0, 1)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(deviation, image.std(axis=(0, 1)) / 255, rtol=1e-9)
+
+
+def test_png_without_a_place_for_the_channels_names_the_other_codec(tmp_path: Path, cells_map: ClassMap) -> None:
+    sample = Sample(key="a", image=np.zeros((4, 4, 5), np.uint8), mask=np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError) as caught:
+        write_shard(tmp_path, NAME, "content", [sample], cells_map, codec="png")
+    assert str(caught.value) == (
+        "PNG has no place for this many channels: a: 5, it takes 1, 3 or 4. Set shard.codec: raw."
+    )
+    write_shard(tmp_path, NAME, "content", [sample], cells_map, codec="raw")
+
+
+def test_images_of_two_depths_are_refused(tmp_path: Path, cells_map: ClassMap) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    samples = [Sample(key=str(t), image=np.zeros((4, 4, 1), t), mask=mask) for t in (np.uint8, np.uint16)]
+    with pytest.raises(DataError, match="^images differ in depth: .*uint16, uint8 in one shard"):
+        write_shard(tmp_path, NAME, "content", samples, cells_map)
+
+
+def test_webdataset_reads_png_shards(tmp_path: Path, samples: list[Sample], cells_map: ClassMap) -> None:
+    write_shard(tmp_path, NAME, "content", samples, cells_map, codec="png")
+    # As docs/shards.md says: "rgb8" for images; gray and index images as they are by a decoder of one line.
+    url = str(tmp_path / NAME)
+    for item, sample in zip(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"), samples, strict=True):
+        np.testing.assert_array_equal(item["image.png"], sample.image)
+        np.testing.assert_array_equal(item["mask.png"][..., 0], sample.mask)
+
+    def png(data: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(data)))
+
+    plain = webdataset.WebDataset(url, shardshuffle=False).decode(webdataset.handle_extension("png", png))
+    for item, sample in zip(plain, samples, strict=True):
+        np.testing.assert_array_equal(item["image.png"], sample.image)
+        np.testing.assert_array_equal(item["mask.png"], sample.mask)
+
+
+# Which shard a sample is in
+
+
+@given(st.sets(KEYS, min_size=2, max_size=40), st.integers(1, 10))
+def test_a_samples_shard_depends_on_its_key_alone(keys: set[str], num_shards: int) -> None:
+    numbers = {key: shard_number(key, num_shards) for key in keys}
+    assert all(0 <= number < num_shards for number in numbers.values())
+    keys.pop()
+    assert all(shard_number(key, num_shards) == numbers[key] for key in keys)
+
+
+def test_samples_spread_over_the_shards() -> None:
+    counts = np.bincount([shard_number(f"key {number}", 10) for number in range(10_000)], minlength=10)
+    assert counts.min() > 850

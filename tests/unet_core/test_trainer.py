@@ -13,12 +13,13 @@ import torch
 
 from unet_core.checkpoint import TrainState, read_checkpoint, write_checkpoint
 from unet_core.errors import RecipeError, TrainingError
+from unet_core.index import read_index
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
+from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardReader, read_index
+from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.trainer import (
     Report,
     TrainConfig,
@@ -53,7 +54,7 @@ def start(shapes_dir: Path, make_spec: Callable[..., ModelSpec], val: ShardReade
         loader = LaneLoader(
             ShardReader(shapes_dir, train), trainer.spec.class_map, AugmentConfig(crop_px=24), seed=config.seed
         )
-        return trainer, trainer.fit(loader, val, [len(shard.samples) for shard in train])
+        return trainer, trainer.fit(loader, val, [shard.num_samples for shard in train])
 
     return start
 
@@ -185,7 +186,7 @@ def test_multiclass_training_lowers_the_loss(
     class_map = ClassMap(kind="multiclass", classes={"ground": 0, "shape": 1}, ignore=255, background="ground")
     samples = [draw_sample(number, channels=3) for number in range(8)]
     merged = [replace(sample, mask=sample.mask.max(axis=-1)) for sample in samples]
-    entry = write_shard(tmp_path, "train/a.tar", "train", "content", merged, class_map)
+    entry = write_shard(tmp_path, "train/a.tar", "content", merged, class_map)
     reader = ShardReader(tmp_path, [entry])
     config = make_config(epochs=10, lanes=2, loss={"cross_entropy": 1.0, "dice": 1.0}, select_by="dice")
     trainer = Trainer(make_spec(class_map=class_map, channels=3), config, LaneTree(lanes=2))
@@ -517,7 +518,7 @@ def test_a_worker_of_a_group_gives_the_bits_of_a_plain_process(
 
     spec = ModelSpec(
         config=ModelConfig(width=8, depth=2, norm="batch", input_statistics="train"),
-        channels=1, class_map=index.class_map, mean=mean, deviation=deviation, precision="float32",
+        images=ImageConfig(channels=1), class_map=index.class_map, mean=mean, deviation=deviation, precision="float32",
     )  # fmt: skip
     trainer = Trainer(spec, config, LaneTree(lanes=4))
     train = index.of_split("train")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unet_core.errors import RecipeError
 from unet_core.samples import IGNORE_INDEX, Array, ClassMap, Sample
-from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
+from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed, turn
 
 FLIPS = ({"name": "HorizontalFlip", "p": 0.5}, {"name": "VerticalFlip", "p": 0.5})
 RICH = (*FLIPS, {"name": "RandomRotate90", "p": 1.0}, {"name": "RandomBrightnessContrast", "p": 0.5})
@@ -253,3 +253,28 @@ def test_impossible_argument_is_named(cells_map: ClassMap, value: Any) -> None:
         RecipeError, match=r"bad argument of a transform: augment.transforms\[0\]: HorizontalFlip: .*\bp\b"
     ):
         augmentation(cells_map, [{"name": "HorizontalFlip", "p": value}])
+
+
+@pytest.mark.parametrize("element", ["e", "r90", "r180", "r270", "v", "hvt", "h", "t"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (6, 6, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_quick_turns_are_those_of_albumentations(element: str, shape: tuple[int, ...], dtype: type) -> None:
+    from albumentations.augmentations.geometric.functional import d4
+
+    array = np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+    turned = turn(array, element)
+    np.testing.assert_array_equal(turned, d4(array, element))
+    assert turned.dtype == dtype
+
+
+def test_d4_of_many_planes_is_that_of_the_image(shapes_map: ClassMap, draw_sample: Callable[..., Sample]) -> None:
+    config = AugmentConfig(crop_px=None, transforms=({"name": "D4", "p": 1.0},))
+    augmentation = Augmentation(config, shapes_map)
+    gray = draw_sample(3)
+    sample = Sample(key="a", image=gray.mask[..., :3].copy(), mask=gray.mask)
+    seen = set()
+    for seed in range(60):
+        done = augmentation.apply(sample, seed)
+        np.testing.assert_array_equal(done.image, done.mask[..., :3])
+        seen.add(done.image.tobytes())
+    assert len(seen) == 8

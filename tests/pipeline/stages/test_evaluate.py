@@ -12,9 +12,11 @@ from pipeline.scores import ScoreRow, read_rows
 from pipeline.stages.evaluate import EvaluateConfig, summarise, write_cases, write_plots
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, RecipeError
+from unet_core.index import read_index
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.samples import ClassMap, Sample
-from unet_core.shards import ShardReader, read_index, write_shard
+from unet_core.reader import ShardReader
+from unet_core.samples import ClassMap, ImageConfig, Sample
+from unet_core.shards import write_shard
 
 EVALUATION, METRICS, PLOTS = Path("reports/evaluation"), Path("metrics/evaluate.json"), Path("plots")
 CONFIG = EvaluateConfig(score="dice", bootstrap_draws=100, seed=0)
@@ -22,7 +24,14 @@ CONFIG = EvaluateConfig(score="dice", bootstrap_draws=100, seed=0)
 
 def spec(class_map: ClassMap) -> ModelSpec:
     config = ModelConfig(width=2, depth=1, norm="none", input_statistics="train")
-    return ModelSpec(config=config, channels=1, class_map=class_map, mean=(0.5,), deviation=(0.5,), precision="float32")
+    return ModelSpec(
+        config=config,
+        images=ImageConfig(channels=1),
+        class_map=class_map,
+        mean=(0.5,),
+        deviation=(0.5,),
+        precision="float32",
+    )
 
 
 INDEXED = spec(ClassMap(kind="multiclass", classes={"soil": 0, "crop": 1}, background="soil"))
@@ -92,7 +101,7 @@ def test_bars_hold_defined_scores_whatever_the_classes_are_called(tmp_path: Path
 def test_every_test_image_is_scored_at_its_own_size_and_logged_to_the_run(registered, client) -> None:
     registered.run("evaluate")
     index = read_index(Path("data/shards"))
-    keys = {sample.key for shard in index.of_split("test") for sample in shard.samples}
+    keys = set(ShardReader(Path("data/shards"), index.of_split("test")).keys())
     rows = read_rows(EVALUATION / "scores.parquet")
     assert {row.key for row in rows} == keys
     assert {row.class_name for row in rows} == {"background", "cell"}
@@ -113,7 +122,7 @@ def test_worst_and_best_images_are_shown_from_their_ends(tmp_path: Path, write_m
     image, mask = np.zeros((4, 4, 1), dtype=np.uint8), np.zeros((4, 4), dtype=np.uint8)
     keys = [f"s{number}" for number in range(10)]
     samples = [Sample(key=key, image=image, mask=mask) for key in keys]
-    shard = write_shard(tmp_path, "test/b0001-00000.tar", "test", "content", samples, INDEXED.class_map)
+    shard = write_shard(tmp_path, "test/b0001-00000.tar", "content", samples, INDEXED.class_map)
     # The scores fall from s9 to s0; s2 has none.
     rows = [row(key, "crop", (1, 1, 1), None if key == "s2" else number / 10) for number, key in enumerate(keys)]
     network, spec = read_model(tmp_path / "model")

@@ -28,6 +28,7 @@ def test_the_catalog_has_one_row_for_each_recorded_sample(small_data) -> None:
         group="s00",
         declared_split=None,
         batch=1,
+        batch_pixels=12 * 16 * 12,
         image_sha256=hash_file(Path("raw/images/s00.png")),
         mask_sha256=line.mask_sha256,
     )
@@ -43,6 +44,20 @@ def test_a_table_gives_groups_and_declared_splits(tree) -> None:
     assert [(row.key, row.group, row.declared_split) for row in read_catalog(CATALOG)] == [
         ("a", "p1", "learn"),
         ("b", "p1", "learn"),
+    ]
+
+
+def test_path_and_table_tell_the_rest(tree) -> None:
+    write = {"image_pattern": "images/{modality}_{key}.png", "mask_pattern": "masks/{modality}_{key}.png"}
+    tree.add_pairs(["ct_a", "mr_b"])
+    (tree.source / "about.csv").write_text("key,site,z\na,north,2\nb,south,1\n", encoding="utf-8")
+    columns = {"stratum_column": "site", "order_column": "z", "slice_columns": ["site"]}
+    tree.write_recipe(ingest={**write, "table": "about.csv", **columns})
+    tree.record()
+    tree.run("ingest")
+    assert [(row.key, row.stratum, row.position, row.slices) for row in read_catalog(CATALOG)] == [
+        ("a", "north", 2, {"modality": "ct", "site": "north"}),
+        ("b", "south", 1, {"modality": "mr", "site": "south"}),
     ]
 
 

@@ -132,7 +132,10 @@ def test_if_all_are_rejected_none_is_left_whatever_the_limit(tree) -> None:
     tree.write_recipe(validate={"max_rejected_fraction": 1.0})
     tree.record()
     tree.run("ingest")
-    with pytest.raises(DataError, match=r"^no sample is left: all 1 are rejected. See data/rejected.json.$"):
+    with pytest.raises(
+        DataError,
+        match=r"^no sample is left: all 1 are rejected. See data/rejected.json, with pictures in reports/data.html.$",
+    ):
         tree.run("validate")
 
 
@@ -172,3 +175,11 @@ def test_equal_data_give_equal_bytes(small_data) -> None:
     first = [path.read_bytes() for path in results]
     small_data.run("validate")
     assert [path.read_bytes() for path in results] == first
+
+
+def test_a_file_that_changes_after_ingest_fails_the_stage_and_is_no_rejected_sample(small_data) -> None:
+    small_data.write_recipe(validate={"max_rejected_fraction": 1.0})
+    small_data.run("ingest")
+    small_data.turn_file("masks", "s03")
+    with pytest.raises(DataError, match=r"^a recorded sample has changed: s03: images/s03.png or its mask is not what"):
+        small_data.run("validate")

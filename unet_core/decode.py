@@ -1,0 +1,95 @@
+"""Bytes of an image file -> its pixels as stored. The content decides what it is, never the name's ending.
+
+PNG, JPEG, BMP, WebP, GIF by Pillow, which is allowed these formats only, so that no file reaches its rarer decoders;
+TIFF and PNG of 16-bit colour by others, since Pillow would cut them to 8 bits.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from unet_core.picture import Picture, Pixels, UnusableError, as_palette, check_size, choose_page, is_turned, orient
+from unet_core.png import SIGNATURE, PngHeader, check_png, decode_deep_png
+from unet_core.tiff import decode_tiff
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ORIENTATION = 274
+
+# A file cut short must be an error, whatever another library of this process has asked of Pillow.
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Our own limit is checked with each header; Pillow's would refuse large scans.
+Image.MAX_IMAGE_PIXELS = None
+# Odd metadata is no matter for stderr. A filter of one call would not do: it is not safe with threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(data: bytes, page: int | None) -> Picture:
+    """One page of a file. Raises UnusableError, or whatever the decoder raises on damage."""
+    if not data:
+        raise ValueError("the file is empty")
+    if data.startswith(TIFF_SIGNATURES):
+        return decode_tiff(data, page)
+    header = check_png(data) if data.startswith(SIGNATURE) else None
+    if header is not None and header.bits > 8:
+        return decode_deep_png(data, header)
+    with _open(data) as picture:
+        check_size(width=picture.width, height=picture.height, channels=len(picture.getbands()))
+        # A phone's JPEG may hold a second frame (MPO: a depth map, a preview); the photograph is the first.
+        num_pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        number = choose_page(num_pages, page)
+        if number:
+            picture.seek(number)
+        picture.load()
+        return _interpret(picture, header)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no PNG, JPEG, TIFF, BMP, WebP or GIF file, or its header is damaged") from error
+
+
+def _interpret(picture: Image.Image, header: PngHeader | None) -> Picture:
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    plain = _plain(picture, header)
+    return Picture(
+        pixels=orient(plain.pixels, orientation),
+        colour=plain.colour,
+        bits=plain.bits,
+        has_alpha=plain.has_alpha,
+        palette=plain.palette,
+        is_turned=is_turned(orientation),
+    )
+
+
+def _plain(picture: Image.Image, header: PngHeader | None) -> Picture:
+    match picture.mode:
+        case "1":
+            return Picture(pixels=_pixels(picture).astype(np.uint8), colour="gray", bits=1)
+        case "L":
+            pixels = _pixels(picture)
+            if header is None or header.bits == 8:
+                return Picture(pixels=pixels, colour="gray", bits=8)
+            # Pillow has spread 2 or 4 bits over 0 to 255; a mask means the number that is stored.
+            return Picture(pixels=pixels // (255 // (2**header.bits - 1)), colour="gray", bits=header.bits)
+        case "LA":
+            return Picture(pixels=_pixels(picture), colour="gray", bits=8, has_alpha=True)
+        case "P":
+            colours = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            return Picture(pixels=_pixels(picture), colour="palette", bits=8, palette=as_palette(colours))
+        case "RGB":
+            return Picture(pixels=_pixels(picture), colour="rgb", bits=8)
+        case "RGBA":
+            return Picture(pixels=_pixels(picture), colour="rgb", bits=8, has_alpha=True)
+        case "CMYK":
+            return Picture(pixels=_pixels(picture.convert("RGB")), colour="cmyk", bits=8)
+    raise UnusableError("has colours that we don't read", f"mode {picture.mode}", "Export it as gray or RGB.")
+
+
+def _pixels(picture: Image.Image) -> Pixels:
+    array = np.asarray(picture)
+    return array.reshape(array.shape[0], array.shape[1], -1)

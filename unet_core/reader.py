@@ -1,0 +1,147 @@
+"""Reads samples of closed shards by number, whole or a window of them, through mapped files.
+
+Nothing is opened before a sample of a shard is asked for, and only so many shards stay open: an index may have
+a hundred thousand.
+"""
+
+import mmap
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from unet_core.codecs import Pixels, decode_array
+from unet_core.errors import DataError
+from unet_core.index import ArrayPlace, SampleEntry, ShardEntry, read_sidecar, sample_entry
+from unet_core.samples import Sample, Window
+
+#: Shards that stay open at once: below the 1,024 files that a process may open on most systems.
+MAX_OPEN = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenShard:
+    """A mapped tar and the lines of its sidecar."""
+
+    name: str
+    data: Pixels
+    lines: list[bytes]
+
+    def entry(self, number: int) -> SampleEntry:
+        """What the sidecar tells of its sample `number`."""
+        return sample_entry(self.lines[number], where=f"{self.name}, sample {number}")
+
+    def read(self, entry: SampleEntry, window: Window | None) -> Sample:
+        """The sample, or a part of it, as arrays of their own."""
+        where = f"{self.name}, {entry.key}"
+        return Sample(
+            key=entry.key,
+            image=_read_array(self.data, entry.image, window, where=where),
+            mask=_read_array(self.data, entry.mask, window, where=where),
+        )
+
+
+class ShardReader:
+    """Reads the samples of some shards by number. Safe to use from several threads."""
+
+    def __init__(self, directory: Path, shards: Sequence[ShardEntry], *, max_open: int = MAX_OPEN) -> None:
+        self.shards = tuple(shards)
+        self._directory = directory
+        self._max_open = max_open
+        self._ends = list(accumulate(shard.num_samples for shard in shards))
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(number) for number in range(len(self)))
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all samples, in order."""
+        return (self.entry(number).key for number in range(len(self)))
+
+    def entry(self, number: int) -> SampleEntry:
+        """What the sidecar tells of sample `number`."""
+        shard, place = self._find(number)
+        return shard.entry(place)
+
+    def read(self, number: int, window: Window | None = None) -> Sample:
+        """Sample `number`, or the part of it that lies in `window`."""
+        shard, place = self._find(number)
+        return shard.read(shard.entry(place), window)
+
+    def open(self, number: int) -> tuple[OpenShard, SampleEntry]:
+        """Sample `number`, not read yet: its size decides which window one wants."""
+        shard, place = self._find(number)
+        return shard, shard.entry(place)
+
+    def check_files(self) -> None:
+        """Look at the size of every tar, before hours of training find that one is missing."""
+        for shard in self.shards:
+            _check_size(self._directory / shard.name, shard)
+
+    def _find(self, number: int) -> tuple[OpenShard, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = bisect_right(self._ends, number)
+        return self._opened(shard), number - (self._ends[shard - 1] if shard else 0)
+
+    def _opened(self, number: int) -> OpenShard:
+        with self._lock:
+            shard = self._open.get(number)
+            if shard is not None:
+                self._open.move_to_end(number)
+                return shard
+        # Outside the lock, so that one slow disk doesn't stop every thread; two may open the same shard at once.
+        shard = _open_shard(self._directory, self.shards[number])
+        with self._lock:
+            self._open[number] = shard
+            while len(self._open) > self._max_open:
+                # Unmapped when the last array that looks into it is gone.
+                self._open.popitem(last=False)
+        return shard
+
+
+def _open_shard(directory: Path, entry: ShardEntry) -> OpenShard:
+    path = directory / entry.name
+    _check_size(path, entry)
+    found, lines = read_sidecar(directory, entry.name)
+    if found != entry or len(lines) != entry.num_samples:
+        raise DataError(
+            f"a shard is not the one that the index names: {path}: its sidecar is another run's. "
+            "Run `dvc checkout` or `dvc repro -f shard`."
+        )
+    with path.open("rb") as stream:
+        data = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    return OpenShard(name=entry.name, data=data, lines=lines)
+
+
+def _check_size(path: Path, entry: ShardEntry) -> None:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"a shard is missing: {path}. Run `dvc checkout` or `dvc repro shard`.") from error
+    if found != entry.num_bytes:
+        raise DataError(
+            f"a shard is damaged: {path}: {found} bytes, the index says {entry.num_bytes}. Run `dvc repro -f shard`."
+        )
+
+
+def _read_array(data: Pixels, place: ArrayPlace, window: Window | None, *, where: str) -> Pixels:
+    payload = data[place.offset : place.offset + place.num_bytes]
+    if len(payload) != place.num_bytes:
+        raise DataError(f"a shard is damaged: {where}: it ends inside the sample. Run `dvc repro -f shard`.")
+    whole = decode_array(payload, place.codec, shape=place.shape, dtype=place.dtype, where=where)
+    if window is not None:
+        rows = slice(window.top, window.top + window.height)
+        columns = slice(window.left, window.left + window.width)
+        whole = whole[rows, columns]
+    # A copy, in the machine's own byte order: the file can't be changed through it.
+    return np.array(whole, dtype=place.dtype)
