@@ -654,14 +654,14 @@ def test_codecs_lose_nothing(tmp_path: Path, cells_map: ClassMap, codec: Codec, 
     assert entry.channel_square_sums == tuple((image.reshape(-1, channels).astype(object) ** 2).sum(axis=0))
 
 
-def test_statistics_of_16_bits_are_in_units_of_255_levels(tmp_path: Path, cells_map: ClassMap) -> None:
+def test_statistics_of_16_bits_are_in_units_of_full_scale(tmp_path: Path, cells_map: ClassMap) -> None:
     image = np.random.default_rng(0).integers(60_000, 65_536, (20, 20, 2), dtype=np.uint16)
     entry = write_shard(
         tmp_path, NAME, "c", [Sample(key="a", image=image, mask=np.zeros((20, 20), np.uint8))], cells_map
     )
     mean, deviation = index_of(cells_map, entry, channels=2).train_statistics()
-    np.testing.assert_allclose(mean, image.mean(axis=(0, 1)) / 255, rtol=1e-12)
-    np.testing.assert_allclose(deviation, image.std(axis=(0, 1)) / 255, rtol=1e-9)
+    np.testing.assert_allclose(mean, image.mean(axis=(0, 1)) / 65535, rtol=1e-12)
+    np.testing.assert_allclose(deviation, image.std(axis=(0, 1)) / 65535, rtol=1e-9)
 
 
 def test_png_without_a_place_for_the_channels_names_the_other_codec(tmp_path: Path, cells_map: ClassMap) -> None:

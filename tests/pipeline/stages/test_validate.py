@@ -46,8 +46,8 @@ def test_good_samples_are_accepted_with_their_size(small_data) -> None:
 
 def test_metrics_count_samples_pixels_and_the_share_of_each_class(tree) -> None:
     for key, width in (("a", 10), ("b", 30)):
-        save(tree.source / "images" / f"{key}.png", np.zeros((4, width), dtype=np.uint8))
-        mask = np.zeros((4, width), dtype=np.uint8)
+        save(tree.source / "images" / f"{key}.png", np.zeros((8, width), dtype=np.uint8))
+        mask = np.zeros((8, width), dtype=np.uint8)
         mask[:, :5] = 255
         save(tree.source / "masks" / f"{key}.png", mask)
     tree.write_recipe()
@@ -56,9 +56,14 @@ def test_metrics_count_samples_pixels_and_the_share_of_each_class(tree) -> None:
     assert read_json(METRICS) == {
         "accepted": 2,
         "rejected": 0,
+        "problems": {},
         "image_sizes": 2,
-        "pixels": 160,
+        "pixels": 320,
         "class_fraction": {"background": 0.75, "cell": 0.25},
+        "images_without_class": {"background": 0, "cell": 0},
+        "exact_duplicates": 0,
+        "near_duplicates": 0,
+        "duplicates_with_other_masks": 0,
     }
 
 
@@ -106,7 +111,7 @@ def test_above_the_limit_the_reasons_are_listed_and_written(small_data) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == (
         "7 of 12 samples are rejected, validate.max_rejected_fraction allows 0.5. All reasons are in "
-        "data/rejected.json; correct the files or raise the limit."
+        "data/rejected.json, with pictures in reports/data.html; correct the files or raise the limit."
     )
     assert [line.partition(":")[0] for line in lines[1:6]] == [f"  s{number:02d}" for number in range(5)]
     assert lines[6] == "  ... and 2 more"
@@ -148,9 +153,9 @@ def test_a_limit_that_is_no_fraction_is_refused(small_data, limit: float) -> Non
 
 
 def test_overlapping_classes_are_read_plane_by_plane(tree) -> None:
-    save(tree.source / "images" / "a.png", np.zeros((4, 4), dtype=np.uint8))
-    for name, columns in (("ring", 2), ("plus", 3)):
-        plane = np.zeros((4, 4), dtype=np.uint8)
+    save(tree.source / "images" / "a.png", np.zeros((8, 8), dtype=np.uint8))
+    for name, columns in (("ring", 4), ("plus", 6)):
+        plane = np.zeros((8, 8), dtype=np.uint8)
         plane[:, :columns] = 255
         save(tree.source / "masks" / name / "a.png", plane)
     masks = {"kind": "multilabel", "classes": {"ring": 255, "plus": 255}, "background": None}
