@@ -140,9 +140,7 @@ def _interpret(page: tifffile.TiffPage, pixels: Pixels, orientation: int) -> Pic
     num_colours = channels - has_alpha
     palette = None
     colour: Literal["gray", "rgb", "palette", "cmyk", "channels"] = "channels"
-    if photometric in (#: Bytes out of one byte, at most: none, LZW, deflate, PackBits.
-LARGEST_RATIO = {1: 1, 5: 2000, 8: 1040, 32773: 64, 32946: 1040}
-MIN_IS_WHITE, MIN_IS_BLACK, MASK) and num_colours == 1:
+    if photometric in (MIN_IS_WHITE, MIN_IS_BLACK, MASK) and num_colours == 1:
         colour = "gray"
     elif (photometric == RGB and num_colours == 3) or (photometric == YCBCR and page.compression == 7):
         # JPEG's own conversion has already made RGB.
