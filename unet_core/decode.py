@@ -80,6 +80,9 @@ def _plain(picture: Image.Image, header: PngHeader | None) -> Picture:
             return Picture(pixels=_pixels(picture), colour="gray", bits=8, has_alpha=True)
         case "P":
             colours = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            if picture.format == "GIF" and (colours == colours[:, :1]).all():
+                # GIF has no gray but this: its writers number the levels that occur, and mean the levels.
+                return Picture(pixels=as_palette(colours)[_pixels(picture)[..., 0]][..., :1], colour="gray", bits=8)
             return Picture(pixels=_pixels(picture), colour="palette", bits=8, palette=as_palette(colours))
         case "RGB":
             return Picture(pixels=_pixels(picture), colour="rgb", bits=8)
