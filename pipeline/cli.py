@@ -68,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument("folder", type=Path)
     shapes.add_argument("--count", type=int, required=True, help="number of pictures")
     shapes.add_argument("--seed", type=int, default=0)
+    preview = command("preview", "draw training samples as the network will see them", _preview)
+    preview.add_argument("--out", type=Path, default=Path("reports/preview.png"), help="the picture")
+    preview.add_argument("--count", type=int, default=16, help="number of samples")
+    preview.add_argument("--epoch", type=int, default=0)
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
     predict = command("predict", "write masks and overlays for images", _predict)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
@@ -94,6 +98,12 @@ def _shapes(parsed: argparse.Namespace) -> None:
     from pipeline.arrivals import draw_source
 
     draw_source(parsed.folder, count=parsed.count, seed=parsed.seed)
+
+
+def _preview(parsed: argparse.Namespace) -> None:
+    from pipeline.preview import preview
+
+    preview(shards=SHARDS, out=parsed.out, count=parsed.count, epoch=parsed.epoch)
 
 
 def _promote(_: argparse.Namespace) -> None:
