@@ -147,7 +147,7 @@ def test_a_class_folder_of_several_values_is_refused(tree) -> None:
 def test_colour_masks_are_refused(tree) -> None:
     put([0, 255])
     save(SOURCE / "masks" / "000.png", np.random.default_rng(0).integers(0, 255, (16, 20, 3), dtype=np.uint8))
-    assert refusal().startswith("mask is a colour image: mine/masks/000.png: mode RGB.")
+    assert refusal().startswith("mask is a colour image: mine/masks/000.png: 320 colours.")
 
 
 def test_without_images_or_masks_it_says_where_they_belong(tree) -> None:
