@@ -203,6 +203,14 @@ def test_orientation_is_applied_as_pillow_does(orientation: int, form: str) -> N
     np.testing.assert_array_equal(read_image(named(data), RGB), expected)
 
 
+def test_orientation_of_a_deep_png_is_applied() -> None:
+    exif = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    rows = b"\0" + np.array([1, 2, 3], dtype=">u2").tobytes()
+    data = png(width=3, height=1, bits=16, colour_type=0, rows=rows, before=chunk(b"eXIf", exif))
+    image = read_image(named(data), ImageConfig(channels=1, bits=16, value_range=[0, 65535]))
+    assert image[..., 0].tolist() == [[1], [2], [3]]
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_impossible_orientation_turns_nothing(orientation: int) -> None:
     np.testing.assert_array_equal(orient(COLOUR, orientation), COLOUR)
