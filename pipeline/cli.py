@@ -15,7 +15,6 @@ MODEL = Path("models/final")
 RECEIPT = Path("models/receipt.json")
 METRICS = Path("metrics")
 REPORT = Path("reports/report.html")
-PREVIEW = Path("reports/preview.png")
 TIMINGS = Path(".unet/timings.jsonl")
 
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
@@ -69,12 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument("folder", type=Path)
     shapes.add_argument("--count", type=int, required=True, help="number of pictures")
     shapes.add_argument("--seed", type=int, default=0)
-    preview = command("preview", "write a sheet of augmented training samples with their masks", _preview)
-    preview.add_argument("--out", type=Path, default=PREVIEW, help=f"PNG file (default {PREVIEW})")
-    preview.add_argument("--count", type=_number_from(1), default=8, help="number of samples (default 8)")
-    preview.add_argument(
-        "--epoch", type=_number_from(0), default=0, help="epoch, each has draws of its own (default 0)"
-    )
+    preview = command("preview", "draw training samples as the network will see them", _preview)
+    preview.add_argument("--out", type=Path, default=Path("reports/preview.png"), help="the picture")
+    preview.add_argument("--count", type=int, default=16, help="number of samples")
+    preview.add_argument("--epoch", type=int, default=0)
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
     predict = command("predict", "write masks and overlays for images", _predict)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
@@ -83,15 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     command("summary", "say where things stand", _summary)
     command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
     return parser
-
-
-def _number_from(lowest: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest}")
-        return int(text)
-
-    return read
 
 
 def _init(parsed: argparse.Namespace) -> None:

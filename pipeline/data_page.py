@@ -100,7 +100,7 @@ def _pairs(pairs: Sequence[DuplicatePair], rows: Mapping[str, CatalogRow], readi
     )
     return (
         "<h2>Duplicates</h2><p class='soft'>Image and mask of two samples that show one picture; "
-        f"they stay in one split.</p><div class='cases'>{figures}</div>"
+        f"where the recipe divides, they stay in one split.</p><div class='cases'>{figures}</div>"
         f"<details><summary class='soft'>All {len(pairs)} pairs</summary>{listed}</details>"
     )
 

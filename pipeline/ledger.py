@@ -96,6 +96,21 @@ def batch_pixels(arrivals: Iterable[Arrival]) -> dict[int, int]:
     return pixels
 
 
+def count_batches(arrivals: Iterable[Arrival]) -> list[dict[str, int]]:
+    """What each batch brought: new, changed and removed samples, in order."""
+    now: set[str] = set()
+    batches: dict[int, dict[str, int]] = {}
+    for arrival in arrivals:
+        counts = batches.setdefault(arrival.batch, {"batch": arrival.batch, "new": 0, "changed": 0, "removed": 0})
+        if arrival.removed:
+            counts["removed"] += 1
+            now.discard(arrival.key)
+        else:
+            counts["changed" if arrival.key in now else "new"] += 1
+            now.add(arrival.key)
+    return list(batches.values())
+
+
 def compare(arrivals: Sequence[Arrival], pairs: Sequence[Pair], source: str) -> Changes:
     """What a new batch would record."""
     batch = 1 + max((arrival.batch for arrival in arrivals), default=0)

@@ -1,6 +1,5 @@
-"""`unet preview`: what the network will see, as a picture for people."""
+"""`unet preview`: training samples as the network will see them, beside the images that they are drawn from."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,67 +7,53 @@ import numpy as np
 from pipeline.command import say
 from pipeline.params import load_section
 from pipeline.pictures import as_rgb, fit, grid, overlay, write_picture
-from pipeline.placement import read_placement
+from unet_core.errors import DataError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
-from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.plan import plan_epoch
 from unet_core.reader import ShardReader
-from unet_core.samples import Array, ClassMap, Sample
+from unet_core.samples import Array, ClassMap
 from unet_core.trainer import TrainConfig
 from unet_core.transforms import AugmentConfig
 
-COLUMNS = 4
-
 
 def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
-    """Write the first `count` training samples of an epoch: as they are, augmented, and with their masks over them.
-
-    They come from the training's own loader, so they are exactly those of its first steps.
-    """
-    index = read_index(shards)
-    config = load_section("train", TrainConfig)
-    reader = ShardReader(shards, index.of_split("train"))
+    """Write a contact sheet of an epoch's first samples: whole image, augmented crop, its mask over it."""
+    if count < 1 or epoch < 0:
+        raise DataError(
+            f"unet preview: --count {count} --epoch {epoch}: the count is at least 1, the epoch not negative."
+        )
+    index, config = read_index(shards), load_section("train", TrainConfig)
+    train = index.of_split("train")
+    reader = ShardReader(shards, train)
     plan = plan_epoch(
-        [shard.num_samples for shard in index.of_split("train")],
+        [shard.num_samples for shard in train],
         seed=config.seed,
         epoch=epoch,
         lanes=config.lanes,
         samples_per_lane=config.samples_per_lane,
         block_shards=config.block_shards,
     )
-    loader = LaneLoader(
-        reader,
-        index.class_map,
-        load_section("augment", AugmentConfig),
-        seed=config.seed,
-        threads=read_placement().loader_threads,
-    )
-    columns = []
-    for number, sample in _first_samples(loader, plan, epoch, index.class_map):
-        painted = overlay(sample.image, sample.mask, index.class_map)
-        columns.append([fit(as_rgb(reader.read(number).image)), fit(as_rgb(sample.image)), fit(painted)])
-        if len(columns) == count:
-            break
-    sheets = [columns[start : start + COLUMNS] for start in range(0, len(columns), COLUMNS)]
-    write_picture(out, grid([row for sheet in sheets for row in zip(*sheet, strict=True)]))
-    say(
-        f"{out}: {len(columns)} of {len(reader)} training samples in epoch {epoch}; "
-        "from above: as they are, augmented, with their masks"
-    )
-
-
-def _first_samples(
-    loader: LaneLoader, plan: EpochPlan, epoch: int, class_map: ClassMap
-) -> Iterator[tuple[int, Sample]]:
-    """Augmented samples in the order of training, each with its number in the shards."""
-    for step, batches in enumerate(loader.steps(plan, epoch=epoch, lanes=range(plan.num_lanes))):
+    loader = LaneLoader(reader, index.class_map, load_section("augment", AugmentConfig), seed=config.seed)
+    rows: list[list[Array]] = []
+    for step, batches in enumerate(loader.steps(plan, epoch=epoch, lanes=range(config.lanes))):
+        numbers = plan.step(step)
         for lane, batch in enumerate(batches):
-            yield from zip(plan.lane_step(lane, step).tolist(), _samples(batch, class_map), strict=True)
+            for place, number in enumerate(numbers[lane]):
+                rows.append([fit(as_rgb(reader.read(int(number)).image)), *_seen(batch, place, index.class_map)])
+        if len(rows) >= count:
+            break
+    half = -(-min(count, len(rows)) // 2)
+    # Two samples beside each other: a sheet that fits a screen.
+    right = [*rows[half:count], []]
+    write_picture(out, grid([row + right[place] for place, row in enumerate(rows[:half])]))
+    say(f"{min(count, len(rows))} samples of epoch {epoch} in {out}: image, what the network sees, its mask over it")
 
 
-def _samples(batch: Batch, class_map: ClassMap) -> Iterator[Sample]:
-    masks: Array = batch.masks.numpy()
+def _seen(batch: Batch, place: int, class_map: ClassMap) -> list[Array]:
+    """A sample of a batch, and its mask over it."""
+    image = np.ascontiguousarray(batch.images[place].permute(1, 2, 0).numpy())
+    mask = batch.masks[place].numpy().astype(np.uint8)
     if class_map.kind == "multilabel":
-        masks = np.moveaxis(masks, 1, -1)
-    for key, image, mask in zip(batch.keys, np.moveaxis(batch.images.numpy(), 1, -1), masks, strict=True):
-        yield Sample(key=key, image=image, mask=mask)
+        mask = np.ascontiguousarray(mask.transpose(1, 2, 0))
+    return [fit(as_rgb(image)), fit(overlay(image, mask, class_map))]

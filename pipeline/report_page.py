@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.gate import Verdict
-from pipeline.page import embed, html_page, picture
+from pipeline.page import embed, html_page, picture, table
 from pipeline.scores import ScoreRow
 
 if TYPE_CHECKING:
     # The stage `report` needs no registry, and not its seconds.
     from pipeline.tracking import Version
 
+NUM_BATCHES = 10
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
 
@@ -24,6 +25,8 @@ VERDICT_MARK = "<!-- verdict -->"
 class Page:
     """Everything that the page shows."""
 
+    arrivals: Sequence[Mapping[str, int]]
+    """What each batch brought."""
     data: Mapping[str, Any]
     splits: Mapping[str, int]
     training: Mapping[str, Any]
@@ -163,12 +166,21 @@ def _data(page: Page) -> str:
     num_sizes = page.data["image_sizes"]
     sizes = "one size" if num_sizes == 1 else f"{num_sizes} sizes"
     return (
-        f"<h2>Data</h2><p>{page.data['accepted']} images of {sizes}: {splits}.</p>{rejected}"
+        f"<h2>Data</h2><p>{page.data['accepted']} images of {sizes}: {splits}.</p>{rejected}{_arrivals(page)}"
         "<div class='scroll'><table><thead><tr><th>class</th><th>share of pixels</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
         f"<figure>{picture(page.data_examples, 'images above their masks')}"
         "<figcaption>Images above their masks.</figcaption></figure>"
     )
+
+
+def _arrivals(page: Page) -> str:
+    """What the latest batches brought; one batch alone is all the data, and says nothing."""
+    if len(page.arrivals) < 2:
+        return ""
+    columns = ("batch", "new", "changed", "removed")
+    rows = [[batch[column] for column in columns] for batch in page.arrivals[-NUM_BATCHES:]]
+    return "<p>What the latest batches brought:</p>" + table(columns, rows)
 
 
 def _lineage(page: Page) -> str:

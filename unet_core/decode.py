@@ -1,17 +1,18 @@
 """Bytes of an image file -> its pixels as stored. The content decides what it is, never the name's ending.
 
 PNG, JPEG, BMP, WebP, GIF by Pillow, which is allowed these formats only, so that no file reaches its rarer decoders;
-TIFF and PNG of 16-bit colour by others, since Pillow would cut them to 8 bits.
+TIFF and plain PNG by others, since Pillow would cut 16-bit colour to 8 bits.
 """
 
 import io
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unet_core.picture import Picture, Pixels, UnusableError, as_palette, check_size, choose_page, is_turned, orient
-from unet_core.png import SIGNATURE, PngHeader, check_png, decode_deep_png
+from unet_core.png import SIGNATURE, PngHeader, check_png, decode_plain_png
 from unet_core.tiff import decode_tiff
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
@@ -33,8 +34,9 @@ def decode(data: bytes, page: int | None) -> Picture:
     if data.startswith(TIFF_SIGNATURES):
         return decode_tiff(data, page)
     header = check_png(data) if data.startswith(SIGNATURE) else None
-    if header is not None and header.bits > 8:
-        return decode_deep_png(data, header)
+    if header is not None and header.is_plain:
+        choose_page(1, page)
+        return _decode_plain_png(data, header)
     with _open(data) as picture:
         check_size(width=picture.width, height=picture.height, channels=len(picture.getbands()))
         # A phone's JPEG may hold a second frame (MPO: a depth map, a preview); the photograph is the first.
@@ -44,6 +46,15 @@ def decode(data: bytes, page: int | None) -> Picture:
             picture.seek(number)
         picture.load()
         return _interpret(picture, header)
+
+
+def _decode_plain_png(data: bytes, header: PngHeader) -> Picture:
+    picture = decode_plain_png(data, header)
+    if not header.has_metadata:
+        return picture
+    with _open(data) as about:
+        orientation = about.getexif().get(ORIENTATION, 1)
+    return replace(picture, pixels=orient(picture.pixels, orientation), is_turned=is_turned(orientation))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -56,14 +67,7 @@ def _open(data: bytes) -> Image.Image:
 def _interpret(picture: Image.Image, header: PngHeader | None) -> Picture:
     orientation = picture.getexif().get(ORIENTATION, 1)
     plain = _plain(picture, header)
-    return Picture(
-        pixels=orient(plain.pixels, orientation),
-        colour=plain.colour,
-        bits=plain.bits,
-        has_alpha=plain.has_alpha,
-        palette=plain.palette,
-        is_turned=is_turned(orientation),
-    )
+    return replace(plain, pixels=orient(plain.pixels, orientation), is_turned=is_turned(orientation))
 
 
 def _plain(picture: Image.Image, header: PngHeader | None) -> Picture:
@@ -80,6 +84,9 @@ def _plain(picture: Image.Image, header: PngHeader | None) -> Picture:
             return Picture(pixels=_pixels(picture), colour="gray", bits=8, has_alpha=True)
         case "P":
             colours = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            if picture.format == "GIF" and (colours == colours[:, :1]).all():
+                # GIF has no gray but this: its writers number the levels that occur, and mean the levels.
+                return Picture(pixels=as_palette(colours)[_pixels(picture)[..., 0]][..., :1], colour="gray", bits=8)
             return Picture(pixels=_pixels(picture), colour="palette", bits=8, palette=as_palette(colours))
         case "RGB":
             return Picture(pixels=_pixels(picture), colour="rgb", bits=8)

@@ -1,4 +1,6 @@
-"""PNG files: every checksum is verified, since Pillow skips those of the pixels; 16-bit colour, which Pillow cuts."""
+"""PNG files: every checksum is verified, since Pillow skips those of the pixels; plain gray and colour are decoded
+here, by libpng: 16 bits, which Pillow cuts to 8, and 8 bits, where it takes two thirds of Pillow's time.
+"""
 
 import zlib
 from dataclasses import dataclass
@@ -21,6 +23,17 @@ class PngHeader:
     bits: int
     colour_type: int
     """0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGB and alpha."""
+    chunks: frozenset[bytes]
+
+    @property
+    def is_plain(self) -> bool:
+        """One frame of gray or colour, 8 or 16 bits a channel."""
+        return self.bits >= 8 and self.colour_type != 3 and b"acTL" not in self.chunks
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether an orientation may stand somewhere."""
+        return not self.chunks.isdisjoint((b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
 
 
 def check_png(data: bytes) -> PngHeader:
@@ -45,6 +58,7 @@ def check_png(data: bytes) -> PngHeader:
         height=int.from_bytes(data[20:24], "big"),
         bits=data[24],
         colour_type=data[25],
+        chunks=frozenset(names),
     )
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(header.colour_type, 4)
     num_bytes = header.width * header.height * channels * header.bits // 8
@@ -56,8 +70,8 @@ def check_png(data: bytes) -> PngHeader:
     return header
 
 
-def decode_deep_png(data: bytes, header: PngHeader) -> Picture:
-    """A checked PNG with 16 bits a channel."""
+def decode_plain_png(data: bytes, header: PngHeader) -> Picture:
+    """A checked PNG that is plain, not yet turned."""
     pixels = imagecodecs.png_decode(data)
     pixels = pixels.reshape(header.height, header.width, -1)
     return Picture(

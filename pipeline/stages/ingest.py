@@ -1,22 +1,23 @@
 """Stage 1: ledger, source and table -> the catalog, one row a sample."""
 
+import json
 import logging
 from pathlib import Path
 
 from pipeline.catalog import CatalogRow, write_catalog
-from pipeline.ledger import batch_pixels, hash_pairs, present, read_ledger, same_files
+from pipeline.ledger import Arrival, batch_pixels, count_batches, hash_pairs, present, read_ledger, same_files
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
-from pipeline.source import IngestConfig
+from pipeline.source import IngestConfig, Pair
 from pipeline.storage import join
-from pipeline.table import read_table, tell_about
+from pipeline.table import About, read_table, tell_about
 from unet_core.errors import DataError
 from unet_core.samples import ClassMap
 
 log = logging.getLogger(__name__)
 
 
-def run(*, catalog: Path) -> None:
+def run(*, catalog: Path, metrics: Path) -> None:
     """Write the catalog of all recorded samples; DataError where the source is not as it was recorded."""
     config = load_section("ingest", IngestConfig)
     source = config.source
@@ -43,24 +44,29 @@ def run(*, catalog: Path) -> None:
             table_name = join(source, config.table)
             raise DataError(f"no row for a sample: {table_name}: {key}. Add the row, or correct key_column.")
         about = tell_about(pairs[key], table.get(key, {}), config)
-        rows.append(
-            CatalogRow(
-                key=key,
-                image=pairs[key].image,
-                masks=pairs[key].masks,
-                group=about.group,
-                declared_split=about.split,
-                stratum=about.stratum,
-                position=about.position,
-                slices=about.slices,
-                batch=arrival.batch,
-                batch_pixels=pixels[arrival.batch],
-                image_sha256=arrival.image_sha256,
-                mask_sha256=arrival.mask_sha256,
-            )
-        )
+        rows.append(_row(pairs[key], arrival, about, pixels[arrival.batch]))
     waiting = sorted(set(pairs) - set(recorded))
     if waiting:
         log.warning("%d new samples are not recorded yet (%s ...): run `unet add`", len(waiting), waiting[0])
     write_catalog(catalog, rows)
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    counts = {"samples": len(rows), "batches": count_batches(arrivals)}
+    metrics.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
     log.info("ingest: %d samples", len(rows))
+
+
+def _row(pair: Pair, arrival: Arrival, about: About, batch_pixels: int) -> CatalogRow:
+    return CatalogRow(
+        key=pair.key,
+        image=pair.image,
+        masks=pair.masks,
+        group=about.group,
+        declared_split=about.split,
+        stratum=about.stratum,
+        position=about.position,
+        slices=about.slices,
+        batch=arrival.batch,
+        batch_pixels=batch_pixels,
+        image_sha256=arrival.image_sha256,
+        mask_sha256=arrival.mask_sha256,
+    )

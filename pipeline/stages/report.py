@@ -21,6 +21,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
     shown = read(evaluation / "cases" / "cases.json")
     html = render(
         Page(
+            arrivals=read(metrics / "ingest.json")["batches"],
             data=read(metrics / "validate.json"),
             splits=read(metrics / "split.json")["samples"],
             training=read(metrics / "train.json"),

@@ -127,7 +127,8 @@ def plan_shards(
 def _num_shards(batch_pixels: int, config: ShardConfig, images: ImageConfig, class_map: ClassMap) -> int:
     """Shards of a batch: fixed for good by what was recorded, never by which rows are still there."""
     planes = class_map.num_classes if class_map.kind == "multilabel" else 1
-    return max(1, math.ceil(batch_pixels * (images.channels + planes) / (config.target_mb * 1e6)))
+    num_bytes = images.channels * images.bits // 8 + planes * (2 if class_map.kind == "instances" else 1)
+    return max(1, math.ceil(batch_pixels * num_bytes / (config.target_mb * 1e6)))
 
 
 def _samples(

@@ -206,11 +206,17 @@ def write_model_dir():
     from unet_core.model import ModelConfig, ModelSpec, UNet
 
     def write(
-        directory: Path, class_map: ClassMap | None = None, *, channels: int = 1, inverted: bool = False, seed: int = 0
+        directory: Path,
+        class_map: ClassMap | None = None,
+        *,
+        channels: int = 1,
+        images: ImageConfig | None = None,
+        inverted: bool = False,
+        seed: int = 0,
     ) -> ModelSpec:
         spec = ModelSpec(
             config=ModelConfig(width=2, depth=1, norm="none", input_statistics="train"),
-            images=ImageConfig(channels=channels),
+            images=images or ImageConfig(channels=channels),
             class_map=class_map or two_classes(),
             mean=(0.5,) * channels,
             deviation=(0.5,) * channels,

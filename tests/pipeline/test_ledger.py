@@ -14,6 +14,7 @@ from pipeline.ledger import (
     append,
     batch_pixels,
     compare,
+    count_batches,
     count_pixels,
     hash_pair,
     present,
@@ -223,3 +224,17 @@ def test_replaying_the_ledger_gives_the_state_of_the_source(history: list[list[S
             assert set(now) == set(there)
             assert all(same_files(now[key], hash_pair(pair_of(key), str(source), 0)) for key in there)
             assert {key: now[key].batch for key in there} == {key: first_batch[key] for key in there}
+
+
+def test_a_batch_counts_what_is_new_changed_and_removed() -> None:
+    def line(batch: int, key: str, *, removed: bool = False) -> Arrival:
+        return Arrival(
+            batch=batch, key=key, image=key, masks=(key,), image_sha256="i", mask_sha256="m", pixels=1, removed=removed
+        )
+
+    lines = [line(1, "a"), line(1, "b"), line(2, "a"), line(2, "b", removed=True), line(3, "b"), line(3, "c")]
+    assert count_batches(lines) == [
+        {"batch": 1, "new": 2, "changed": 0, "removed": 0},
+        {"batch": 2, "new": 0, "changed": 1, "removed": 1},
+        {"batch": 3, "new": 2, "changed": 0, "removed": 0},
+    ]

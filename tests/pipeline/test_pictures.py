@@ -110,3 +110,21 @@ def test_equal_pictures_are_equal_bytes_and_are_read_as_drawn(tmp_path: Path) ->
     assert (tmp_path / "plots/1.png").read_bytes() == (tmp_path / "plots/2.png").read_bytes()
     with Image.open(tmp_path / "plots/1.png") as read:
         assert (np.asarray(read) == picture).all()
+
+
+def test_every_object_has_a_colour_of_its_own() -> None:
+    class_map = ClassMap(kind="instances", classes={"background": 0, "cell": 1})
+    painted = paint_mask(np.arange(29, dtype=np.uint16).reshape(1, 29), class_map)
+    assert painted[0, 0].tolist() == [0, 0, 0]
+    assert painted[0, 1].tolist() == PALETTE[0].tolist()
+    # Neighbouring numbers differ, and few share a colour.
+    assert (painted[0, 1:-1] != painted[0, 2:]).any(axis=1).all()
+    assert len(np.unique(painted[0], axis=0)) > 20
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_deep_images_and_many_channels_are_shown_by_their_upper_bits(channels: int) -> None:
+    image = np.full((1, 1, channels), 0x80FF, dtype=np.uint16)
+    shown = as_rgb(image)
+    assert shown.dtype == np.uint8
+    assert shown[0, 0].tolist() == ([128, 128, 0] if channels == 2 else [128] * 3)

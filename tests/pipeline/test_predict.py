@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.predict import find_images, predict
 from unet_core.errors import DataError, ModelError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 OUT = Path("out")
 INDEXED = ClassMap(kind="multiclass", classes={"soil": 3, "crop": 7, "weed": 9}, ignore=255, background="soil")
@@ -138,3 +138,19 @@ def test_results_of_an_earlier_prediction_are_no_images(tree, write_model_dir) -
     for _ in range(2):
         predict([Path("pictures")], out=Path("pictures/predicted"), model="model")
     assert [path.name for path in Path("pictures/predicted/masks").iterdir()] == ["a.png"]
+
+
+def test_images_are_read_as_those_that_the_model_was_trained_on(tree, write_model_dir) -> None:
+    images = ImageConfig(channels=1, bits=16, value_range=[0, 1000])
+    write_model_dir(Path("model"), images=images)
+    bright = put(Path("a.png"))
+    Image.fromarray(np.where(bright, 1000, 0).astype(np.uint16)).save("a.png")
+    predict([Path("a.png")], out=OUT, model="model")
+    assert (read(OUT / "masks" / "a.png") == np.where(bright, 255, 0)).all()
+
+
+def test_classes_in_colours_come_out_in_colours(tree, write_model_dir) -> None:
+    write_model_dir(Path("model"), ClassMap(kind="multiclass", classes={"soil": "#102030", "crop": [255, 0, 128]}))
+    bright = put(Path("a.png"))
+    predict([Path("a.png")], out=OUT, model="model")
+    assert (read(OUT / "masks" / "a.png") == np.where(bright[..., None], [255, 0, 128], [16, 32, 48])).all()

@@ -52,6 +52,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     tmp_path = tmp_path_factory.mktemp("page")
     put_files(tmp_path)
     return Page(
+        arrivals=[
+            {"batch": 1, "new": 10, "changed": 0, "removed": 0},
+            {"batch": 2, "new": 3, "changed": 4, "removed": 1},
+        ],
         data={"accepted": 12, "image_sizes": 2, "class_fraction": {"soil": 0.9, "crop": 0.1, EVIL: 0.0}},
         splits={"train": 8, "val": 2, "test": 2},
         training={"val_loss": 0.1234, "steps": 40, "best_epoch": 7, "samples_resting_per_epoch": 1},
@@ -212,3 +216,8 @@ def test_the_newest_verdict_replaces_an_older_one(report: Path) -> None:
     text = add_promotion(report, PROMOTED, version("3"), version("1")).read_text(encoding="utf-8")
     assert "an older sentence" not in text
     assert SENTENCE in text
+
+
+def test_what_the_latest_batches_brought_is_shown_from_the_second_on(page: Page, rendered: str) -> None:
+    assert "<tr><td>2</td><td>3</td><td>4</td><td>1</td></tr>" in rendered
+    assert "latest batches" not in render(dataclasses.replace(page, arrivals=page.arrivals[:1]))

@@ -100,3 +100,30 @@ def test_init_and_repro_work_with_a_bucket(tree, bucket: str, s3_server, tmp_pat
     status = json.loads(run(folder, "dvc", "status", "--json"))
     assert "ingest" in status
     assert "validate" not in status
+
+
+def test_adding_one_percent_sends_only_what_is_new(s3_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    system = system_of(s3_server)
+    system.makedirs("remote")
+    folder = make_workspace(tmp_path / "tree", "shapes", {"shard.target_mb": 4.0})
+    run(folder, "dvc", "remote", "add", "--default", "store", "s3://remote/dvc")
+    run(folder, "dvc", "remote", "modify", "store", "endpointurl", s3_server.endpoint)
+
+    def shard(count: int) -> tuple[dict[str, int], dict[str, bytes]]:
+        """Record `count` pictures, shard and push them; the store's objects with their sizes, and the tars."""
+        run(folder, "unet", "shapes", "data/raw/shapes", "--count", str(count))
+        run(folder, "unet", "add")
+        run(folder, "dvc", "repro", "shard")
+        run(folder, "dvc", "push", "shard")
+        system.invalidate_cache()
+        tars = {path.name: path.read_bytes() for path in (folder / "data" / "shards" / "train").glob("*.tar")}
+        return {name: about["size"] for name, about in system.find("remote", detail=True).items()}, tars
+
+    before, old_tars = shard(200)
+    after, new_tars = shard(202)
+    sent = sum(size for name, size in after.items() if name not in before)
+    assert {name: new_tars[name] for name in old_tars} == old_tars
+    assert set(before) <= set(after)
+    assert 0 < sent <= 0.03 * sum(before.values())

@@ -13,7 +13,7 @@ from pipeline import tracking
 from pipeline.receipt import Receipt, registered_version
 from unet_core.checkpoint import read_model, weights_hash
 from unet_core.errors import ModelError, RegistryError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -138,6 +138,15 @@ def test_plain_mlflow_predicts_a_batch_of_bytes(
     assert (masks == (bright if len(shape) == 3 else bright[..., None])).all()
     with pytest.raises(mlflow.exceptions.MlflowException, match=r"float|uint8"):
         loaded.predict(images.astype(np.float64))
+
+
+def test_a_model_of_deep_images_takes_sixteen_bits(client, tree, write_model_dir) -> None:
+    write_model_dir(MODEL, images=ImageConfig(channels=1, bits=16, value_range=[0, 4095]))
+    version, _ = tracking.ensure_version(client, "unet", MODEL, {})
+    loaded = mlflow.pyfunc.load_model(f"models:/unet/{version.number}")
+    images = np.zeros((1, 6, 9, 1), dtype=np.uint16)
+    images[:, 2:5, 3:7] = 65535
+    assert (loaded.predict(images) == (images[..., 0] > 0)).all()
 
 
 def test_what_is_registered_holds_no_pickle_and_its_own_source(client, model: Path, tree) -> None:

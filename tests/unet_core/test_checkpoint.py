@@ -30,7 +30,7 @@ from unet_core.checkpoint import (
 from unet_core.errors import ModelError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.model import ModelSpec, UNet
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 
 @pytest.fixture
@@ -235,6 +235,18 @@ def test_description_with_an_impossible_value_is_a_model_error(model_dir: Path) 
     edit(model_dir / SPEC_NAME, config={"width": 0, "depth": 2, "norm": "batch", "input_statistics": "train"})
     with pytest.raises(ModelError, match=r"model description is damaged: .*model.json"):
         read_spec(model_dir)
+
+
+def test_model_description_keeps_how_images_are_read(tmp_path: Path, spec: ModelSpec) -> None:
+    images = ImageConfig(channels=1, bits=16, percentiles=[1, 99.5], page=2)
+    written = replace(spec, images=images)
+    write_model(tmp_path / "model", written, network(written).state_dict())
+    assert read_spec(tmp_path / "model") == written
+
+
+def test_model_of_version_1_is_read_as_8_bits(model_dir: Path) -> None:
+    edit(model_dir / SPEC_NAME, format=1, images=None, channels=1)
+    assert read_spec(model_dir).images == ImageConfig(channels=1)
 
 
 def test_model_of_another_format_is_refused(model_dir: Path) -> None:

@@ -189,6 +189,14 @@ def test_read_only_image_is_predicted(make_spec: Callable[..., ModelSpec]) -> No
     assert predict_logits(UNet(THREE).eval(), THREE, image).shape == (3, 8, 8)
 
 
+def test_sixteen_bit_image_is_predicted_whole_and_in_tiles() -> None:
+    spec = replace(THREE, images=ImageConfig(channels=3, bits=16, value_range=[0, 4095]))
+    image = np.random.default_rng(0).integers(0, 65536, (20, 24, 3), dtype=np.uint16)
+    model = UNet(spec).eval()
+    assert torch.isfinite(predict_logits(model, spec, image)).all()
+    assert predict_logits(model, spec, image, tile_px=16, overlap_px=4).shape == (3, 20, 24)
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 4), (8, 8)])
 def test_wrong_number_of_channels_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError) as caught:

@@ -147,3 +147,10 @@ def test_loss_that_does_not_fit_the_masks_is_refused(shapes_map: ClassMap, cells
 def test_no_loss_at_all_is_refused(shapes_map: ClassMap) -> None:
     with pytest.raises(RecipeError, match=r"train.loss is empty. Give weights to one or more of \['bce', "):
         weighted_loss({}, shapes_map)
+
+
+def test_instances_take_the_losses_of_classes() -> None:
+    class_map = ClassMap(kind="instances", classes={"background": 0, "cell": 1})
+    weighted_loss({"cross_entropy": 0.5, "dice": 0.5}, class_map)
+    with pytest.raises(RecipeError, match=r"train.loss: bce does not fit masks.kind: instances\. Use cross_entropy\."):
+        weighted_loss({"bce": 1.0}, class_map)

@@ -76,3 +76,10 @@ def test_planes_move_before_rows_and_columns(shapes_map: ClassMap) -> None:
     tensor = mask_to_tensor(masks, shapes_map)
     assert tensor.shape == (2, 6, 3, 4)
     np.testing.assert_array_equal(tensor[1, 5], masks[1, :, :, 5])
+
+
+def test_instances_are_scored_as_foreground() -> None:
+    class_map = ClassMap(kind="instances", classes={"background": 0, "cell": 1})
+    masks = mask_to_tensor(np.array([[[0, 1, 300]]], dtype=np.uint16), class_map)
+    assert masks.dtype == torch.int64
+    assert masks.tolist() == [[[0, 1, 1]]]

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,3 +188,16 @@ def test_weights_of_another_network_are_refused_by_name(tutorial: TutorialUNet) 
     )
     with pytest.raises(ModelError, match="not the tutorial's network: d21.bias is missing"):
         tutorial_state({name: tensor for name, tensor in weights.items() if name != "d21.bias"})
+
+
+# Sixteen bits
+
+
+def test_sixteen_bits_and_eight_give_the_same_logits(make_spec: Callable[..., ModelSpec]) -> None:
+    spec = make_spec(norm="none")
+    deep = replace(spec, images=ImageConfig(channels=1, bits=16, value_range=[0, 4095]))
+    model, deep_model = UNet(spec), UNet(deep)
+    deep_model.load_state_dict(model.state_dict())
+    levels = images(1, 1, 8, 8)
+    # 257 levels of sixteen bits are one of eight.
+    torch.testing.assert_close(deep_model((levels.to(torch.int32) * 257).to(torch.uint16)), model(levels))
