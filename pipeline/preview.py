@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.command import say
 from pipeline.params import load_section
 from pipeline.pictures import as_rgb, fit, grid, overlay, write_picture
+from pipeline.placement import read_placement
 from unet_core.errors import DataError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
@@ -34,7 +35,8 @@ def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
         samples_per_lane=config.samples_per_lane,
         block_shards=config.block_shards,
     )
-    loader = LaneLoader(reader, index.class_map, load_section("augment", AugmentConfig), seed=config.seed)
+    augment, threads = load_section("augment", AugmentConfig), read_placement().loader_threads
+    loader = LaneLoader(reader, index.class_map, augment, seed=config.seed, threads=threads)
     rows: list[list[Array]] = []
     for step, batches in enumerate(loader.steps(plan, epoch=epoch, lanes=range(config.lanes))):
         numbers = plan.step(step)
@@ -53,7 +55,8 @@ def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
 def _seen(batch: Batch, place: int, class_map: ClassMap) -> list[Array]:
     """A sample of a batch, and its mask over it."""
     image = np.ascontiguousarray(batch.images[place].permute(1, 2, 0).numpy())
-    mask = batch.masks[place].numpy().astype(np.uint8)
+    # Not narrowed: of instances it holds ids, which may be above 255.
+    mask = batch.masks[place].numpy()
     if class_map.kind == "multilabel":
         mask = np.ascontiguousarray(mask.transpose(1, 2, 0))
     return [fit(as_rgb(image)), fit(overlay(image, mask, class_map))]
