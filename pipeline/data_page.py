@@ -12,35 +12,31 @@ from PIL import Image
 
 from pipeline.catalog import CatalogRow
 from pipeline.duplicates_table import DuplicatePair
-from pipeline.findings import Finding, Reading
-from pipeline.page import embed, html_page, picture, table
-from pipeline.pictures import as_rgb, fit, grid
+from pipeline.findings import KILLED, Finding, Findings, Reading
+from pipeline.page import Bar, embed, html_page, picture, table
+from pipeline.pictures import as_rgb, class_colours, fit, grid
 from pipeline.references import read_reference
 from unet_core.errors import UnetError
 from unet_core.images import read_image
-from unet_core.samples import Array, ImageConfig
+from unet_core.samples import Array, ClassMap, ImageConfig
 
 #: Pictures of each kind of problem, and of pairs.
 NUM_SHOWN = 3
 NUM_SIZES = 12
+#: Lines of a list; all stand in the files that the pipeline writes beside the page.
+NUM_LISTED = 1000
 
 
-def render(
-    summary: Mapping[str, Any],
-    good: Sequence[Finding],
-    bad: Sequence[Finding],
-    pairs: Sequence[DuplicatePair],
-    reading: Reading,
-    examples: Path | None,
-) -> str:
+def render(summary: Mapping[str, Any], found: Findings, reading: Reading, examples: Path | None) -> str:
     """The whole page."""
-    rows = {finding.row.key: finding.row for finding in [*good, *bad]}
+    rows = {finding.row.key: finding.row for finding in (*found.good, *found.bad)}
     sections = [
         _head(summary),
-        _problems(bad, reading),
-        _pairs(pairs, rows, reading),
-        _classes(summary),
-        _sizes(good),
+        _problems(found.bad, reading),
+        _pairs(found, rows, reading),
+        _classes(summary, reading.class_map),
+        _sizes(found.good),
+        _files(found.good),
         _examples(examples),
     ]
     return html_page("Data", [section for section in sections if section])
@@ -60,17 +56,19 @@ def _head(summary: Mapping[str, Any]) -> str:
 def _problems(bad: Sequence[Finding], reading: Reading) -> str:
     if not bad:
         return "<h2>Rejected</h2><p>No sample was rejected.</p>"
-    parts = [f"<h2>Rejected</h2>{table(['problem', 'samples'], sorted(count_kinds(bad).items()))}"]
-    for kind in sorted(count_kinds(bad)):
-        found = [finding for finding in bad if problem_of(finding) == kind]
+    counts = sorted(count_kinds(bad).items())
+    parts = [f"<h2>Rejected</h2>{table(['problem', 'samples'], counts)}"]
+    for kind, count in counts:
+        of_kind = [finding for finding in bad if problem_of(finding) == kind]
         figures = "".join(
-            f"<figure>{_show(finding.row, reading)}"
-            f"<figcaption>{html.escape(finding.reason or '')}</figcaption></figure>"
-            for finding in found[:NUM_SHOWN]
+            f"<figure>{_show(finding, reading)}<figcaption>{html.escape(finding.reason or '')}</figcaption></figure>"
+            for finding in of_kind[:NUM_SHOWN]
         )
-        rest = "".join(f"<li>{html.escape(finding.reason or '')}</li>" for finding in found[NUM_SHOWN:])
-        more = f"<details><summary class='soft'>{len(found) - NUM_SHOWN} more</summary><ul>{rest}</ul></details>"
-        parts.append(f"<h2>{html.escape(kind)}</h2><div class='cases'>{figures}</div>{more if rest else ''}")
+        title = kind[:1].upper() + kind[1:]
+        number = f" <span class='soft'>{NUM_SHOWN} of {count}</span>" if count > NUM_SHOWN else ""
+        parts.append(f"<h3>{html.escape(title)}{number}</h3><div class='cases'>{figures}</div>")
+    reasons = [(finding.row.key, finding.reason or "") for finding in bad]
+    parts.append(_listing(f"All {len(bad)} rejected samples", ["sample", "reason"], reasons, "data/rejected.json"))
     return "".join(parts)
 
 
@@ -84,33 +82,47 @@ def count_kinds(bad: Sequence[Finding]) -> dict[str, int]:
     return dict(Counter(problem_of(finding) for finding in bad))
 
 
-def _pairs(pairs: Sequence[DuplicatePair], rows: Mapping[str, CatalogRow], reading: Reading) -> str:
-    if not pairs:
-        return "<h2>Duplicates</h2><p>No two samples show one picture.</p>"
-    shown = sorted(pairs, key=lambda pair: (pair.masks_agree, pair.kind, pair.a, pair.b))
+def _listing(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], file: str) -> str:
+    """A list that opens on a click."""
+    rest = f"<p class='soft'>and {len(rows) - NUM_LISTED} more in {file}</p>" if len(rows) > NUM_LISTED else ""
+    listed = table(head, rows[:NUM_LISTED], kind="texts")
+    return f"<details><summary class='soft'>{html.escape(title)}</summary>{listed}{rest}</details>"
+
+
+def _pairs(found: Findings, rows: Mapping[str, CatalogRow], reading: Reading) -> str:
+    crowded = (
+        f"<p>{found.num_crowded} samples look like so many others that they were not compared with all of them.</p>"
+        if found.num_crowded
+        else ""
+    )
+    if not found.pairs:
+        return f"<h2>Duplicates</h2><p>No two accepted samples show one picture.</p>{crowded}"
+    pairs = sorted(found.pairs, key=lambda pair: (pair.masks_agree, pair.kind, pair.a, pair.b))
     figures = "".join(
-        f"<figure>{_show(rows[pair.a], reading)}{_show(rows[pair.b], reading)}"
-        f"<figcaption>{html.escape(f'{pair.a} and {pair.b}: {pair.kind}, masks')} "
-        f"{'agree' if pair.masks_agree else 'differ'}</figcaption></figure>"
-        for pair in shown[: 2 * NUM_SHOWN]
+        f"<figure>{_show_row(rows[pair.a], reading)}{_show_row(rows[pair.b], reading)}"
+        f"<figcaption>{html.escape(f'{pair.a} and {pair.b}: {pair.kind}, {_judgement(pair)}')}</figcaption></figure>"
+        for pair in pairs[: 2 * NUM_SHOWN]
     )
-    listed = table(
-        ["first", "second", "kind", "masks"],
-        [(pair.a, pair.b, pair.kind, "agree" if pair.masks_agree else "differ") for pair in shown],
-    )
+    listed = [(pair.a, pair.b, pair.kind, _judgement(pair)) for pair in pairs]
     return (
         "<h2>Duplicates</h2><p class='soft'>Image and mask of two samples that show one picture; "
-        f"where the recipe divides, they stay in one split.</p><div class='cases'>{figures}</div>"
-        f"<details><summary class='soft'>All {len(pairs)} pairs</summary>{listed}</details>"
+        f"where the recipe divides, they stay in one split.</p>{crowded}<div class='cases'>{figures}</div>"
+        + _listing(f"All {len(pairs)} pairs", ["first", "second", "kind", "masks"], listed, "data/duplicates.csv")
     )
 
 
-def _classes(summary: Mapping[str, Any]) -> str:
+def _judgement(pair: DuplicatePair) -> str:
+    return "masks agree" if pair.masks_agree else "masks differ"
+
+
+def _classes(summary: Mapping[str, Any], class_map: ClassMap) -> str:
+    colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in class_colours(class_map).tolist()]
+    shares, without = summary["class_fraction"], summary["images_without_class"]
     rows = [
-        (name, f"{share:.2%}", summary["images_without_class"][name])
-        for name, share in summary["class_fraction"].items()
+        (name, Bar(share=shares[name], colour=colour), f"{shares[name]:.2%}", without[name])
+        for name, colour in zip(class_map.names, colours, strict=True)
     ]
-    return "<h2>Classes</h2>" + table(["class", "share of pixels", "images without it"], rows)
+    return "<h2>Classes</h2>" + table(["class", "", "share of pixels", "images without it"], rows)
 
 
 def _sizes(good: Sequence[Finding]) -> str:
@@ -121,21 +133,34 @@ def _sizes(good: Sequence[Finding]) -> str:
     return "<h2>Sizes</h2>" + table(["width x height", "images"], rows)
 
 
+def _files(good: Sequence[Finding]) -> str:
+    kinds = Counter(finding.file for finding in good).most_common()
+    return "<h2>Image files</h2>" + table(["what they are", "images"], kinds) if kinds else ""
+
+
 def _examples(examples: Path | None) -> str:
     if examples is None:
         return ""
     return f"<h2>Accepted samples</h2><figure>{picture(examples, 'images above their masks')}</figure>"
 
 
-def _show(row: CatalogRow, reading: Reading) -> str:
+def _show(finding: Finding, reading: Reading) -> str:
+    if problem_of(finding) == KILLED:
+        # Reading it here would end this process too.
+        return "<p class='soft'>not read again</p>"
+    return _show_row(finding.row, reading)
+
+
+def _show_row(row: CatalogRow, reading: Reading) -> str:
     """Image and first mask beside each other, as far as they can be read."""
     shown = [_readable(reading.source, reference) for reference in (row.image, *row.masks[:1])]
     tiles = [fit(found) for found in shown if found is not None]
     if not tiles:
         return "<p class='soft'>no picture can be read</p>"
+    what = "image and mask" if len(tiles) == 2 else "image" if shown[0] is not None else "mask"
     stream = io.BytesIO()
     Image.fromarray(grid([tiles])).save(stream, format="PNG")
-    return embed(stream.getvalue(), f"image and mask of {row.key}")
+    return embed(stream.getvalue(), f"{what} of {row.key}")
 
 
 def _readable(source: str, reference: str) -> Array | None:

@@ -14,6 +14,7 @@ from pipeline.duplicates_table import DuplicatePair
 from pipeline.parallel import map_parallel
 from pipeline.placement import Placement
 from pipeline.references import read_row
+from unet_core.decode import describe
 from unet_core.duplicates import Fingerprint, confirm, find_candidates, fingerprint
 from unet_core.errors import DataError
 from unet_core.pairs import read_sample
@@ -22,6 +23,8 @@ from unet_core.samples import Array, ClassMap, ImageConfig, Sample, class_indice
 #: Masks of near duplicates say the same if their classes overlap by so much Dice in the mean; copies are shifted or
 #: resized by a little, and thin structures with them.
 MASKS_AGREE_DICE = 0.5
+#: The kind of problem of a file that must not be touched again.
+KILLED = "reading it ended the process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,24 @@ class Finding:
     reason: str | None = None
     """Why it can't be used; what stands before the first colon is the kind of problem."""
     class_pixels: tuple[int, ...] = ()
+    file: str = ""
+    """What kind of file the image is."""
     fingerprint: Fingerprint | None = None
     mask_sha256: str = ""
     """Hash of the encoded mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What reading and comparing all samples told."""
+
+    good: tuple[Finding, ...]
+    """Accepted, in the order of the catalog."""
+    bad: tuple[Finding, ...]
+    pairs: tuple[DuplicatePair, ...]
+    """Accepted duplicates."""
+    num_crowded: int
+    """Samples that were not compared with all that look like them, since these are too many."""
 
 
 def read_one(row: CatalogRow, reading: Reading) -> Sample:
@@ -67,6 +85,7 @@ def check_row(row: CatalogRow, reading: Reading) -> Finding:
     return Finding(
         row=dataclasses.replace(row, height=height, width=width),
         class_pixels=count_class_pixels(sample.mask, reading.class_map),
+        file=describe(image.data),
         fingerprint=fingerprint(sample.image),
         mask_sha256=hashlib.sha256(np.ascontiguousarray(sample.mask).tobytes()).hexdigest(),
     )
@@ -76,7 +95,7 @@ def killed(row: CatalogRow) -> Finding:
     """What is found of a sample whose reading ended the process."""
     return Finding(
         row=row,
-        reason=f"reading it ended the process: {row.key}: {row.image}: a decoder crashed, or there was no memory left. "
+        reason=f"{KILLED}: {row.key}: {row.image}: a decoder crashed, or there was no memory left. "
         "Export the file again, or remove the sample.",
     )
 
@@ -94,11 +113,35 @@ def _check_size(sample: Sample, reading: Reading) -> None:
         )
 
 
-def find_duplicates(findings: Sequence[Finding], reading: Reading, placement: Placement) -> list[DuplicatePair]:
-    """Pairs of accepted samples that show one picture: equal pixels, or alike and confirmed on the pixels."""
+def check_all(rows: Sequence[CatalogRow], reading: Reading, placement: Placement) -> Findings:
+    """Read every row once, in parallel, then compare them."""
+    check = partial(check_row, reading=reading)
+    findings = list(map_parallel(check, rows, placement=placement, label="validate", on_death=killed))
+    readable = [finding for finding in findings if finding.reason is None]
+    pairs, num_crowded = find_duplicates(readable, reading, placement)
+    reasons = find_contradictions(readable, pairs)
+    bad = [finding for finding in findings if finding.reason is not None]
+    bad += [
+        Finding(row=finding.row, reason=reasons[finding.row.key]) for finding in readable if finding.row.key in reasons
+    ]
+    return Findings(
+        good=tuple(finding for finding in readable if finding.row.key not in reasons),
+        bad=tuple(sorted(bad, key=lambda finding: finding.row.key)),
+        pairs=tuple(pair for pair in pairs if pair.a not in reasons and pair.b not in reasons),
+        num_crowded=num_crowded,
+    )
+
+
+def find_duplicates(
+    findings: Sequence[Finding], reading: Reading, placement: Placement
+) -> tuple[list[DuplicatePair], int]:
+    """Pairs of accepted samples that show one picture: equal pixels, or alike and confirmed on the pixels.
+
+    And how many samples met too many alike to be compared with all of them.
+    """
     ordered = sorted(findings, key=lambda finding: (finding.row.batch, finding.row.key))
-    prints = [finding.fingerprint for finding in ordered if finding.fingerprint is not None]
-    pairs = [(ordered[pair.first], ordered[pair.second], pair.kind) for pair in find_candidates(prints).pairs]
+    candidates = find_candidates([finding.fingerprint for finding in ordered if finding.fingerprint is not None])
+    pairs = [(ordered[pair.first], ordered[pair.second], pair.kind) for pair in candidates.pairs]
     exact = [
         DuplicatePair(a=a.row.key, b=b.row.key, kind="exact", masks_agree=a.mask_sha256 == b.mask_sha256)
         for a, b, kind in pairs
@@ -106,12 +149,21 @@ def find_duplicates(findings: Sequence[Finding], reading: Reading, placement: Pl
     ]
     near = [(a.row, b.row) for a, b, kind in pairs if kind == "near"]
     compare = partial(_compare, reading=reading)
-    found = map_parallel(compare, near, placement=placement, label="compare", on_death=lambda _: None)
-    return exact + [
+    found = map_parallel(compare, near, placement=placement, label="compare", on_death=_refuse_to_guess)
+    confirmed = [
         DuplicatePair(a=a.key, b=b.key, kind="near", masks_agree=agree)
         for (a, b), agree in zip(near, found, strict=True)
         if agree is not None
     ]
+    return exact + confirmed, candidates.num_crowded
+
+
+def _refuse_to_guess(rows: tuple[CatalogRow, CatalogRow]) -> bool | None:
+    # Each could be read alone, so neither is to blame; taken for no duplicates, they might leak into two splits.
+    raise DataError(
+        f"comparing two samples ended the process: {rows[0].key} and {rows[1].key}: no memory for both at once? "
+        "Lower UNET_PROCESSES, or use a machine with more memory."
+    )
 
 
 def _compare(rows: tuple[CatalogRow, CatalogRow], reading: Reading) -> bool | None:

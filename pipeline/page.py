@@ -2,8 +2,10 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6b7e; --line: #dfe4ea; --page: #fbfcfd; --good: #11734b;
@@ -13,6 +15,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
        padding: 1.2rem; max-width: 64rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
 p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .9rem; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1rem 0; }
 .numbers b { display: block; font-size: 1.7rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -28,6 +31,9 @@ code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2
          vertical-align: -.1em; }
 .verdict { border-left: 4px solid var(--wait); padding: .3rem 1rem; margin: 1rem 0; }
 .verdict.promoted { border-color: var(--good); } .verdict.not { border-color: var(--bad); }
+table.texts { width: 100%; } table.texts td, table.texts th { text-align: left; vertical-align: top;
+       overflow-wrap: anywhere; } table.texts td:first-child { min-width: 8rem; }
+.share { min-width: 8rem; } .share i { display: block; height: .8em; min-width: 1px; border: 1px solid var(--line); }
 .cases { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 0 1.5rem; }
 """
 
@@ -53,8 +59,28 @@ def embed(data: bytes, text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table of plain texts; the first column stands left."""
-    cells = "".join(f"<th>{html.escape(word)}</th>" for word in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A cell of a table that shows a share, 0 to 1."""
+
+    share: float
+    colour: str
+    """As in #e69f00."""
+
+
+Cell = str | int | Bar
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], *, kind: Literal["numbers", "texts"] = "numbers") -> str:
+    """A table; the first column stands left, the others right, except in tables of texts."""
+    names = "".join(f"<th>{html.escape(word)}</th>" for word in head)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    css = " class='texts'" if kind == "texts" else ""
+    return f"<div class='scroll'><table{css}><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, Bar):
+        style = f"width:{cell.share:.2%};background:{html.escape(cell.colour)}"
+        return f"<td class='share'><i style='{style}'></i></td>"
+    return f"<td>{html.escape(str(cell))}</td>"

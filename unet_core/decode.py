@@ -13,11 +13,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unet_core.picture import Picture, Pixels, UnusableError, as_palette, check_size, choose_page, is_turned, orient
 from unet_core.png import SIGNATURE, PngHeader, check_png, decode_plain_png
-from unet_core.tiff import decode_tiff
+from unet_core.tiff import decode_tiff, describe_tiff
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274
+#: Pillow's modes, in words.
+MODES = {"1": "gray", "L": "gray", "LA": "gray and alpha", "P": "palette", "I;16": "gray"}
 
 # A file cut short must be an error, whatever another library of this process has asked of Pillow.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -55,6 +57,19 @@ def _decode_plain_png(data: bytes, header: PngHeader) -> Picture:
     with _open(data) as about:
         orientation = about.getexif().get(ORIENTATION, 1)
     return replace(picture, pixels=orient(picture.pixels, orientation), is_turned=is_turned(orientation))
+
+
+def describe(data: bytes) -> str:
+    """What an image file is, from its header, for people: "PNG, RGBA, 8 bits" or "TIFF, 3 x uint16"."""
+    try:
+        if data.startswith(TIFF_SIGNATURES):
+            return describe_tiff(data)
+        with _open(data) as picture:
+            bits = data[24] if picture.format == "PNG" else 1 if picture.mode == "1" else 8
+            return f"{picture.format}, {MODES.get(picture.mode, picture.mode)}, {bits} bit{'s' if bits > 1 else ''}"
+    except Exception:
+        # The page that the recipe asks for may be sound where the first one is not.
+        return "unknown"
 
 
 def _open(data: bytes) -> Image.Image:

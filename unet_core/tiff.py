@@ -44,6 +44,13 @@ def decode_tiff(data: bytes, page: int | None) -> Picture:
         return _interpret(chosen, pixels, orientation if isinstance(orientation, int) else 1)
 
 
+def describe_tiff(data: bytes) -> str:
+    """What a TIFF file that can be decoded is, from its first page."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        return f"TIFF, {page.samplesperpixel} x {page.dtype}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
     """How a TIFF's directories are written: formats of `struct`, with the byte order."""

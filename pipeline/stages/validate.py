@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 
 from pipeline.catalog import CatalogRow, read_catalog, write_catalog
 from pipeline.data_page import count_kinds, render
-from pipeline.duplicates_table import DuplicatePair, write_duplicates
-from pipeline.findings import Finding, Reading, check_row, find_contradictions, find_duplicates, killed, read_one
-from pipeline.parallel import map_parallel
+from pipeline.duplicates_table import write_duplicates
+from pipeline.findings import Finding, Findings, Reading, check_all, read_one
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.placement import read_placement
@@ -59,37 +57,26 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
         min_px=config.min_px,
         max_aspect=config.max_aspect,
     )
-    good, bad, pairs = check_all(read_catalog(catalog), reading)
+    found = check_all(read_catalog(catalog), reading, read_placement())
+    good, bad = found.good, found.bad
     _write_json(rejected, [{"key": finding.row.key, "reason": finding.reason} for finding in bad])
-    summary = _summary(good, bad, pairs, reading.class_map)
+    summary = _summary(found, reading.class_map)
     _write_json(metrics, summary)
     if good:
         shown = [read_one(row, reading) for row in _spread([finding.row for finding in good], 8)]
         write_picture(examples, contact_sheet(shown, reading.class_map))
     page.parent.mkdir(parents=True, exist_ok=True)
-    text = render(summary, good, bad, pairs, reading, examples if good else None)
+    text = render(summary, found, reading, examples if good else None)
     page.write_text(text, encoding="utf-8")
     _judge(bad, len(good) + len(bad), config, rejected, page)
     write_catalog(accepted, [finding.row for finding in good])
-    write_duplicates(duplicates, pairs)
-    log.info("validate: %d accepted, %d rejected, %d pairs of duplicates", len(good), len(bad), len(pairs))
-
-
-def check_all(rows: Sequence[CatalogRow], reading: Reading) -> tuple[list[Finding], list[Finding], list[DuplicatePair]]:
-    """Accepted and rejected findings in the order of the rows, and the pairs of accepted duplicates."""
-    placement = read_placement()
-    check = partial(check_row, reading=reading)
-    findings = list(map_parallel(check, rows, placement=placement, label="validate", on_death=killed))
-    good = [finding for finding in findings if finding.reason is None]
-    pairs = find_duplicates(good, reading, placement)
-    reasons = find_contradictions(good, pairs)
-    bad = [finding for finding in findings if finding.reason is not None]
-    bad += [Finding(row=finding.row, reason=reasons[finding.row.key]) for finding in good if finding.row.key in reasons]
-    return (
-        [finding for finding in good if finding.row.key not in reasons],
-        sorted(bad, key=lambda finding: finding.row.key),
-        [pair for pair in pairs if pair.a not in reasons and pair.b not in reasons],
-    )
+    write_duplicates(duplicates, found.pairs)
+    log.info("validate: %d accepted, %d rejected, %d pairs of duplicates", len(good), len(bad), len(found.pairs))
+    if found.num_crowded:
+        log.warning(
+            "validate: %d samples look like so many others that they were not compared with all of them",
+            found.num_crowded,
+        )
 
 
 def _judge(bad: Sequence[Finding], total: int, config: ValidateConfig, rejected: Path, page: Path) -> None:
@@ -105,15 +92,14 @@ def _judge(bad: Sequence[Finding], total: int, config: ValidateConfig, rejected:
         raise DataError(f"no sample is left: all {total} are rejected. See {rejected}, with pictures in {page}.")
 
 
-def _summary(
-    good: Sequence[Finding], bad: Sequence[Finding], pairs: Sequence[DuplicatePair], class_map: ClassMap
-) -> dict[str, Any]:
+def _summary(found: Findings, class_map: ClassMap) -> dict[str, Any]:
+    good, pairs = found.good, found.pairs
     pixels = np.array([finding.class_pixels for finding in good], dtype=np.int64).reshape(-1, class_map.num_classes)
     area = sum((finding.row.height or 0) * (finding.row.width or 0) for finding in good)
     return {
         "accepted": len(good),
-        "rejected": len(bad),
-        "problems": count_kinds(bad),
+        "rejected": len(found.bad),
+        "problems": count_kinds(found.bad),
         "image_sizes": len({(finding.row.width, finding.row.height) for finding in good}),
         "pixels": area,
         "class_fraction": {
@@ -126,6 +112,7 @@ def _summary(
         "exact_duplicates": sum(pair.kind == "exact" for pair in pairs),
         "near_duplicates": sum(pair.kind == "near" for pair in pairs),
         "duplicates_with_other_masks": sum(not pair.masks_agree for pair in pairs),
+        "not_compared_with_all": found.num_crowded,
     }
 
 

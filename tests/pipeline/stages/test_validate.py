@@ -64,6 +64,7 @@ def test_metrics_count_samples_pixels_and_the_share_of_each_class(tree) -> None:
         "exact_duplicates": 0,
         "near_duplicates": 0,
         "duplicates_with_other_masks": 0,
+        "not_compared_with_all": 0,
     }
 
 
