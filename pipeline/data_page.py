@@ -14,7 +14,7 @@ from pipeline.catalog import CatalogRow
 from pipeline.duplicates_table import DuplicatePair
 from pipeline.findings import KILLED, Finding, Findings, Reading
 from pipeline.page import Bar, embed, html_page, picture, table
-from pipeline.pictures import as_rgb, class_colours, fit, grid
+from pipeline.pictures import TILE_PX, as_rgb, class_colours, fit, grid
 from pipeline.references import read_reference
 from unet_core.errors import UnetError
 from unet_core.images import read_image
@@ -57,7 +57,8 @@ def _problems(bad: Sequence[Finding], reading: Reading) -> str:
     if not bad:
         return "<h2>Rejected</h2><p>No sample was rejected.</p>"
     counts = sorted(count_kinds(bad).items())
-    parts = [f"<h2>Rejected</h2>{table(['problem', 'samples'], counts)}"]
+    note = "<p class='soft'>Pictures: image and mask, brightened; crossed out what can't be read.</p>"
+    parts = [f"<h2>Rejected</h2>{table(['problem', 'samples'], counts)}{note}"]
     for kind, count in counts:
         of_kind = [finding for finding in bad if problem_of(finding) == kind]
         figures = "".join(
@@ -152,15 +153,21 @@ def _show(finding: Finding, reading: Reading) -> str:
 
 
 def _show_row(row: CatalogRow, reading: Reading) -> str:
-    """Image and first mask beside each other, as far as they can be read."""
+    """Image and first mask beside each other; crossed out what can't be read."""
     shown = [_readable(reading.source, reference) for reference in (row.image, *row.masks[:1])]
-    tiles = [fit(found) for found in shown if found is not None]
-    if not tiles:
+    if all(found is None for found in shown):
         return "<p class='soft'>no picture can be read</p>"
-    what = "image and mask" if len(tiles) == 2 else "image" if shown[0] is not None else "mask"
+    tiles = [_crossed() if found is None else fit(found) for found in shown]
     stream = io.BytesIO()
     Image.fromarray(grid([tiles])).save(stream, format="PNG")
-    return embed(stream.getvalue(), f"{what} of {row.key}")
+    return embed(stream.getvalue(), f"image and mask of {row.key}")
+
+
+def _crossed() -> Array:
+    """In the place of a picture that can't be read."""
+    line = np.eye(TILE_PX, dtype=bool)
+    tile = np.where(line | line[::-1], 160, 235).astype(np.uint8)
+    return np.repeat(tile[..., None], 3, axis=-1)
 
 
 def _readable(source: str, reference: str) -> Array | None:
