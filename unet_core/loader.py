@@ -14,7 +14,7 @@ import torch
 from unet_core.errors import TrainingError
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
-from unet_core.samples import ClassMap, Sample
+from unet_core.samples import ClassMap, Sample, class_indices
 from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
 
 
@@ -84,7 +84,7 @@ class LaneLoader:
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.from_numpy(np.stack([sample.image for sample in samples]))
-        masks = torch.from_numpy(np.stack([sample.mask for sample in samples]))
+        masks = torch.from_numpy(np.stack([class_indices(sample.mask, self._class_map) for sample in samples]))
         return Batch(
             keys=tuple(sample.key for sample in samples),
             # (N, H, W, C) in memory is exactly channels_last of (N, C, H, W): no copy.

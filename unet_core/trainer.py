@@ -266,7 +266,7 @@ class Trainer:
             with autocast(self.device, self.spec.precision):
                 logits = network(batch.images.to(self.device))
             masks = batch.masks.to(self.device)
-            loss = self.loss(logits, masks.long() if self.spec.class_map.kind == "multiclass" else masks)
+            loss = self.loss(logits, masks.long() if masks.dim() == 3 else masks)
             loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

@@ -31,7 +31,8 @@ def save(path: Path, array: np.ndarray) -> None:
 def put(values: list[int], *, channels: int = 1, count: int = 4, masks: str = "masks", source: Path = SOURCE) -> None:
     """Images of 20 x 16 and masks with columns of these values."""
     for number in range(count):
-        image = np.full((16, 20, 3), 90, dtype=np.uint8) if channels == 3 else np.full((16, 20), 90, dtype=np.uint8)
+        # No two alike, or they would be duplicates.
+        image = np.full((16, 20, 3) if channels == 3 else (16, 20), 90 + number, dtype=np.uint8)
         save(source / "images" / f"{number:03d}.png", image)
         columns = [values[column * len(values) // 20] for column in range(20)]
         dtype = np.uint16 if max(values) > 255 else np.uint8

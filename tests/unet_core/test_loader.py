@@ -64,6 +64,29 @@ def test_batches_follow_the_plan(make_loader: Callable[..., LaneLoader], reader:
     assert [len(batch.keys) for batch in steps[1]] == [1] * 4  # what is left
 
 
+def test_objects_come_as_foreground_and_sixteen_bits_as_they_are(tmp_path: Path) -> None:
+    objects = ClassMap(kind="instances", classes={"background": 0, "cell": 1}, background="background")
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            key=f"s{number}",
+            image=rng.integers(0, 65_536, (24, 24, 1), dtype=np.uint16),
+            mask=rng.integers(0, 700, (24, 24), dtype=np.uint16) * (rng.random((24, 24)) < 0.5),
+        )
+        for number in range(4)
+    ]
+    entry = write_shard(tmp_path, "train/b0001-00000.tar", "content", samples, objects)
+    loader = LaneLoader(ShardReader(tmp_path, [entry]), objects, AugmentConfig(crop_px=None), seed=0)
+    made = plan_epoch([4], seed=0, epoch=0, lanes=4, samples_per_lane=1, block_shards=1)
+    (batches,) = loader.steps(made, epoch=0, lanes=LANES)
+    by_key = {sample.key: sample for sample in samples}
+    for batch in batches:
+        sample = by_key[batch.keys[0]]
+        assert (batch.images.dtype, batch.masks.dtype) == (torch.uint16, torch.uint8)
+        np.testing.assert_array_equal(batch.images[0, 0].numpy(), sample.image[..., 0])
+        np.testing.assert_array_equal(batch.masks[0].numpy(), sample.mask > 0)
+
+
 def test_whole_images_come_as_they_are(
     make_loader: Callable[..., LaneLoader], draw_sample: Callable[..., Sample]
 ) -> None:
