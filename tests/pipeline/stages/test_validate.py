@@ -177,7 +177,7 @@ def test_rgb_images_are_read_as_the_recipe_says(tree) -> None:
 
 def test_equal_data_give_equal_bytes(small_data) -> None:
     small_data.run("ingest", "validate")
-    results = (ACCEPTED, REJECTED, METRICS, EXAMPLES)
+    results = (ACCEPTED, REJECTED, METRICS, EXAMPLES, Path("data/duplicates.csv"), Path("reports/data.html"))
     first = [path.read_bytes() for path in results]
     small_data.run("validate")
     assert [path.read_bytes() for path in results] == first
