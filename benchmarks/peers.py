@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch import library as custom_ops
 
 CROP_PX = 256
 BATCH = 8
@@ -116,10 +117,10 @@ def mosaicml_streaming(directory: Path, pairs: list[Pair]) -> Epoch:
 def _torchvision_without_operators() -> None:
     """MosaicML imports torchvision and calls none of its operators, which often don't load beside a CPU torch."""
     try:
-        library = next(Path(_folder_of("torchvision")).glob("_C*.so"))
-        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        compiled = next(Path(_folder_of("torchvision")).glob("_C*.so"))
+        torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
     except (OSError, StopIteration):
-        operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        operators = custom_ops.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _KEPT.append(operators)
@@ -133,7 +134,7 @@ def _folder_of(module: str) -> str:
 
 
 #: A library of operators is forgotten with its object.
-_KEPT: list[torch.library.Library] = []
+_KEPT: list[custom_ops.Library] = []
 
 
 def litdata(directory: Path, pairs: list[Pair]) -> Epoch:

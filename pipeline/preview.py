@@ -55,7 +55,6 @@ def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
 def _seen(batch: Batch, place: int, class_map: ClassMap) -> list[Array]:
     """A sample of a batch, and its mask over it."""
     image = np.ascontiguousarray(batch.images[place].permute(1, 2, 0).numpy())
-    # Not narrowed: of instances it holds ids, which may be above 255.
     mask = batch.masks[place].numpy()
     if class_map.kind == "multilabel":
         mask = np.ascontiguousarray(mask.transpose(1, 2, 0))
