@@ -33,6 +33,10 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
         if images.channels != 3:
             raise TrainingError("model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.")
+        if images.bits != 8:
+            raise TrainingError(
+                f"model.input_statistics: imagenet is for images of 8 bits a channel, not {images.bits}. Set train."
+            )
     spec = ModelSpec(
         config=model,
         images=images,

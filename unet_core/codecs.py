@@ -4,9 +4,9 @@ Both are lossless. Lowest on the road, beside the samples: bytes <-> arrays, not
 """
 
 import io
+import math
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -17,16 +17,6 @@ Pixels = npt.NDArray[Any]
 
 #: End of a member's name in the tar, which tells any WebDataset tool how to decode it.
 EXTENSIONS: dict[Codec, str] = {"raw": "npy", "png": "png"}
-
-#: One filter for all rows and little searching: quicker to write and to read than what libpng chooses (docs/shards.md).
-PNG_SETTINGS = (
-    cv2.IMWRITE_PNG_COMPRESSION, 2,
-    cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
-    cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP,
-)  # fmt: skip
-
-#: From OpenCV's order of colours to ours and back.
-SWAP_COLOURS = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 
 
 def num_planes(array: Pixels) -> int:
@@ -58,21 +48,44 @@ def encode_array(array: Pixels, codec: Codec, *, where: str) -> tuple[bytes, int
             f"PNG has no place for this many channels: {where}: {num_planes(array)}, it takes 1, 3 or 4. "
             "Set shard.codec: raw."
         )
-    swap = SWAP_COLOURS.get(num_planes(array))
-    done, encoded = cv2.imencode(".png", array if swap is None else cv2.cvtColor(array, swap), PNG_SETTINGS)
-    assert done, where
-    return encoded.tobytes(), 0
+    return _encode_png(array, where=where), 0
 
 
 def decode_array(data: Pixels, codec: Codec, *, shape: tuple[int, ...], dtype: str, where: str) -> Pixels:
     """The array in a member's payload, a view of it where it is raw. DataError where it is not what the index says."""
     if codec == "raw":
         return data.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
-    decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if decoded is None or decoded.dtype != dtype or decoded.size != np.prod(shape):
+    return _decode_png(data, shape=shape, dtype=dtype, where=where)
+
+
+def _encode_png(array: Pixels, *, where: str) -> bytes:
+    # Costs the light stages a tenth of a second, and raw arrays don't need it.
+    import cv2
+
+    swap = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(num_planes(array))
+    # One filter for all rows, little searching: quicker to write and to read than libpng's choice (docs/shards.md).
+    settings = (
+        cv2.IMWRITE_PNG_COMPRESSION, 2,
+        cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+        cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP,
+    )  # fmt: skip
+    done, encoded = cv2.imencode(".png", array if swap is None else cv2.cvtColor(array, swap), settings)
+    assert done, where
+    return encoded.tobytes()
+
+
+def _decode_png(data: Pixels, *, shape: tuple[int, ...], dtype: str, where: str) -> Pixels:
+    import cv2
+
+    try:
+        decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        # An empty payload, or a header that promises billions of pixels.
+        decoded = None
+    if decoded is None or decoded.dtype != dtype or decoded.size != math.prod(shape):
         found = "no image" if decoded is None else f"{decoded.dtype} {decoded.shape}"
         raise DataError(
             f"a shard is damaged: {where}: {found}, the index says {dtype} {shape}. Run `dvc repro -f shard`."
         )
-    swap = SWAP_COLOURS.get(num_planes(decoded))
+    swap = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(num_planes(decoded))
     return (decoded if swap is None else cv2.cvtColor(decoded, swap)).reshape(shape)

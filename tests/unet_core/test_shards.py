@@ -674,6 +674,19 @@ def test_png_without_a_place_for_the_channels_names_the_other_codec(tmp_path: Pa
     write_shard(tmp_path, NAME, "content", [sample], cells_map, codec="raw")
 
 
+@pytest.mark.parametrize("damage", [bytes(8), b"\x89PNG\r\n\x1a\n" + b"\xff" * 40])
+def test_damaged_png_in_a_shard_is_named(
+    tmp_path: Path, samples: list[Sample], cells_map: ClassMap, damage: bytes
+) -> None:
+    entry = write_shard(tmp_path, NAME, "content", samples, cells_map, codec="png")
+    place = ShardReader(tmp_path, [entry]).entry(0).image
+    data = bytearray((tmp_path / NAME).read_bytes())
+    data[place.offset : place.offset + len(damage)] = damage
+    (tmp_path / NAME).write_bytes(data)
+    with pytest.raises(DataError, match=r"^a shard is damaged: .*: no image, the index says uint8 \(9, 11, 3\)\."):
+        ShardReader(tmp_path, [entry]).read(0)
+
+
 def test_images_of_two_depths_are_refused(tmp_path: Path, cells_map: ClassMap) -> None:
     mask = np.zeros((4, 4), np.uint8)
     samples = [Sample(key=str(t), image=np.zeros((4, 4, 1), t), mask=mask) for t in (np.uint8, np.uint16)]
