@@ -29,6 +29,7 @@ from unet_core.codecs import Codec
 from unet_core.images import FileBytes
 from unet_core.index import ShardEntry, ShardIndex
 from unet_core.loader import LaneLoader
+from unet_core.packing import pack_all
 from unet_core.pairs import read_sample
 from unet_core.plan import plan_epoch
 from unet_core.reader import ShardReader
@@ -131,7 +132,7 @@ def make_ours(directory: Path, pairs: list[Pair], codec: Codec) -> Callable[[], 
     while part := list(islice(stream, SHARD_SAMPLES)):
         samples = (read_sample(image.stem, file_bytes(image), [file_bytes(mask)], RGB, CELLS) for image, mask in part)
         name = f"train/b0001-{len(entries):05d}.tar"
-        entries.append(write_shard(directory, name, name, samples, CELLS, codec=codec))
+        entries.append(write_shard(directory, name, name, pack_all(samples, CELLS, codec)))
     index = ShardIndex(class_map=CELLS, channels=3, shards=tuple(entries))
     augment = AugmentConfig(crop_px=CROP_PX, transforms=TRANSFORMS)
     loader = LaneLoader(ShardReader(directory, index.shards), CELLS, augment, seed=0)

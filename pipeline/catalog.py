@@ -23,6 +23,9 @@ SCHEMA = pyarrow.schema(
         ("mask_sha256", pyarrow.string()),
         ("height", pyarrow.int64()),
         ("width", pyarrow.int64()),
+        ("class_pixels", pyarrow.list_(pyarrow.int64())),
+        ("channel_sums", pyarrow.list_(pyarrow.uint64())),
+        ("channel_square_sums", pyarrow.list_(pyarrow.uint64())),
     ]
 )
 
@@ -53,6 +56,10 @@ class CatalogRow:
     height: int | None = None
     """Pixels; known once validated, as is the width."""
     width: int | None = None
+    class_pixels: tuple[int, ...] = ()
+    """Known once validated, as are the sums; see `packing.Counts`."""
+    channel_sums: tuple[int, ...] = ()
+    channel_square_sums: tuple[int, ...] = ()
 
 
 def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:
@@ -67,4 +74,8 @@ def write_catalog(path: Path, rows: Sequence[CatalogRow]) -> None:
 def read_catalog(path: Path) -> list[CatalogRow]:
     """Read all rows."""
     rows = parquet.read_table(path, schema=SCHEMA).to_pylist()
-    return [CatalogRow(**{**row, "masks": tuple(row["masks"]), "slices": dict(row["slices"])}) for row in rows]
+    lists = ("masks", "class_pixels", "channel_sums", "channel_square_sums")
+    return [
+        CatalogRow(**{**row, **{name: tuple(row[name]) for name in lists}, "slices": dict(row["slices"])})
+        for row in rows
+    ]

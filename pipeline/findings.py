@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -17,8 +17,9 @@ from pipeline.references import read_row
 from unet_core.decode import describe
 from unet_core.duplicates import Fingerprint, confirm, find_candidates, fingerprint
 from unet_core.errors import DataError
+from unet_core.packing import count
 from unet_core.pairs import read_sample
-from unet_core.samples import Array, ClassMap, ImageConfig, Sample, class_indices, count_class_pixels
+from unet_core.samples import Array, ClassMap, ImageConfig, Sample, class_indices
 
 #: Masks of near duplicates say the same if their classes overlap by so much Dice in the mean; copies are shifted or
 #: resized by a little, and thin structures with them.
@@ -45,7 +46,6 @@ class Finding:
     row: CatalogRow
     reason: str | None = None
     """Why it can't be used; what stands before the first colon is the kind of problem."""
-    class_pixels: tuple[int, ...] = ()
     file: str = ""
     """What kind of file the image is."""
     fingerprint: Fingerprint | None = None
@@ -83,8 +83,7 @@ def check_row(row: CatalogRow, reading: Reading) -> Finding:
         return Finding(row=row, reason=str(error))
     height, width = sample.image.shape[:2]
     return Finding(
-        row=dataclasses.replace(row, height=height, width=width),
-        class_pixels=count_class_pixels(sample.mask, reading.class_map),
+        row=dataclasses.replace(row, height=height, width=width, **asdict(count(sample, reading.class_map))),
         file=describe(image.data),
         fingerprint=fingerprint(sample.image),
         mask_sha256=hashlib.sha256(np.ascontiguousarray(sample.mask).tobytes()).hexdigest(),

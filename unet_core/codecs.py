@@ -1,6 +1,7 @@
 """How an array lies in a shard: raw (mapped, so that a crop costs what the crop costs) or as PNG (smaller, slower).
 
-Both are lossless. Lowest on the road, beside the samples: bytes <-> arrays, nothing of files or tars.
+Both are lossless; the third way, the original file, is read by `images` and `masks`. Lowest on the road, beside the
+samples: bytes <-> arrays, nothing of files or tars.
 """
 
 import io
@@ -12,11 +13,10 @@ import numpy.typing as npt
 
 from unet_core.errors import DataError
 
-Codec = Literal["raw", "png"]
+Codec = Literal["raw", "png", "original"]
 Pixels = npt.NDArray[Any]
 
-#: End of a member's name in the tar, which tells any WebDataset tool how to decode it.
-EXTENSIONS: dict[Codec, str] = {"raw": "npy", "png": "png"}
+CODECS: tuple[Codec, ...] = ("raw", "png", "original")
 
 
 def num_planes(array: Pixels) -> int:
@@ -30,7 +30,7 @@ def codec_of_mask(mask: Pixels, codec: Codec) -> Codec:
 
 
 def encode_array(array: Pixels, codec: Codec, *, where: str) -> tuple[bytes, int]:
-    """Bytes of a tar's member, and at which of them the payload begins (behind an npy header).
+    """Bytes of a tar's member, raw or png, and at which of them the payload begins (behind an npy header).
 
     `array`: (H, W) or (H, W, C), uint8 or uint16. Raises DataError for what the codec has no place for.
     """

@@ -17,6 +17,15 @@ from unet_core.tiff import decode_tiff, describe_tiff
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: How a file of each format begins, and the ending that its name would have.
+ENDINGS = {
+    **dict.fromkeys(TIFF_SIGNATURES, "tif"),
+    SIGNATURE: "png",
+    b"\xff\xd8": "jpg",
+    b"BM": "bmp",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+}
 ORIENTATION = 274
 #: Pillow's modes, in words.
 MODES = {"1": "gray", "L": "gray", "LA": "gray and alpha", "P": "palette", "I;16": "gray"}
@@ -48,6 +57,11 @@ def decode(data: bytes, page: int | None) -> Picture:
             picture.seek(number)
         picture.load()
         return _interpret(picture, header)
+
+
+def file_ending(data: bytes) -> str:
+    """The ending by which other programs know such a file, from its content; "" for none of ours."""
+    return next((ending for signature, ending in ENDINGS.items() if data.startswith(signature)), "")
 
 
 def _decode_plain_png(data: bytes, header: PngHeader) -> Picture:

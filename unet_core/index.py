@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from unet_core.codecs import EXTENSIONS, Codec
+from unet_core.codecs import CODECS, Codec
 from unet_core.errors import DataError, RecipeError, StorageError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SPLITS, Split
 
 #: Raised when a reader of today could not read the shards of tomorrow.
@@ -50,6 +50,14 @@ class SampleEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Originals:
+    """How the files are read that went into a shard as they came."""
+
+    images: ImageConfig
+    masks: ClassMap
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardEntry:
     """One closed tar. Sums are integers, so that statistics don't depend on an order."""
 
@@ -73,6 +81,8 @@ class ShardEntry:
     channel_sums: tuple[int, ...]
     """Sum of the pixel values of each channel."""
     channel_square_sums: tuple[int, ...]
+    originals: Originals | None = None
+    """None where all arrays are raw or PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +181,7 @@ def sample_entry(line: bytes, *, where: str) -> SampleEntry:
 def _array_place(body: dict[str, Any]) -> ArrayPlace:
     place = ArrayPlace(**{**body, "shape": tuple(body["shape"])})
     numbers = (place.offset, place.num_bytes, *place.shape)
-    if place.dtype not in ("uint8", "uint16") or place.codec not in EXTENSIONS or len(place.shape) not in (2, 3):
+    if place.dtype not in ("uint8", "uint16") or place.codec not in CODECS or len(place.shape) not in (2, 3):
         raise ValueError(f"an array of another kind: {body}")
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(f"an impossible place: {body}")
@@ -250,4 +260,6 @@ def _check_entries(shards: Sequence[ShardEntry], path: Path) -> None:
 
 def _shard_entry(body: dict[str, Any]) -> ShardEntry:
     lists = ("heights", "widths", "class_pixels", "channel_sums", "channel_square_sums")
-    return ShardEntry(**{**body, **{name: tuple(body[name]) for name in lists}})
+    read = body.get("originals")
+    originals = read and Originals(images=ImageConfig(**read["images"]), masks=ClassMap(**read["masks"]))
+    return ShardEntry(**{**body, **{name: tuple(body[name]) for name in lists}, "originals": originals})

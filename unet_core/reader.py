@@ -8,7 +8,7 @@ import mmap
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 
 from unet_core.codecs import Pixels, decode_array
 from unet_core.errors import DataError
-from unet_core.index import ArrayPlace, SampleEntry, ShardEntry, read_sidecar, sample_entry
+from unet_core.images import FileBytes, read_image
+from unet_core.index import ArrayPlace, Originals, SampleEntry, ShardEntry, read_sidecar, sample_entry
+from unet_core.masks import read_mask
 from unet_core.samples import Sample, Window
 
 #: Shards that stay open at once: below the 1,024 files that a process may open on most systems.
@@ -31,6 +33,8 @@ class OpenShard:
     name: str
     data: Pixels
     lines: list[bytes]
+    originals: Originals | None
+    """How files that passed through are read."""
 
     def entry(self, number: int) -> SampleEntry:
         """What the sidecar tells of its sample `number`."""
@@ -41,9 +45,41 @@ class OpenShard:
         where = f"{self.name}, {entry.key}"
         return Sample(
             key=entry.key,
-            image=_read_array(self.data, entry.image, window, where=where),
-            mask=_read_array(self.data, entry.mask, window, where=where),
+            image=self._array(entry.image, window, lambda file, how: read_image(file, how.images), where),
+            mask=self._array(entry.mask, window, lambda file, how: read_mask([file], how.masks), where),
         )
+
+    def _array(
+        self, place: ArrayPlace, window: Window | None, read: Callable[[FileBytes, Originals], Pixels], where: str
+    ) -> Pixels:
+        payload = self.data[place.offset : place.offset + place.num_bytes]
+        if len(payload) != place.num_bytes:
+            raise DataError(f"a shard is damaged: {where}: it ends inside the sample. Run `dvc repro -f shard`.")
+        if place.codec == "original":
+            whole = self._original(payload, place, read, where)
+        else:
+            whole = decode_array(payload, place.codec, shape=place.shape, dtype=place.dtype, where=where)
+        if window is not None:
+            rows = slice(window.top, window.top + window.height)
+            columns = slice(window.left, window.left + window.width)
+            whole = whole[rows, columns]
+        # A copy, in the machine's own byte order: the file can't be changed through it.
+        return np.array(whole, dtype=place.dtype)
+
+    def _original(
+        self, payload: Pixels, place: ArrayPlace, read: Callable[[FileBytes, Originals], Pixels], where: str
+    ) -> Pixels:
+        if self.originals is None:
+            raise DataError(
+                f"a shard is damaged: {where}: it does not say how its files are read. Run `dvc repro -f shard`."
+            )
+        array = read(FileBytes(name=where, data=payload.tobytes()), self.originals)
+        if (array.shape, array.dtype.name) != (place.shape, place.dtype):
+            raise DataError(
+                f"a shard is damaged: {where}: {array.dtype} {array.shape}, the index says {place.dtype} "
+                f"{place.shape}. Run `dvc repro -f shard`."
+            )
+        return array
 
 
 class ShardReader:
@@ -120,7 +156,7 @@ def _open_shard(directory: Path, entry: ShardEntry) -> OpenShard:
         )
     with path.open("rb") as stream:
         data = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    return OpenShard(name=entry.name, data=data, lines=lines)
+    return OpenShard(name=entry.name, data=data, lines=lines, originals=entry.originals)
 
 
 def _check_size(path: Path, entry: ShardEntry) -> None:
@@ -132,16 +168,3 @@ def _check_size(path: Path, entry: ShardEntry) -> None:
         raise DataError(
             f"a shard is damaged: {path}: {found} bytes, the index says {entry.num_bytes}. Run `dvc repro -f shard`."
         )
-
-
-def _read_array(data: Pixels, place: ArrayPlace, window: Window | None, *, where: str) -> Pixels:
-    payload = data[place.offset : place.offset + place.num_bytes]
-    if len(payload) != place.num_bytes:
-        raise DataError(f"a shard is damaged: {where}: it ends inside the sample. Run `dvc repro -f shard`.")
-    whole = decode_array(payload, place.codec, shape=place.shape, dtype=place.dtype, where=where)
-    if window is not None:
-        rows = slice(window.top, window.top + window.height)
-        columns = slice(window.left, window.left + window.width)
-        whole = whole[rows, columns]
-    # A copy, in the machine's own byte order: the file can't be changed through it.
-    return np.array(whole, dtype=place.dtype)

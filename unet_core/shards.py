@@ -1,4 +1,4 @@
-"""Samples -> reproducible WebDataset shards.
+"""Packed samples -> reproducible WebDataset shards.
 
 A shard is a plain tar: for each sample `NAME.image.npy`, `NAME.json` and `NAME.mask.npy`, so that
 `webdataset.WebDataset(url).decode()` reads it without code of ours. The arrays are stored raw unless the recipe says
@@ -15,17 +15,16 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from unet_core.codecs import EXTENSIONS, Codec, Pixels, codec_of_mask, encode_array
 from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.index import (
     FORMAT_VERSION,
     ArrayPlace,
+    Originals,
     SampleEntry,
     ShardEntry,
     read_index,
@@ -34,13 +33,10 @@ from unet_core.index import (
     sidecar_name,
     write_sidecar,
 )
-from unet_core.samples import ClassMap, Sample, count_class_pixels
+from unet_core.packing import PackedArray, PackedSample
 from unet_core.splits import SPLITS, Split
 
 log = logging.getLogger(__name__)
-
-#: Pixels whose squares are added at once: 2**18 * 65535**2 is below 2**53, so float64 adds them exactly.
-EXACT_PIXELS = 2**18
 
 
 def shard_content(key_hashes: Iterable[tuple[str, str]], encoding: str) -> str:
@@ -81,23 +77,18 @@ class ShardTotals:
         self._dtypes: set[str] = set()
         self._sums: dict[str, tuple[int, ...]] = {}
 
-    def add(self, sample: Sample, class_pixels: tuple[int, ...]) -> None:
+    def add(self, sample: PackedSample) -> None:
         """Count a sample."""
         height, width = sample.image.shape[:2]
         self.num_pixels += height * width
         self._sizes.append((height, width))
-        self._dtypes.add(sample.image.dtype.name)
+        self._dtypes.add(sample.image.dtype)
         if len(self._dtypes) > 1:
             raise DataError(
                 f"images differ in depth: {sample.key}: {', '.join(sorted(self._dtypes))} in one shard. "
                 "Choose one depth for all images."
             )
-        sums, squares = channel_sums(sample.image)
-        for name, values in {
-            "class_pixels": class_pixels,
-            "channel_sums": sums,
-            "channel_square_sums": squares,
-        }.items():
+        for name, values in asdict(sample.counts).items():
             before = self._sums.get(name, (0,) * len(values))
             self._sums[name] = tuple(one + other for one, other in zip(before, values, strict=True))
 
@@ -112,19 +103,6 @@ class ShardTotals:
             "widths": (min(widths), max(widths)),
             **self._sums,
         }
-
-
-def channel_sums(image: Pixels) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sums of values and of their squares for each channel of (H, W, C), exact for 8 and 16 bits."""
-    pixels = image.reshape(-1, image.shape[-1])
-    sums, squares = [0] * pixels.shape[1], [0] * pixels.shape[1]
-    for start in range(0, len(pixels), EXACT_PIXELS):
-        for channel in range(pixels.shape[1]):
-            values = pixels[start : start + EXACT_PIXELS, channel].astype(np.float64)
-            sums[channel] += int(values.sum())
-            # Not `values @ values`: BLAS' threads wait for each other, which took ten times as long on one core.
-            squares[channel] += int(np.einsum("i,i->", values, values))
-    return tuple(sums), tuple(squares)
 
 
 class TarStream:
@@ -164,15 +142,15 @@ def write_shard(
     directory: Path,
     name: str,
     content: str,
-    samples: Iterable[Sample],
-    class_map: ClassMap,
+    samples: Iterable[PackedSample],
     *,
-    codec: Codec = "raw",
+    originals: Originals | None = None,
 ) -> ShardEntry:
     """Write one shard under a temporary name, flush it to disk, only then give it its own, and add its sidecar.
 
-    `name` is SPLIT/NAME.tar. Samples are written as they come, one in memory at a time.
-    Raises StorageError when the disk is full; nothing half-written stays under the shard's name.
+    `name` is SPLIT/NAME.tar. Samples are written as they come, one in memory at a time; `originals` says how to read
+    those that passed through. Raises StorageError when the disk is full; nothing half-written stays under the shard's
+    name.
     """
     target = directory / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,9 +159,8 @@ def write_shard(
         with partial.open("wb") as stream:
             tar, totals, entries = TarStream(stream), ShardTotals(), []
             for sample in samples:
-                class_pixels = count_class_pixels(sample.mask, class_map)
-                totals.add(sample, class_pixels)
-                entries.append(_write_sample(tar, sample, class_pixels, codec))
+                totals.add(sample)
+                entries.append(_write_sample(tar, sample))
             sha256 = tar.finish()
             stream.flush()
             os.fsync(stream.fileno())
@@ -195,6 +172,7 @@ def write_shard(
             sha256=sha256,
             num_bytes=tar.num_bytes,
             samples_sha256=hashlib.sha256(lines).hexdigest(),
+            originals=originals,
             **totals.fields(),
         )
         partial.replace(target)
@@ -210,21 +188,24 @@ def write_shard(
     return entry
 
 
-def _write_sample(tar: TarStream, sample: Sample, class_pixels: tuple[int, ...], codec: Codec) -> SampleEntry:
+def _write_sample(tar: TarStream, sample: PackedSample) -> SampleEntry:
     """Members in the order of their names, as WebDataset's own writer has them."""
     name = member_name(sample.key)
     about = {"key": sample.key, "height": sample.image.shape[0], "width": sample.image.shape[1]}
-    image = _write_array(tar, f"{name}.image", sample.image, codec, where=sample.key)
+    image = _write_array(tar, f"{name}.image", sample.image)
     tar.add(f"{name}.json", json.dumps(about, sort_keys=True).encode())
-    mask = _write_array(tar, f"{name}.mask", sample.mask, codec_of_mask(sample.mask, codec), where=sample.key)
-    return SampleEntry(key=sample.key, image=image, mask=mask, class_pixels=class_pixels)
+    mask = _write_array(tar, f"{name}.mask", sample.mask)
+    return SampleEntry(key=sample.key, image=image, mask=mask, class_pixels=sample.counts.class_pixels)
 
 
-def _write_array(tar: TarStream, name: str, array: Pixels, codec: Codec, *, where: str) -> ArrayPlace:
-    data, begin = encode_array(array, codec, where=where)
-    offset = tar.add(f"{name}.{EXTENSIONS[codec]}", data) + begin
+def _write_array(tar: TarStream, name: str, array: PackedArray) -> ArrayPlace:
+    offset = tar.add(f"{name}.{array.ending}", array.data) + array.begin
     return ArrayPlace(
-        offset=offset, num_bytes=len(data) - begin, shape=array.shape, dtype=array.dtype.name, codec=codec
+        offset=offset,
+        num_bytes=len(array.data) - array.begin,
+        shape=array.shape,
+        dtype=array.dtype,
+        codec=array.codec,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import unet_core.codecs
+import unet_core.packing
 import unet_core.tiles
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.params import load_section
@@ -18,10 +19,11 @@ from pipeline.progress import progress
 from pipeline.references import read_row
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
-from unet_core.codecs import EXTENSIONS, Codec
+from unet_core.codecs import CODECS, Codec
 from unet_core.errors import RecipeError
 from unet_core.hashing import hash_file
-from unet_core.index import ShardEntry, ShardIndex, write_index
+from unet_core.index import Originals, ShardEntry, ShardIndex, write_index
+from unet_core.packing import Counts, PackedSample, pack_all, pass_through
 from unet_core.pairs import read_sample, reading_hashes
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import finished_shards, shard_content, shard_number, write_shard
@@ -40,15 +42,20 @@ class ShardConfig:
     tile_px: int | None
     """Training images larger than this are cut into an even grid of tiles at most so large; null leaves them whole."""
     codec: Codec
-    """raw: a crop is read for the price of the crop; png: smaller files, slower to read."""
+    """raw: a crop is read for the price of the crop; png: smaller files, slower to read; original: the files as they
+    came, decoded whenever they are read."""
 
     def __post_init__(self) -> None:
         if self.target_mb <= 0:
             raise RecipeError(f"shard.target_mb: {self.target_mb}: must be above 0.")
         if self.tile_px is not None and self.tile_px < 1:
             raise RecipeError(f"shard.tile_px: {self.tile_px}: must be at least 1, or null.")
-        if self.codec not in EXTENSIONS:
-            raise RecipeError(f"shard.codec: {self.codec!r}: choose one of {', '.join(EXTENSIONS)}.")
+        if self.codec not in CODECS:
+            raise RecipeError(f"shard.codec: {self.codec!r}: choose one of {', '.join(CODECS)}.")
+        if self.codec == "original" and self.tile_px is not None:
+            raise RecipeError(
+                f"shard.tile_px: {self.tile_px}: original files can't be cut. Set it to null, or choose another codec."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +85,14 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
             old = finished.get(job.content)
             if old is not None and old.name == job.name:
                 return old
+            if config.codec == "original":
+                originals = Originals(images=images, masks=class_map)
+                return write_shard(
+                    shards, job.name, job.content, _files(job.rows, source, originals), originals=originals
+                )
             tile_px = config.tile_px if job.split == "train" else None
-            samples = _samples(job.rows, source, images, class_map, tile_px)
-            return write_shard(shards, job.name, job.content, samples, class_map, codec=config.codec)
+            tiles = _tiles(job.rows, source, images, class_map, tile_px)
+            return write_shard(shards, job.name, job.content, pack_all(tiles, class_map, config.codec))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             entries = list(progress(pool.map(make, jobs), total=len(jobs), label="shard", unit="shards"))
@@ -101,7 +113,7 @@ def plan_shards(
     How many shards a batch has follows from what was recorded when it arrived; a row's key says which one it is in.
     """
     # Files that are read or written in another way are other shards.
-    code = [hash_file(Path(str(module.__file__))) for module in (unet_core.codecs, unet_core.tiles)]
+    code = [hash_file(Path(str(module.__file__))) for module in (unet_core.codecs, unet_core.packing, unet_core.tiles)]
     encoding = [reading_hashes(), *code, asdict(images), asdict(class_map), config.codec]
     shards = defaultdict(list)
     for row in rows:
@@ -131,9 +143,24 @@ def _num_shards(batch_pixels: int, config: ShardConfig, images: ImageConfig, cla
     return max(1, math.ceil(batch_pixels * num_bytes / (config.target_mb * 1e6)))
 
 
-def _samples(
+def _tiles(
     rows: Sequence[CatalogRow], source: str, images: ImageConfig, class_map: ClassMap, tile_px: int | None
 ) -> Iterator[Sample]:
     for row in rows:
         image, masks = read_row(source, row)
         yield from cut_tiles(read_sample(row.key, image, masks, images, class_map), tile_px)
+
+
+def _files(rows: Sequence[CatalogRow], source: str, originals: Originals) -> Iterator[PackedSample]:
+    """The rows' files as they are; their hashes say that they are those that were checked and counted."""
+    for row in rows:
+        image, masks = read_row(source, row)
+        assert row.height is not None, row.key
+        assert row.width is not None, row.key
+        shape = (row.height, row.width, originals.images.channels)
+        counts = Counts(
+            class_pixels=row.class_pixels,
+            channel_sums=row.channel_sums,
+            channel_square_sums=row.channel_square_sums,
+        )
+        yield pass_through(row.key, image, masks, shape, counts, originals)

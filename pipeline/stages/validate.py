@@ -94,7 +94,7 @@ def _judge(bad: Sequence[Finding], total: int, config: ValidateConfig, rejected:
 
 def _summary(found: Findings, class_map: ClassMap) -> dict[str, Any]:
     good, pairs = found.good, found.pairs
-    pixels = np.array([finding.class_pixels for finding in good], dtype=np.int64).reshape(-1, class_map.num_classes)
+    pixels = np.array([finding.row.class_pixels for finding in good], dtype=np.int64).reshape(-1, class_map.num_classes)
     area = sum((finding.row.height or 0) * (finding.row.width or 0) for finding in good)
     return {
         "accepted": len(good),

@@ -250,7 +250,7 @@ def test_light_stages_import_no_heavy_library(tree) -> None:
         "import pipeline.cli, pipeline.arrivals, pipeline.init\n"
         "for name in ('ingest', 'validate', 'split', 'shard', 'report'):\n"
         "    __import__(f'pipeline.stages.{name}')\n"
-        "print(sorted({'torch', 'mlflow', 'ray', 'albumentations', 'webdataset', 'dvc'} & set(sys.modules)))\n"
+        "print(sorted({'torch', 'cv2', 'mlflow', 'ray', 'albumentations', 'webdataset', 'dvc'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

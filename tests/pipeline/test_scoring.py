@@ -8,6 +8,7 @@ import pytest
 from pipeline.scores import ScoreRow
 from pipeline.scoring import predict_sample, score_split
 from unet_core.checkpoint import read_model
+from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, ClassMap, Sample
 from unet_core.shards import write_shard
@@ -21,7 +22,7 @@ IMAGE = np.array([[255, 255, 0, 0]], dtype=np.uint8)[..., None]
 def score(folder: Path, write_model_dir, class_map: ClassMap, mask: list) -> list[ScoreRow]:
     write_model_dir(folder / "model", class_map)
     sample = Sample(key="a", image=IMAGE, mask=np.array([mask], dtype=np.uint8))
-    shard = write_shard(folder, "test/b0001-00000.tar", "content", [sample], class_map)
+    shard = write_shard(folder, "test/b0001-00000.tar", "content", pack_all([sample], class_map))
     network, spec = read_model(folder / "model")
     return score_split(network, spec, ShardReader(folder, [shard]), spec.class_map, name="test")
 

@@ -13,6 +13,7 @@ from hypothesis import configuration, settings
 
 from unet_core.index import ShardIndex, write_index
 from unet_core.model import ModelConfig, ModelSpec
+from unet_core.packing import pack_all
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
@@ -86,7 +87,7 @@ def shapes_dir(
     """Shards and index of 13 training and 3 validation pictures, 32 x 32, gray. Read only."""
     directory = tmp_path_factory.mktemp("shapes")
     entries = [
-        write_shard(directory, name, f"content of {name}", [draw_sample(n) for n in numbers], shapes_map)
+        write_shard(directory, name, f"content of {name}", pack_all([draw_sample(n) for n in numbers], shapes_map))
         for name, split, numbers in SHAPES_SHARDS
     ]
     write_index(directory, ShardIndex(class_map=shapes_map, channels=1, shards=tuple(entries)))

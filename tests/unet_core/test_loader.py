@@ -9,6 +9,7 @@ import torch
 from unet_core.errors import TrainingError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
+from unet_core.packing import pack_all
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
@@ -75,7 +76,7 @@ def test_objects_come_as_foreground_and_sixteen_bits_as_they_are(tmp_path: Path)
         )
         for number in range(4)
     ]
-    entry = write_shard(tmp_path, "train/b0001-00000.tar", "content", samples, objects)
+    entry = write_shard(tmp_path, "train/b0001-00000.tar", "content", pack_all(samples, objects))
     loader = LaneLoader(ShardReader(tmp_path, [entry]), objects, AugmentConfig(crop_px=None), seed=0)
     made = plan_epoch([4], seed=0, epoch=0, lanes=4, samples_per_lane=1, block_shards=1)
     (batches,) = loader.steps(made, epoch=0, lanes=LANES)
@@ -123,7 +124,7 @@ def test_multiclass_masks_are_small_indices_and_images_channels_last(
     tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
 ) -> None:
     samples = [random_sample(key) for key in "abcd"]
-    entry = write_shard(tmp_path, "train/a.tar", "content", samples, cells_map)
+    entry = write_shard(tmp_path, "train/a.tar", "content", pack_all(samples, cells_map))
     loader = LaneLoader(ShardReader(tmp_path, [entry]), cells_map, AugmentConfig(crop_px=8), seed=0)
     made = plan_epoch([4], seed=0, epoch=0, lanes=2, samples_per_lane=2, block_shards=1)
     ((batch, _),) = loader.steps(made, epoch=0, lanes=range(2))
@@ -207,7 +208,7 @@ def test_error_of_a_sample_reaches_the_reader_of_batches(make_loader: Callable[.
 def uneven(tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap) -> ShardReader:
     """Two images of different sizes."""
     samples = [random_sample("a", height=9, width=11), random_sample("b", height=16, width=5)]
-    return ShardReader(tmp_path, [write_shard(tmp_path, "train/a.tar", "content", samples, cells_map)])
+    return ShardReader(tmp_path, [write_shard(tmp_path, "train/a.tar", "content", pack_all(samples, cells_map))])
 
 
 def test_images_of_different_sizes_are_refused_without_a_crop(uneven: ShardReader, cells_map: ClassMap) -> None:

@@ -18,6 +18,7 @@ from unet_core.codecs import Codec
 from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
 from unet_core.index import INDEX_NAME, ShardEntry, ShardIndex, read_index, sidecar_name, write_index
+from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample, Window, count_class_pixels
 from unet_core.shards import finished_shards, member_name, shard_content, shard_number, write_shard
@@ -39,7 +40,7 @@ def write(tmp_path: Path, cells_map: ClassMap) -> Callable[..., ShardEntry]:
     """Write samples as a shard below tmp_path."""
 
     def write(samples: list[Sample], name: str = NAME, content: str = "content") -> ShardEntry:
-        return write_shard(tmp_path, name, content, samples, cells_map)
+        return write_shard(tmp_path, name, content, pack_all(samples, cells_map))
 
     return write
 
@@ -176,7 +177,7 @@ def test_failing_sample_leaves_an_older_shard_alone(
         raise DataError("image can't be read")
 
     with pytest.raises(DataError, match="image can't be read"):
-        write_shard(tmp_path, NAME, "other", broken(), cells_map)
+        write_shard(tmp_path, NAME, "other", pack_all(broken(), cells_map))
     assert hash_file(tmp_path / NAME) == entry.sha256
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -189,7 +190,7 @@ def test_full_disk_leaves_no_half_written_shard(
 ) -> None:
     large = (random_sample(f"large_{number}", height=300, width=300) for number in range(6))
     with pytest.raises(StorageError) as caught:
-        write_shard(small_disk, NAME, "content", large, cells_map)
+        write_shard(small_disk, NAME, "content", pack_all(large, cells_map))
     assert str(caught.value) == (
         f"disk full while writing a shard: {small_disk / NAME}. Nothing half-written was kept; free some space and "
         "run `dvc repro` again, finished shards are not written twice."
@@ -205,9 +206,9 @@ def test_shard_that_fits_is_written_after_the_disk_was_full(
 ) -> None:
     large = [random_sample("large", height=700, width=700)]
     with pytest.raises(StorageError):
-        write_shard(small_disk, NAME, "content", large, cells_map)
+        write_shard(small_disk, NAME, "content", pack_all(large, cells_map))
     sample = random_sample("small", height=300, width=300)
-    entry = write_shard(small_disk, NAME, "content", [sample], cells_map)
+    entry = write_shard(small_disk, NAME, "content", pack_all([sample], cells_map))
     reader = ShardReader(small_disk, [entry])
     assert_same(reader.read(0), sample)
     del reader  # unmaps the file, or the disk could not be unmounted
@@ -216,7 +217,7 @@ def test_shard_that_fits_is_written_after_the_disk_was_full(
 def test_full_disk_keeps_the_old_index(
     small_disk: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
 ) -> None:
-    entry = write_shard(small_disk, NAME, "content", [random_sample("a")], cells_map)
+    entry = write_shard(small_disk, NAME, "content", pack_all([random_sample("a")], cells_map))
     write_index(small_disk, index_of(cells_map, entry))
     before = (small_disk / INDEX_NAME).read_bytes()
     fill(small_disk)
@@ -511,7 +512,8 @@ def test_building_in_two_steps_gives_the_bytes_of_one(
         directory.mkdir(exist_ok=True)
         with finished_shards(directory) as finished:
             entries = [
-                finished.get(content) or write_shard(directory, f"train/{content}.tar", content, part, cells_map)
+                finished.get(content)
+                or write_shard(directory, f"train/{content}.tar", content, pack_all(part, cells_map))
                 for content, part in contents.items()
             ]
             write_index(directory, index_of(cells_map, *entries))
@@ -623,7 +625,7 @@ def test_any_key_comes_back_and_webdataset_keeps_samples_apart(
     directory = tmp_path_factory.mktemp("keys")
     image, mask = np.zeros((2, 3, 1), np.uint8), np.zeros((2, 3), np.uint8)
     samples = [Sample(key=key, image=image + number, mask=mask) for number, key in enumerate(keys)]
-    entry = write_shard(directory, NAME, "content", samples, cells_map)
+    entry = write_shard(directory, NAME, "content", pack_all(samples, cells_map))
     assert list(ShardReader(directory, [entry]).keys()) == keys
     found = list(webdataset.WebDataset(str(directory / NAME), shardshuffle=False).decode())
     assert [item["json"]["key"] for item in found] == keys
@@ -645,7 +647,7 @@ def test_codecs_lose_nothing(tmp_path: Path, cells_map: ClassMap, codec: Codec, 
     rng = np.random.default_rng(0)
     image = rng.integers(0, np.iinfo(dtype).max, (13, 17, channels), dtype=dtype, endpoint=True)
     sample = Sample(key="a", image=image, mask=rng.integers(0, 3, (13, 17), dtype=np.uint8))
-    entry = write_shard(tmp_path, NAME, "content", [sample], cells_map, codec=codec)
+    entry = write_shard(tmp_path, NAME, "content", pack_all([sample], cells_map, codec))
     reader = ShardReader(tmp_path, [entry])
     assert_same(reader.read(0), sample)
     assert reader.read(0).image.dtype == dtype
@@ -657,7 +659,7 @@ def test_codecs_lose_nothing(tmp_path: Path, cells_map: ClassMap, codec: Codec, 
 def test_statistics_of_16_bits_are_in_units_of_full_scale(tmp_path: Path, cells_map: ClassMap) -> None:
     image = np.random.default_rng(0).integers(60_000, 65_536, (20, 20, 2), dtype=np.uint16)
     entry = write_shard(
-        tmp_path, NAME, "c", [Sample(key="a", image=image, mask=np.zeros((20, 20), np.uint8))], cells_map
+        tmp_path, NAME, "c", pack_all([Sample(key="a", image=image, mask=np.zeros((20, 20), np.uint8))], cells_map)
     )
     mean, deviation = index_of(cells_map, entry, channels=2).train_statistics()
     np.testing.assert_allclose(mean, image.mean(axis=(0, 1)) / 65535, rtol=1e-12)
@@ -667,18 +669,18 @@ def test_statistics_of_16_bits_are_in_units_of_full_scale(tmp_path: Path, cells_
 def test_png_without_a_place_for_the_channels_names_the_other_codec(tmp_path: Path, cells_map: ClassMap) -> None:
     sample = Sample(key="a", image=np.zeros((4, 4, 5), np.uint8), mask=np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError) as caught:
-        write_shard(tmp_path, NAME, "content", [sample], cells_map, codec="png")
+        write_shard(tmp_path, NAME, "content", pack_all([sample], cells_map, "png"))
     assert str(caught.value) == (
         "PNG has no place for this many channels: a: 5, it takes 1, 3 or 4. Set shard.codec: raw."
     )
-    write_shard(tmp_path, NAME, "content", [sample], cells_map, codec="raw")
+    write_shard(tmp_path, NAME, "content", pack_all([sample], cells_map, "raw"))
 
 
 @pytest.mark.parametrize("damage", [bytes(8), b"\x89PNG\r\n\x1a\n" + b"\xff" * 40])
 def test_damaged_png_in_a_shard_is_named(
     tmp_path: Path, samples: list[Sample], cells_map: ClassMap, damage: bytes
 ) -> None:
-    entry = write_shard(tmp_path, NAME, "content", samples, cells_map, codec="png")
+    entry = write_shard(tmp_path, NAME, "content", pack_all(samples, cells_map, "png"))
     place = ShardReader(tmp_path, [entry]).entry(0).image
     data = bytearray((tmp_path / NAME).read_bytes())
     data[place.offset : place.offset + len(damage)] = damage
@@ -691,11 +693,11 @@ def test_images_of_two_depths_are_refused(tmp_path: Path, cells_map: ClassMap) -
     mask = np.zeros((4, 4), np.uint8)
     samples = [Sample(key=str(t), image=np.zeros((4, 4, 1), t), mask=mask) for t in (np.uint8, np.uint16)]
     with pytest.raises(DataError, match="^images differ in depth: .*uint16, uint8 in one shard"):
-        write_shard(tmp_path, NAME, "content", samples, cells_map)
+        write_shard(tmp_path, NAME, "content", pack_all(samples, cells_map))
 
 
 def test_webdataset_reads_png_shards(tmp_path: Path, samples: list[Sample], cells_map: ClassMap) -> None:
-    write_shard(tmp_path, NAME, "content", samples, cells_map, codec="png")
+    write_shard(tmp_path, NAME, "content", pack_all(samples, cells_map, "png"))
     # As docs/shards.md says: "rgb8" for images; gray and index images as they are by a decoder of one line.
     url = str(tmp_path / NAME)
     for item, sample in zip(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8"), samples, strict=True):

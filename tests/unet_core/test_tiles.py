@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unet_core.packing import channel_sums
 from unet_core.samples import Sample
-from unet_core.shards import channel_sums
 from unet_core.tiles import borders, cut_tiles
 
 

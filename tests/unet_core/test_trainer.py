@@ -181,12 +181,13 @@ def test_multiclass_training_lowers_the_loss(
     tmp_path: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig],
     draw_sample: Callable[..., Sample],
 ) -> None:  # fmt: skip
+    from unet_core.packing import pack_all
     from unet_core.shards import write_shard
 
     class_map = ClassMap(kind="multiclass", classes={"ground": 0, "shape": 1}, ignore=255, background="ground")
     samples = [draw_sample(number, channels=3) for number in range(8)]
     merged = [replace(sample, mask=sample.mask.max(axis=-1)) for sample in samples]
-    entry = write_shard(tmp_path, "train/a.tar", "content", merged, class_map)
+    entry = write_shard(tmp_path, "train/a.tar", "content", pack_all(merged, class_map))
     reader = ShardReader(tmp_path, [entry])
     config = make_config(epochs=10, lanes=2, loss={"cross_entropy": 1.0, "dice": 1.0}, select_by="dice")
     trainer = Trainer(make_spec(class_map=class_map, channels=3), config, LaneTree(lanes=2))

@@ -14,6 +14,7 @@ from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, RecipeError
 from unet_core.index import read_index
 from unet_core.model import ModelConfig, ModelSpec
+from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
@@ -122,7 +123,7 @@ def test_worst_and_best_images_are_shown_from_their_ends(tmp_path: Path, write_m
     image, mask = np.zeros((4, 4, 1), dtype=np.uint8), np.zeros((4, 4), dtype=np.uint8)
     keys = [f"s{number}" for number in range(10)]
     samples = [Sample(key=key, image=image, mask=mask) for key in keys]
-    shard = write_shard(tmp_path, "test/b0001-00000.tar", "content", samples, INDEXED.class_map)
+    shard = write_shard(tmp_path, "test/b0001-00000.tar", "content", pack_all(samples, INDEXED.class_map))
     # The scores fall from s9 to s0; s2 has none.
     rows = [row(key, "crop", (1, 1, 1), None if key == "s2" else number / 10) for number, key in enumerate(keys)]
     network, spec = read_model(tmp_path / "model")

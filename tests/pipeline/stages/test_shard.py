@@ -1,5 +1,6 @@
 import re
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from unet_core.errors import DataError, RecipeError
 from unet_core.images import read_image
 from unet_core.index import INDEX_NAME, read_index
 from unet_core.reader import ShardReader
-from unet_core.samples import ClassMap, ImageConfig
+from unet_core.samples import ClassMap, ImageConfig, Window
 from unet_core.splits import SPLITS
 
 SHARDS = Path("data/shards")
@@ -309,9 +310,40 @@ def test_png_shards_hold_the_same_pixels(sharded) -> None:
     assert files() == shards_at_once()
 
 
+def test_original_files_pass_through_and_are_read_to_the_same_samples(sharded) -> None:
+    index = read_index(SHARDS)
+    raw = {sample.key: sample for sample in ShardReader(SHARDS, index.shards)}
+    sharded.write_recipe(shard={"codec": "original"})
+    sharded.run("shard")
+    found = read_index(SHARDS)
+    assert found.train_statistics() == index.train_statistics()
+    for split in SPLITS:
+        assert found.class_pixels(split) == index.class_pixels(split)
+    reader = ShardReader(SHARDS, found.shards)
+    for number in range(len(reader)):
+        sample, part = reader.read(number), reader.read(number, Window(top=3, left=2, height=5, width=7))
+        assert (sample.image == raw[sample.key].image).all()
+        assert (sample.mask == raw[sample.key].mask).all()
+        assert sample.mask.dtype == raw[sample.key].mask.dtype
+        assert (part.image == sample.image[3:8, 2:9]).all()
+        assert (part.mask == sample.mask[3:8, 2:9]).all()
+    with tarfile.open(SHARDS / shard_of("s00")) as tar:
+        member = tar.extractfile("s00.image.png")
+        assert member is not None
+        assert member.read() == (sharded.source / "images/s00.png").read_bytes()
+    assert files() == shards_at_once()
+
+
+def test_original_files_are_decoded_by_validation_only(sharded, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded.write_recipe(shard={"codec": "original"})
+    monkeypatch.setattr("unet_core.images.decode", lambda *_: pytest.fail("decoded"))
+    sharded.run("shard")
+
+
 @pytest.mark.parametrize(("change", "text"), [
     ({"tile_px": 0}, r"^shard.tile_px: 0: must be at least 1, or null.$"),
-    ({"codec": "zip"}, r"^shard.codec: 'zip': choose one of raw, png.$"),
+    ({"codec": "zip"}, r"^shard.codec: 'zip': choose one of raw, png, original.$"),
+    ({"codec": "original", "tile_px": 64}, r"^shard.tile_px: 64: original files can't be cut. Set it to null, or choose"),
 ])  # fmt: skip
 def test_impossible_knobs_are_refused(change: dict[str, object], text: str) -> None:
     with pytest.raises(RecipeError, match=text):
