@@ -2,11 +2,12 @@
 
 Floating-point addition is not associative. So every sum over lanes (gradients, loss, batch statistics) is
 taken in one fixed binary tree: inside a worker by merging partial sums of equal size, between workers by
-adding their partial sums in the order of the same tree. Today workers exchange partial sums by all-gather,
-which is best for two; the tree does not depend on how they travel.
+recursive halving and doubling, nearest neighbour first. Numbers of workers that are no powers of two gather all
+partial sums instead, and add them in the same order.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,18 @@ class LaneTree:
         self.rank = rank
         self.world_size = world_size
         self._shares = lanes_of_workers(lanes=lanes, workers=world_size)
+        # One thread: sums travel in the order in which they were begun, while the backward pass goes on.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lane-tree")
 
     @property
     def lanes(self) -> range:
         """The lanes of this worker."""
         return self._shares[self.rank]
+
+    @property
+    def share(self) -> float:
+        """Part of the lanes that this worker has, 0 to 1."""
+        return len(self.lanes) / self.num_lanes
 
     def add(self, partials: Sequence[Tensor]) -> Tensor:
         """Sum of the workers' partial sums (in order of rank), along the tree."""
@@ -43,19 +51,71 @@ class LaneTree:
         return subtree(0, self.num_lanes)
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """Sum over all workers; every rank must call it."""
+        """Sum over all workers, in the memory of `partial`; every rank must call it, in the same order."""
         if self.world_size == 1:
             return partial
-        parts = [torch.empty_like(partial) for _ in range(self.world_size)]
-        dist.all_gather(parts, partial)
-        return self.add(parts)
+        return self.start_all_reduce(partial).wait()
 
     def start_all_reduce(self, partial: Tensor) -> "torch.futures.Future[Tensor]":
-        """Begin a sum over all workers; every rank must call it, in the same order."""
-        parts = [torch.empty_like(partial) for _ in range(self.world_size)]
-        work = dist.all_gather(parts, partial, async_op=True)
-        assert work is not None
-        return work.get_future().then(lambda _: self.add(parts))
+        """Begin a sum over all workers, in the memory of `partial`; every rank must call it, in the same order."""
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+
+        def exchange() -> None:
+            try:
+                future.set_result(self._exchange(partial))
+            except Exception as error:
+                # A lost neighbour: whoever waits for the sum is told.
+                future.set_exception(error)  # type: ignore[arg-type]
+
+        if partial.is_cuda:
+            # NCCL orders its work by streams, which are a thread's own.
+            exchange()
+        else:
+            self._thread.submit(exchange)
+        return future
+
+    def _exchange(self, partial: Tensor) -> Tensor:
+        if self.world_size & (self.world_size - 1):
+            parts = [torch.empty_like(partial) for _ in range(self.world_size)]
+            dist.all_gather(parts, partial)
+            return partial.copy_(self.add(parts))
+        return self._halve_and_double(partial)
+
+    def _halve_and_double(self, partial: Tensor) -> Tensor:
+        """Recursive halving, nearest neighbour first, then doubling (Rabenseifner 2004).
+
+        On the way down each of two neighbours sums one half of what both hold; on the way up they swap the sums. In
+        every step a neighbour stands for the sibling subtree of the same size, so the additions are those of `add`.
+        """
+        flat, start, end = partial.view(-1), 0, partial.numel()
+        steps: list[tuple[int, Tensor, Tensor]] = []
+        for level in range(self.world_size.bit_length() - 1):
+            neighbour = self.rank ^ (1 << level)
+            middle = (start + end) // 2
+            is_lower = self.rank < neighbour
+            mine, theirs = (start, middle), (middle, end)
+            if not is_lower:
+                mine, theirs = theirs, mine
+            kept, given = flat[slice(*mine)], flat[slice(*theirs)]
+            # Two operands: their order changes no bit.
+            kept.add_(_swap(neighbour, given, torch.empty_like(kept)))
+            steps.append((neighbour, kept, given))
+            start, end = mine
+        for neighbour, kept, given in reversed(steps):
+            _swap(neighbour, kept, given)
+        return partial
+
+
+def _swap(neighbour: int, give: Tensor, take: Tensor) -> Tensor:
+    """Exchange tensors with a neighbour; empty ones are not sent."""
+    sides = []
+    if give.numel():
+        sides.append(dist.P2POp(dist.isend, give, neighbour))
+    if take.numel():
+        sides.append(dist.P2POp(dist.irecv, take, neighbour))
+    for work in dist.batch_isend_irecv(sides) if sides else ():
+        work.wait()
+    return take
 
 
 class PartialSums:

@@ -6,24 +6,22 @@ A worker of a group and a plain process run the same loop; how many workers ther
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
+from unet_core.backward import AllAtOnce, Backward, LaneByLane
 from unet_core.checkpoint import Position, TrainState, clone_weights
 from unet_core.errors import RecipeError, TrainingError
-from unet_core.inference import autocast
 from unet_core.loader import Batch, LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.reader import ShardReader
-from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
+from unet_core.reduction import LaneTree
 from unet_core.validation import Validation, score_images, summarise
 
 
@@ -39,6 +37,8 @@ class TrainConfig:
     """Samples that a step takes from each lane; a batch has lanes * samples_per_lane."""
     block_shards: int
     """Samples are shuffled among this many neighbouring shards."""
+    exact: bool
+    """The same bits for every number of workers; false: DDP's own sums, equal to rounding, in one pass a worker."""
     threads_per_worker: int
     """Threads of a worker's arithmetic; part of the recipe, since sums inside an operation follow it."""
     precision: Literal["float32", "bfloat16"]
@@ -149,16 +149,8 @@ class Trainer:
         self.position = Position()
         self.best_score: float | None = None
         self.best_weights = clone_weights(self.model)
-        self._gradients = GradientTree(self.model, tree)
-        self._statistics = BatchStatistics(self.model)
-        self._network = self._wrap()
-
-    def _wrap(self) -> nn.Module:
-        if self.tree.world_size == 1:
-            return self.model
-        network = DistributedDataParallel(self.model, forward_sync_buffers=False)
-        network.register_comm_hook(None, self._gradients.hook)
-        return network
+        make_backward = LaneByLane if config.exact else AllAtOnce
+        self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device)
 
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
@@ -240,35 +232,10 @@ class Trainer:
         )
 
     def _step(self, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
-        """One optimizer step: a forward and backward pass per lane, sums along the tree."""
+        """One optimizer step."""
         self.model.train()
-        self._statistics.begin()
         self.optimizer.zero_grad(set_to_none=True)
-        scalars = PartialSums()
-        for number, batch in enumerate(batches):
-            is_last = number == len(batches) - 1
-            loss = self._run_lane(batch, synchronise=is_last)
-            if self.tree.world_size == 1 or not is_last:
-                self._gradients.keep()
-            scalars.push([torch.cat([loss.detach().reshape(1), self._statistics.read_lane().to(self.device)])])
-        if self.tree.world_size == 1:
-            self._gradients.finish_alone()
-        else:
-            self._gradients.finish_group()
-        means = self.tree.all_reduce(scalars.pop_total()[0]) / self.tree.num_lanes
-        self._statistics.finish(means[1:])
-        return self._update(float(means[0]), batches, steps_per_epoch)
-
-    def _run_lane(self, batch: Batch, *, synchronise: bool) -> Tensor:
-        network = self._network
-        hold = network.no_sync() if isinstance(network, DistributedDataParallel) and not synchronise else nullcontext()
-        with hold:
-            with autocast(self.device, self.spec.precision):
-                logits = network(batch.images.to(self.device))
-            masks = batch.masks.to(self.device)
-            loss = self.loss(logits, masks.long() if masks.dim() == 3 else masks)
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return self._update(self._backward.run(batches), batches, steps_per_epoch)
 
     def _update(self, loss: float, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
         step = self.position.step

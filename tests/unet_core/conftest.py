@@ -122,6 +122,7 @@ def make_config() -> Callable[..., TrainConfig]:
         lanes=4,
         samples_per_lane=1,
         block_shards=2,
+        exact=True,
         threads_per_worker=1,
         precision="float32",
         channels_last=True,

@@ -19,7 +19,7 @@ from unet_core.index import read_index
 from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
-from unet_core.reduction import LaneTree
+from unet_core.reduction import LaneTree, PartialSums
 from unet_core.samples import ImageConfig
 from unet_core.trainer import TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
@@ -60,6 +60,23 @@ def hash_state(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def sum_vectors(*, rank: int, world_size: int) -> dict[str, str]:
+    """Hash of the sum over eight lanes of vectors of several lengths."""
+    tree = LaneTree(lanes=8, rank=rank, world_size=world_size)
+    found = {}
+    for length in (1, 2, 3, 7, 1001):
+        sums = PartialSums()
+        for lane in tree.lanes:
+            values = torch.randn(length, generator=torch.Generator().manual_seed(lane)) * 10.0 ** (lane % 4)
+            sums.push([values])
+        # Two on the way at once, as buckets are.
+        (partial,) = sums.pop_total()
+        both = [tree.start_all_reduce(part) for part in (partial, 2 * partial)] if world_size > 1 else []
+        total, doubled = (future.wait() for future in both) if both else (partial, 2 * partial)
+        found[str(length)] = hash_state({"total": total, "doubled": doubled})
+    return found
+
+
 def work(about: dict[str, Any], rank: int, world_size: int) -> None:
     """One worker: join the group, train the cases, write what came out."""
     torch.set_num_threads(1)
@@ -68,7 +85,9 @@ def work(about: dict[str, Any], rank: int, world_size: int) -> None:
         meeting = f"file://{directory / f'meeting_{world_size}'}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     cases = about["cases"].items()
-    found = {name: train(Path(about["shards"]), case, rank=rank, world_size=world_size) for name, case in cases}
+    found: dict[str, Any] = {"sums": sum_vectors(rank=rank, world_size=world_size)}
+    if world_size <= max(case["train"]["lanes"] for _, case in cases):
+        found |= {name: train(Path(about["shards"]), case, rank=rank, world_size=world_size) for name, case in cases}
     (directory / f"{rank}_of_{world_size}.json").write_text(json.dumps(found))
     if world_size > 1:
         dist.destroy_process_group()

@@ -460,6 +460,7 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
         "bfloat16": case("batch", precision="bfloat16"),
         "contiguous": case("batch", channels_last=False),
         "another seed": case("batch", seed=1),
+        "inexact": case("batch", exact=False),
     }
 
 
@@ -470,7 +471,7 @@ def trained_by(
     """Results of every rank of a group of so many gloo processes."""
     directory = tmp_path_factory.mktemp("workers")
     about = {
-        "world_sizes": [1, 2, 3, 4],
+        "world_sizes": [1, 2, 3, 4, 8],
         "shards": str(shapes_dir),
         "directory": str(directory),
         "cases": cases,
@@ -504,8 +505,33 @@ def test_every_number_of_workers_gives_the_same_bits(
 @pytest.mark.slow
 def test_every_case_gives_other_bits(trained_by: Callable[[int], list[Any]], cases: dict[str, Any]) -> None:
     # Otherwise equal hashes would prove nothing. Only the memory order may or may not change bits.
-    found = {name: result["hash"] for name, result in trained_by(1)[0].items() if name != "contiguous"}
+    found = {name: result["hash"] for name, result in trained_by(1)[0].items() if name not in ("contiguous", "sums")}
     assert len(set(found.values())) == len(cases) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_plain_sums_follow_the_number_of_workers_to_rounding(
+    trained_by: Callable[[int], list[Any]], workers: int
+) -> None:
+    alone, group = trained_by(1)[0]["inexact"], trained_by(workers)
+    for rank in group:
+        assert rank["inexact"]["hash"] == group[0]["inexact"]["hash"]
+    assert group[0]["inexact"]["hash"] != alone["hash"]
+    # Batch norm sees all samples of a worker at once, so more than rounding differs with it, but not much.
+    assert group[0]["inexact"]["losses"] == pytest.approx(alone["losses"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+def test_vectors_of_every_length_are_summed_along_the_tree(
+    trained_by: Callable[[int], list[Any]], workers: int
+) -> None:
+    # Lengths that no number of workers divides, and shorter ones than there are workers.
+    alone = trained_by(1)[0]["sums"]
+    assert len(set(alone.values())) == len(alone)
+    for rank in trained_by(workers):
+        assert rank["sums"] == alone
 
 
 @pytest.mark.slow
