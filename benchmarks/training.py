@@ -29,7 +29,6 @@ from unet_core.backward import merge
 from unet_core.index import read_index
 from unet_core.inference import autocast
 from unet_core.loader import LaneLoader
-from unet_core.plan import plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.trainer import Trainer
@@ -127,14 +126,7 @@ def bare_loop(threads: int, parts: int, passes: str) -> float:
     torch.set_num_threads(threads)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes))
     train = index.of_split("train")
-    plan = plan_epoch(
-        [shard.num_samples for shard in train],
-        seed=config.seed,
-        epoch=0,
-        lanes=config.lanes,
-        samples_per_lane=config.samples_per_lane,
-        block_shards=config.block_shards,
-    )
+    plan = config.plan([shard.num_samples for shard in train], epoch=0)
     loader = LaneLoader(ShardReader(SHARDS, train), spec.class_map, augment, seed=config.seed)
     batches = next(loader.steps(plan, epoch=0, lanes=range(config.lanes // parts)))
 

@@ -27,10 +27,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
 from pipeline.placement import Placement
-from unet_core.errors import TrainingError
+from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
 
+#: How long storage may be full or away while a checkpoint is written, before the training ends.
+STORAGE_PATIENCE_SECONDS = 120
 #: How often a training goes on after its workers were lost.
 MAX_WORKER_FAILURES = 3
 
@@ -179,20 +181,54 @@ def train_group(
     return Path(result.checkpoint.path)
 
 
-def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-    """Report from a worker; all workers must call it equally often, rank 0 with the checkpoint's directory."""
-    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None)
+def report(metrics: dict[str, Any], write: Callable[[Path], None] | None = None) -> None:
+    """Report from a worker; all workers must call it equally often, rank 0 with what writes the checkpoint.
+
+    `write` gets the directory to make, in a thread beside the training, and is called again where storage fails for a
+    while. The checkpoint counts once it is there.
+    """
+    if write is None:
+        ray.train.report(metrics)
+        return
+
+    folder = Path(ray.train.get_context().get_storage().experiment_fs_path)
+
+    def upload(_: Checkpoint, name: str) -> Checkpoint:
+        _try_for_a_while(lambda: write(folder / name))
+        return Checkpoint.from_directory(str(folder / name))
+
+    # Ray wants a directory to upload. There is none yet: `upload` makes it where it is to stay.
+    source = Checkpoint.from_directory(str(folder))
+    ray.train.report(
+        metrics,
+        checkpoint=source,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=False,
+        checkpoint_upload_fn=upload,
+    )
 
 
-@contextmanager
-def resume_directory() -> Iterator[Path | None]:
-    """In a worker: the checkpoint to go on from, or None."""
+def checkpoints() -> list[Path]:
+    """In a worker: directories of the checkpoints to go on from, newest first; the older ones in case it is damaged."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        yield None
-    else:
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
+        return []
+    newest = Path(checkpoint.path)
+    # Ray names them by their time.
+    older = (path for path in newest.parent.glob("checkpoint_*") if path.is_dir() and path.name < newest.name)
+    return [newest, *sorted((path for path in older if not path.name.endswith(".partial")), reverse=True)]
+
+
+def _try_for_a_while(write: Callable[[], None]) -> None:
+    """Call `write`; while storage is full or away, again and again before it becomes an error."""
+    deadline = time.monotonic() + STORAGE_PATIENCE_SECONDS
+    while True:
+        try:
+            return write()
+        except (StorageError, OSError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -205,6 +205,7 @@ train:
   lanes: 4                      # the largest number of workers
   samples_per_lane: 2
   block_shards: 4
+  exact: true
   threads_per_worker: 1
   precision: float32            # bfloat16 where the processor has it
   channels_last: true

@@ -11,7 +11,6 @@ from pipeline.placement import read_placement
 from unet_core.errors import DataError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
-from unet_core.plan import plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.samples import Array, ClassMap
 from unet_core.trainer import TrainConfig
@@ -27,14 +26,7 @@ def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
     index, config = read_index(shards), load_section("train", TrainConfig)
     train = index.of_split("train")
     reader = ShardReader(shards, train)
-    plan = plan_epoch(
-        [shard.num_samples for shard in train],
-        seed=config.seed,
-        epoch=epoch,
-        lanes=config.lanes,
-        samples_per_lane=config.samples_per_lane,
-        block_shards=config.block_shards,
-    )
+    plan = config.plan([shard.num_samples for shard in train], epoch=epoch)
     augment, threads = load_section("augment", AugmentConfig), read_placement().loader_threads
     loader = LaneLoader(reader, index.class_map, augment, seed=config.seed, threads=threads)
     rows: list[list[Array]] = []

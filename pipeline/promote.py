@@ -1,12 +1,12 @@
 """`unet promote`: the gate compares challenger and champion on today's test images, and moves the alias or not."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import tracking
 from pipeline.command import say
 from pipeline.gate import GateConfig, Verdict, judge, judge_first
+from pipeline.json_file import write_json
 from pipeline.params import load_section
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
@@ -41,8 +41,7 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
         "against": champion.number if champion else None,
     }
     verdict_path = report.with_name("verdict.json")
-    verdict_path.parent.mkdir(parents=True, exist_ok=True)
-    verdict_path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_json(verdict_path, body)
     say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
     if report.exists():
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")

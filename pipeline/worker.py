@@ -1,9 +1,9 @@
 """What a training worker does. Apart from the stage's driver, so that workers start without MLflow and its seconds."""
 
 import os
-import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from pipeline import cluster
 from pipeline.params import load_section
-from unet_core.checkpoint import read_checkpoint, write_checkpoint
+from unet_core.checkpoint import read_newest, write_checkpoint
 from unet_core.errors import TrainingError, UnetError
 from unet_core.index import ShardIndex, read_index
 from unet_core.loader import LaneLoader
@@ -55,7 +55,7 @@ def train_worker(options: dict[str, Any]) -> None:
     try:
         _train_worker(options)
     except UnetError as error:
-        cluster.report({"failure": str(error)}, None)
+        cluster.report({"failure": str(error)})
 
 
 def _train_worker(options: dict[str, Any]) -> None:
@@ -69,21 +69,19 @@ def _train_worker(options: dict[str, Any]) -> None:
         torch.use_deterministic_algorithms(mode=True)
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
-    with cluster.resume_directory() as directory:
-        if directory is not None:
-            trainer.restore(read_checkpoint(directory))
+    state, warnings = read_newest(cluster.checkpoints())
+    if state is not None:
+        trainer.restore(state)
     train = ShardReader(shards, index.of_split("train"))
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     val = ShardReader(shards, index.of_split("val"))
     started = time.monotonic()
     for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
         about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
-        with tempfile.TemporaryDirectory() as scratch:
-            kept = None
-            if told.checkpoint is not None and rank == 0:
-                kept = Path(scratch) / "checkpoint"
-                write_checkpoint(kept, spec, told.checkpoint)
-            cluster.report(about, kept)
+        if warnings:
+            about["warnings"], warnings = warnings, []
+        kept = told.checkpoint if rank == 0 else None
+        cluster.report(about, partial(write_checkpoint, spec=spec, state=kept) if kept is not None else None)
 
 
 def _record(told: Report) -> dict[str, Any]:

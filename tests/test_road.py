@@ -155,6 +155,22 @@ def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path,
     assert len(steps) == sum(1 for _ in (tree / "plots" / "curves.csv").open()) - 1
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    process = start(tree, *TRAIN)
+    wait_for_step(tree, 18)
+    process.kill()
+    process.wait()
+    found = tree.glob(".unet/training/*/workers/checkpoint_*")
+    *_, older, newest = sorted(path for path in found if (path / "train_state.json").exists())
+    weights_file = newest / "last.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-8] + bytes(8))
+    told = run(tree, *TRAIN)
+    assert f"checkpoint is damaged: {weights_file}." in told
+    assert f"An older one is taken: {older}." in told
+    assert weights(tree) == weights(road)
+
+
 def test_predict_writes_masks_of_the_original_size(road: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -8,7 +8,7 @@ checkpoint directory   the same (best on validation so far), and
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,24 @@ def read_checkpoint(directory: Path) -> TrainState:
         last_weights=_read_tensors(directory / "last.safetensors"),
         optimizer=_join_optimizer(_read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
     )
+
+
+def read_newest(directories: Sequence[Path]) -> tuple[TrainState | None, list[str]]:
+    """The state of the first directory that is whole, None without directories; and what is wrong with those before.
+
+    ModelError of the first if none is whole: to begin anew would throw away what the user believes to have.
+    """
+    damaged: list[ModelError] = []
+    for directory in directories:
+        try:
+            state = read_checkpoint(directory)
+        except ModelError as error:
+            damaged.append(error)
+        else:
+            return state, [f"{error} An older one is taken: {directory}." for error in damaged]
+    if damaged:
+        raise damaged[0]
+    return None, []
 
 
 def _write_model_files(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:

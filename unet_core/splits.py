@@ -1,6 +1,6 @@
 """Group -> train, val or test, by a stable hash: adding data never moves an old sample.
 
-Samples that belong together (one group, or near duplicates) go to one split. Batches are divided in the order in which
+Samples that belong together (one group, or duplicates) go to one split. Batches are divided in the order in which
 they came, each knowing only those before it, so that the division of the first ten is the same whatever the eleventh
 brings.
 """
@@ -35,7 +35,7 @@ class SplitConfig:
     """Length of contiguous blocks into which a group (a volume, a video) is cut, in steps of its order column; each
     block is divided like a group of its own. null: a group stays whole."""
     leaks: Literal["error", "report"] = "error"
-    """What near duplicates, or samples of one group, in two splits mean where the source declares splits."""
+    """What duplicates, or samples of one group, in two splits mean where the source declares splits."""
     max_quarantined_fraction: float = 0.0
     """Share of samples, 0 to 1, that may be left out because they belong to two splits, before the stage fails."""
 
@@ -94,7 +94,7 @@ class Division:
 
 
 def divide(subjects: Sequence[Subject], pairs: Iterable[tuple[str, str]], config: SplitConfig) -> Division:
-    """Divide all samples; `pairs` are keys of near duplicates.
+    """Divide all samples; `pairs` are keys of duplicates, exact or near.
 
     What belongs together within a batch takes the split of the older samples that it belongs to as well. If these are
     in two splits, it is quarantined. A declared split is taken as declared, and a contradiction becomes a leak.
@@ -178,7 +178,7 @@ def _unit(subject: Subject, config: SplitConfig) -> str:
 def _bonds(
     subjects: Mapping[str, Subject], pairs: Iterable[tuple[str, str]], config: SplitConfig
 ) -> tuple[dict[str, set[str]], int]:
-    """Key -> keys of its near duplicates; and the number of pairs that blocks may divide.
+    """Key -> keys of its duplicates; and the number of pairs that blocks may divide.
 
     Neighbouring slices resemble each other: whoever asks for blocks accepts that at their borders.
     """
@@ -188,7 +188,7 @@ def _bonds(
         unknown = [key for key in (one, other) if key not in subjects]
         if unknown:
             raise DataError(
-                f"a near pair of an unknown sample: {one} and {other}: {unknown[0]} is not in the catalog. "
+                f"a pair of duplicates with an unknown sample: {one} and {other}: {unknown[0]} is not in the catalog. "
                 "Run the stage validate again."
             )
         if config.block is not None and subjects[one].group == subjects[other].group:
@@ -264,7 +264,7 @@ def _decide(
         else:
             places = " and ".join(f"{anchors[split]} ({split})" for split in reached)
             reason = (
-                f"bridges splits: by near duplicates or groups it belongs to {places}, itself or through others of "
+                f"bridges splits: by duplicates or groups it belongs to {places}, itself or through others of "
                 f"batch {subject.batch}. Leave it out, or remove one side."
             )
     return decided, reason
@@ -273,11 +273,11 @@ def _decide(
 def _leaks(
     splits: Mapping[str, Split], bonds: Mapping[str, set[str]], anchors_of_unit: Mapping[str, Mapping[Split, str]]
 ) -> Iterable[Leak]:
-    """Near duplicates in two splits, and for each group in two splits one pair; declared splits alone make them."""
+    """Duplicates in two splits, and for each group in two splits one pair; declared splits alone make them."""
     for one, others in sorted(bonds.items()):
         for other in sorted(others):
             if one < other and one in splits and other in splits and splits[one] != splits[other]:
-                yield Leak(keys=(one, other), splits=(splits[one], splits[other]), bond="near duplicates")
+                yield Leak(keys=(one, other), splits=(splits[one], splits[other]), bond="duplicates")
     for unit, anchors in sorted(anchors_of_unit.items()):
         places = sorted(anchors.items(), key=lambda place: SPLITS.index(place[0]))
         for split, key in places[1:]:

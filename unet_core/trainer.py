@@ -5,7 +5,7 @@ A worker of a group and a plain process run the same loop; how many workers ther
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,6 +85,17 @@ class TrainConfig:
             raise RecipeError(
                 f"train.loss: {dict(self.loss)}: weights must be above 0. Remove a loss that does not count."
             )
+
+    def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
+        """The order of an epoch over shards with so many samples."""
+        return plan_epoch(
+            shard_sizes,
+            seed=self.seed,
+            epoch=epoch,
+            lanes=self.lanes,
+            samples_per_lane=self.samples_per_lane,
+            block_shards=self.block_shards,
+        )
 
 
 def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
@@ -167,14 +178,7 @@ class Trainer:
         if not len(val):
             raise TrainingError("no validation images: the shards have none in val. Raise split.val_fraction.")
         while self.position.epoch < config.epochs:
-            plan = plan_epoch(
-                shard_sizes,
-                seed=config.seed,
-                epoch=self.position.epoch,
-                lanes=config.lanes,
-                samples_per_lane=config.samples_per_lane,
-                block_shards=config.block_shards,
-            )
+            plan = config.plan(shard_sizes, epoch=self.position.epoch)
             yield from self._run_epoch(loader, plan, val)
 
     def _run_epoch(self, loader: LaneLoader, plan: EpochPlan, val: ShardReader) -> Iterator[Report]:

@@ -1,7 +1,6 @@
 """Stage 7: the registered version on the test split -> scores per image and class, intervals, best and worst images."""
 
 import csv
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import tracking
+from pipeline.json_file import write_json
 from pipeline.params import load_section
 from pipeline.pictures import as_rgb, class_colours, fit, grid, overlay, paint_mask, write_picture
 from pipeline.placement import read_placement
@@ -69,8 +69,7 @@ def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: 
     rows = score_split(network, spec, reader, index.class_map, name="evaluate")
     write_rows(scores, rows)
     body = summarise(rows, config, spec)
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_json(metrics, body)
     write_cases(cases, rows, config.score, reader, network, spec)
     figures = write_plots(plots, body, cases)
     if version.run_id:
@@ -137,4 +136,4 @@ def write_cases(
     shades = ["#" + bytes(colour).hex() for colour in class_colours(spec.class_map)]
     colours = dict(zip(spec.class_map.names, shades, strict=True))
     body = {"colours": colours, "cases": listed}
-    (directory / "cases.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / "cases.json", body)

@@ -1,10 +1,10 @@
 """Stage 1: ledger, source and table -> the catalog, one row a sample."""
 
-import json
 import logging
 from pathlib import Path
 
 from pipeline.catalog import CatalogRow, write_catalog
+from pipeline.json_file import write_json
 from pipeline.ledger import Arrival, batch_pixels, count_batches, hash_pairs, present, read_ledger, same_files
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
@@ -51,7 +51,7 @@ def run(*, catalog: Path, metrics: Path) -> None:
     write_catalog(catalog, rows)
     metrics.parent.mkdir(parents=True, exist_ok=True)
     counts = {"samples": len(rows), "batches": count_batches(arrivals)}
-    metrics.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+    write_json(metrics, counts)
     log.info("ingest: %d samples", len(rows))
 
 

@@ -1,11 +1,11 @@
 """Stage 6: the trained model -> a version in the registry, found by its weights' hash, alias `challenger`."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import tracking
+from pipeline.json_file import write_json
 from pipeline.lineage import data_state, git_state
 from pipeline.params import RECIPE, load_section
 from pipeline.placement import read_placement
@@ -33,5 +33,5 @@ def run(*, shards: Path, model: Path, receipt: Path) -> None:
     tracking.set_alias(client, version, tracking.CHALLENGER)
     receipt.parent.mkdir(parents=True, exist_ok=True)
     body = {"model": config.model, "weights_sha256": weights_hash(model)}
-    receipt.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_json(receipt, body)
     log.info("register: %s version %s %s", config.model, version.number, "made" if made else "was there already")

@@ -1,7 +1,6 @@
 """Stage 3: accepted samples -> train, val and test, by a stable hash of the group or as the source declares."""
 
 import csv
-import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from pipeline.catalog import CatalogRow, read_catalog
 from pipeline.duplicates_table import read_duplicates
+from pipeline.json_file import write_json
 from pipeline.params import load_section
 from unet_core.errors import DataError
 from unet_core.splits import SPLITS, Division, Leak, Split, SplitConfig, Subject, divide
@@ -23,7 +23,7 @@ def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, me
     pairs = read_duplicates(duplicates)
     division = divide([_subject(row) for row in rows], [(pair.a, pair.b) for pair in pairs], config)
     left_out = [{"key": key, "reason": reason} for key, reason in sorted(division.quarantined.items())]
-    _write_json(quarantined, left_out)
+    write_json(quarantined, left_out)
     kinds = Counter(pair.kind for pair in pairs)
     strata = _count_strata(rows, division)
     samples = Counter(division.splits.values())
@@ -35,7 +35,7 @@ def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, me
         "pairs_in_blocks": division.num_pairs_in_blocks,
         "leaks": len(division.leaks),
     }
-    _write_json(metrics, {**summary, "strata": strata} if strata else summary)
+    write_json(metrics, {**summary, "strata": strata} if strata else summary)
     _judge_leaks(division.leaks, config)
     _judge_quarantined(left_out, len(rows), config, quarantined)
     _judge_counts(samples, len({row.group for row in rows}))
@@ -127,11 +127,6 @@ def _write_splits(path: Path, splits: Mapping[str, Split]) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["key", "split"])
         writer.writerows(sorted(splits.items()))
-
-
-def _write_json(path: Path, body: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
 def read_splits(path: Path) -> dict[str, Split]:

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import cluster, tracking
 from pipeline.command import note_seconds
+from pipeline.json_file import write_json
 from pipeline.lineage import code_hash, data_state, git_state
 from pipeline.params import RECIPE, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
@@ -27,7 +28,7 @@ from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.plan import lanes_of_workers, plan_epoch
+from unet_core.plan import lanes_of_workers
 from unet_core.reader import ShardReader
 from unet_core.trainer import TrainConfig, has_native_bfloat16
 from unet_core.transforms import AugmentConfig
@@ -84,14 +85,7 @@ _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "aug
 def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     weighted_loss(config.loss, spec.class_map)
-    plan = plan_epoch(
-        [shard.num_samples for shard in index.of_split("train")],
-        seed=config.seed,
-        epoch=0,
-        lanes=config.lanes,
-        samples_per_lane=config.samples_per_lane,
-        block_shards=config.block_shards,
-    )
+    plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
     loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
@@ -147,6 +141,8 @@ class Watch:
         self.failure = None
         if self._bar is None:
             self._bar = Progress(total=told["num_steps"], label="train", unit="steps")
+        for warning in told.get("warnings", ()):
+            log.warning("train: %s", warning)
         self._resting, self.seconds = told["resting"], told["seconds"]
         for step in told["steps"]:
             if step["step"] not in self._steps:
@@ -195,8 +191,7 @@ class Watch:
             "steps": len(self._steps),
             "samples_resting_per_epoch": self._resting,
         }
-        metrics.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        write_json(metrics, body)
         steps = [(number, step["loss"], step["learning_rate"]) for number, step in sorted(self._steps.items())]
         _write_table(curves, ("step", "train_loss", "learning_rate"), steps)
         seen = [(number, found["loss"], found["dice"]) for number, found in sorted(self._validations.items())]

@@ -1,6 +1,5 @@
 """Stage 2: read every pair once -> accepted rows, those rejected with their reasons, duplicates, a page for people."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pipeline.catalog import CatalogRow, read_catalog, write_catalog
 from pipeline.data_page import count_kinds, render
 from pipeline.duplicates_table import write_duplicates
 from pipeline.findings import Finding, Findings, Reading, check_all, read_one
+from pipeline.json_file import write_json
 from pipeline.params import load_section
 from pipeline.pictures import contact_sheet, write_picture
 from pipeline.placement import read_placement
@@ -59,9 +59,9 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     )
     found = check_all(read_catalog(catalog), reading, read_placement())
     good, bad = found.good, found.bad
-    _write_json(rejected, [{"key": finding.row.key, "reason": finding.reason} for finding in bad])
+    write_json(rejected, [{"key": finding.row.key, "reason": finding.reason} for finding in bad])
     summary = _summary(found, reading.class_map)
-    _write_json(metrics, summary)
+    write_json(metrics, summary)
     if good:
         shown = [read_one(row, reading) for row in _spread([finding.row for finding in good], 8)]
         write_picture(examples, contact_sheet(shown, reading.class_map))
@@ -119,8 +119,3 @@ def _summary(found: Findings, class_map: ClassMap) -> dict[str, Any]:
 def _spread(rows: Sequence[CatalogRow], count: int) -> list[CatalogRow]:
     """A few rows, evenly from the whole list."""
     return [rows[number * len(rows) // count] for number in range(min(count, len(rows)))] if rows else []
-
-
-def _write_json(path: Path, body: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")

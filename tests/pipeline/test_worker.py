@@ -31,3 +31,14 @@ def test_imagenets_statistics_are_for_colour_images_only(small_data) -> None:
         else:
             with pytest.raises(TrainingError, match=r"^model.input_statistics: imagenet is for RGB images. "):
                 read_recipe(index)
+
+
+def test_imagenets_statistics_are_for_8_bits_only(small_data) -> None:
+    from pipeline.worker import read_recipe
+
+    small_data.write_recipe(images={"channels": 3, "bits": 16}, model={"input_statistics": "imagenet"})
+    small_data.run("ingest", "validate", "split", "shard")
+    with pytest.raises(
+        TrainingError, match=r"^model.input_statistics: imagenet is for images of 8 bits a channel, not"
+    ):
+        read_recipe(read_index(Path("data/shards")))

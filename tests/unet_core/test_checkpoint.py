@@ -22,6 +22,7 @@ from unet_core.checkpoint import (
     load_weights,
     read_checkpoint,
     read_model,
+    read_newest,
     read_spec,
     weights_hash,
     write_checkpoint,
@@ -443,3 +444,25 @@ def test_full_disk_keeps_the_older_model(small_disk: Path, make_spec: Callable[.
     with pytest.raises(StorageError, match=r"disk full .*model|model.*No space left"):
         write_model(small_disk / "model", large, network(large).state_dict())
     assert_same(load_file(small_disk / "model" / WEIGHTS_NAME), network(small).state_dict())
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(tmp_path: Path, spec: ModelSpec) -> None:
+    states = [replace(trained_state(spec), position=Position(epoch=0, step_in_epoch=n, step=n)) for n in (1, 2)]
+    for state in states:
+        write_checkpoint(tmp_path / f"checkpoint_{state.position.step}", spec, state)
+    newest_first = [tmp_path / "checkpoint_2", tmp_path / "checkpoint_1"]
+    found, warnings = read_newest(newest_first)
+    assert found is not None
+    assert (found.position.step, warnings) == (2, [])
+    (tmp_path / "checkpoint_2/last.safetensors").write_bytes(b"")
+    found, warnings = read_newest(newest_first)
+    assert found is not None
+    assert found.position.step == 1
+    assert warnings == [
+        f"checkpoint is damaged: {tmp_path}/checkpoint_2/last.safetensors. Remove the directory to start anew. "
+        f"An older one is taken: {tmp_path}/checkpoint_1."
+    ]
+    (tmp_path / "checkpoint_1/train_state.json").unlink()
+    with pytest.raises(ModelError, match=r"^checkpoint is damaged: .*/checkpoint_2/last"):
+        read_newest(newest_first)
+    assert read_newest([]) == (None, [])

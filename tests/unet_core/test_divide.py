@@ -112,8 +112,8 @@ def test_what_belongs_together_is_in_one_split(data: Data, config: SplitConfig) 
 @given(data_sets(("train", "test", "val", None)))
 def test_what_belongs_together_is_in_one_split_or_a_reported_leak(data: Data) -> None:
     found = divide(data.subjects, data.pairs, DECLARED)
-    near = {frozenset(leak.keys) for leak in found.leaks if leak.bond == "near duplicates"}
-    groups = {leak.bond for leak in found.leaks} - {"near duplicates"}
+    near = {frozenset(leak.keys) for leak in found.leaks if leak.bond == "duplicates"}
+    groups = {leak.bond for leak in found.leaks} - {"duplicates"}
     about = {subject.key: subject for subject in data.subjects}
     for subject in data.subjects:
         assert subject.declared is None or found.splits[subject.key] == subject.declared
@@ -148,7 +148,7 @@ def test_a_newcomer_that_bridges_two_splits_is_quarantined_with_what_came_with_i
     found = divide(subjects, [("new", TRAIN), (TEST, "new"), ("friend", "new")], PLAIN)
     assert set(found.splits) == {TRAIN, TEST, "other"}
     reason = (
-        f"bridges splits: by near duplicates or groups it belongs to {TRAIN} (train) and {TEST} (test), itself or "
+        f"bridges splits: by duplicates or groups it belongs to {TRAIN} (train) and {TEST} (test), itself or "
         "through others of batch 1. Leave it out, or remove one side."
     )
     assert found.quarantined == {"new": reason, "friend": reason}
@@ -212,7 +212,7 @@ def test_declared_splits_that_share_a_picture_or_a_group_leak() -> None:
     assert found.splits == {"a": "train", "b": "test", "c": "train", "d": "val", "e": "train"}
     assert found.quarantined == {}
     assert found.leaks == (
-        Leak(keys=("a", "b"), splits=("train", "test"), bond="near duplicates"),
+        Leak(keys=("a", "b"), splits=("train", "test"), bond="duplicates"),
         Leak(keys=("c", "d"), splits=("train", "val"), bond="both of group p"),
     )
 
@@ -224,7 +224,7 @@ def test_a_declared_training_sample_is_never_tested_by_its_likeness() -> None:
     )
     assert found.splits == {TEST: "test", TRAIN: "train"}
     # "test0" comes before "train0".
-    assert found.leaks == (Leak(keys=(TEST, TRAIN), splits=("test", "train"), bond="near duplicates"),)
+    assert found.leaks == (Leak(keys=(TEST, TRAIN), splits=("test", "train"), bond="duplicates"),)
 
 
 def test_near_duplicates_among_declared_training_samples_stay_together_in_validation() -> None:
@@ -242,7 +242,7 @@ def test_a_pair_of_an_unknown_sample_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         divide([alone("a")], [("a", "b")], PLAIN)
     assert str(caught.value) == (
-        "a near pair of an unknown sample: a and b: b is not in the catalog. Run the stage validate again."
+        "a pair of duplicates with an unknown sample: a and b: b is not in the catalog. Run the stage validate again."
     )
 
 

@@ -147,7 +147,7 @@ def test_a_bridge_between_splits_stops_the_stage_and_is_named(small_data) -> Non
     with pytest.raises(DataError) as caught:
         small_data.run("split")
     reason = (
-        f"bridges splits: by near duplicates or groups it belongs to {train} (train) and {test} (test), itself or "
+        f"bridges splits: by duplicates or groups it belongs to {train} (train) and {test} (test), itself or "
         "through others of batch 2. Leave it out, or remove one side."
     )
     assert str(caught.value) == (
@@ -185,7 +185,7 @@ def test_leaks_between_declared_splits_stop_the_stage_and_name_pairs(tree) -> No
         "leaks between declared splits: 7 pairs of samples that belong together are in two splits, so that scores "
         "would flatter. Correct the declared splits or groups, or set split.leaks to report."
     )
-    assert lines[1] == "  s00 (train) and s01 (val): near duplicates"
+    assert lines[1] == "  s00 (train) and s01 (val): duplicates"
     assert len(lines) == 7
     assert lines[6] == "  ... and 2 more"
     assert not SPLITS.exists()
@@ -196,7 +196,7 @@ def test_leaks_are_reported_where_the_recipe_says_so(tree, caplog: pytest.LogCap
     tree.run("split")
     assert read_splits(SPLITS) == {"s00": "train", "s01": "val", "s02": "test", "s03": "train"}
     assert json.loads(METRICS.read_text(encoding="utf-8"))["leaks"] == 3
-    assert "3 leaks between declared splits:\n  s00 (train) and s01 (val): near duplicates" in caplog.text
+    assert "3 leaks between declared splits:\n  s00 (train) and s01 (val): duplicates" in caplog.text
 
 
 def test_strata_are_counted_and_those_without_test_or_validation_are_named(
