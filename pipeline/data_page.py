@@ -14,10 +14,11 @@ from pipeline.catalog import CatalogRow
 from pipeline.duplicates_table import DuplicatePair
 from pipeline.findings import KILLED, Finding, Findings, Reading
 from pipeline.page import Bar, embed, html_page, picture, table
-from pipeline.pictures import TILE_PX, as_rgb, class_colours, fit, grid
+from pipeline.pictures import TILE_PX, as_rgb, class_colours, fit, grid, paint_mask
 from pipeline.references import read_reference
 from unet_core.errors import UnetError
-from unet_core.images import read_image
+from unet_core.images import convert_image, read_picture
+from unet_core.masks import read_mask
 from unet_core.samples import Array, ClassMap, ImageConfig
 
 #: Pictures of each kind of problem, and of pairs.
@@ -154,7 +155,7 @@ def _show(finding: Finding, reading: Reading) -> str:
 
 def _show_row(row: CatalogRow, reading: Reading) -> str:
     """Image and first mask beside each other; crossed out what can't be read."""
-    shown = [_readable(reading.source, reference) for reference in (row.image, *row.masks[:1])]
+    shown = [_readable_image(row, reading), _readable_mask(row, reading)]
     if all(found is None for found in shown):
         return "<p class='soft'>no picture can be read</p>"
     tiles = [_crossed() if found is None else fit(found) for found in shown]
@@ -170,10 +171,27 @@ def _crossed() -> Array:
     return np.repeat(tile[..., None], 3, axis=-1)
 
 
-def _readable(source: str, reference: str) -> Array | None:
-    """A file as a picture, bright enough to be seen; None where it can't be read."""
+def _readable_image(row: CatalogRow, reading: Reading) -> Array | None:
+    """The image as a picture, bright enough to be seen; None where it can't be read."""
+    # Of a file with several pages the one that the recipe means, or the first.
+    return _picture(reading.source, row.image, reading.images.page or 0)
+
+
+def _readable_mask(row: CatalogRow, reading: Reading) -> Array | None:
+    """The mask in the colours of its classes; its first file as it is where it can't be read as the recipe says."""
     try:
-        found = read_image(read_reference(source, reference), ImageConfig(channels=3, percentiles=(0, 100)))
+        masks = [read_reference(reading.source, mask) for mask in row.masks]
+        return paint_mask(read_mask(masks, reading.class_map), reading.class_map)
+    except UnetError:
+        return _picture(reading.source, row.masks[0], None)
+
+
+def _picture(source: str, reference: str, page: int | None) -> Array | None:
+    try:
+        file = read_reference(source, reference)
+        picture = read_picture(file, "file", page)
+        channels = picture.pixels.shape[2] if picture.colour == "channels" else 3
+        found = convert_image(picture, ImageConfig(channels=channels, percentiles=(0, 100)), where=file.name)
     except UnetError:
         return None
     return as_rgb(np.ascontiguousarray(found))

@@ -117,16 +117,21 @@ def check_all(rows: Sequence[CatalogRow], reading: Reading, placement: Placement
     check = partial(check_row, reading=reading)
     findings = list(map_parallel(check, rows, placement=placement, label="validate", on_death=killed))
     readable = [finding for finding in findings if finding.reason is None]
-    pairs, num_crowded = find_duplicates(readable, reading, placement)
-    reasons = find_contradictions(readable, pairs)
     bad = [finding for finding in findings if finding.reason is not None]
-    bad += [
-        Finding(row=finding.row, reason=reasons[finding.row.key]) for finding in readable if finding.row.key in reasons
-    ]
+    while True:
+        pairs, num_crowded = find_duplicates(readable, reading, placement)
+        reasons = find_contradictions(readable, pairs)
+        if not reasons:
+            break
+        bad += [
+            dataclasses.replace(found, reason=reasons[found.row.key]) for found in readable if found.row.key in reasons
+        ]
+        # Compared anew without them: what was a duplicate of one that goes must not lose its bond to the others.
+        readable = [finding for finding in readable if finding.row.key not in reasons]
     return Findings(
-        good=tuple(finding for finding in readable if finding.row.key not in reasons),
+        good=tuple(readable),
         bad=tuple(sorted(bad, key=lambda finding: finding.row.key)),
-        pairs=tuple(pair for pair in pairs if pair.a not in reasons and pair.b not in reasons),
+        pairs=tuple(pairs),
         num_crowded=num_crowded,
     )
 
@@ -195,15 +200,22 @@ def _planes(mask: Array, class_map: ClassMap) -> list[Array]:
 
 
 def find_contradictions(findings: Sequence[Finding], pairs: Sequence[DuplicatePair]) -> dict[str, str]:
-    """Key -> reason: equal pixels with different masks. The one that came later goes; in one batch both do."""
-    batches = {finding.row.key: finding.row.batch for finding in findings}
-    reasons = {}
+    """Key -> reason: equal pixels with different masks. What came later goes; of those that came first together all."""
+    by_key = {finding.row.key: finding for finding in findings}
+    copies: dict[str, list[Finding]] = {}
     for pair in pairs:
-        if pair.kind == "exact" and not pair.masks_agree:
-            guilty = [(pair.b, pair.a)] if batches[pair.a] < batches[pair.b] else [(pair.a, pair.b), (pair.b, pair.a)]
-            for key, other in guilty:
-                reasons[key] = (
-                    f"masks contradict each other: {key}: {other} has the same pixels and another mask. "
-                    "Remove one of them, or correct its mask."
+        if pair.kind == "exact":
+            copies.setdefault(pair.a, [by_key[pair.a]]).append(by_key[pair.b])
+    reasons = {}
+    for group in copies.values():
+        batch = min(finding.row.batch for finding in group)
+        firsts = [finding for finding in group if finding.row.batch == batch]
+        agree = len({finding.mask_sha256 for finding in firsts}) == 1
+        for finding in group if agree else firsts:
+            other = next((first for first in firsts if first.mask_sha256 != finding.mask_sha256), None)
+            if other is not None:
+                reasons[finding.row.key] = (
+                    f"masks contradict each other: {finding.row.key}: {other.row.key} has the same pixels and another "
+                    "mask. Remove one of them, or correct its mask."
                 )
     return reasons

@@ -40,6 +40,10 @@ def init(*, source: str, recipe: str | None, force: bool) -> None:
         _tell(source, look)
         text = write_recipe(source, look)
     before = RECIPE.read_bytes() if RECIPE.exists() else None
+    old = RECIPE.with_name(f"{RECIPE.name}.old")
+    if before is not None and not replaceable:
+        # Before anything else: recording may take an hour, and its process may be killed.
+        old.write_bytes(before)
     RECIPE.write_text(text, encoding="utf-8")
     try:
         add()
@@ -50,8 +54,6 @@ def init(*, source: str, recipe: str | None, force: bool) -> None:
         else:
             RECIPE.write_bytes(before)
         raise
-    if before is not None and not replaceable:
-        RECIPE.with_name(f"{RECIPE.name}.old").write_bytes(before)
     say(f"recipe written: {RECIPE}; read it through, above all `masks` and `split`")
     say("next: dvc repro")
 
@@ -112,7 +114,6 @@ def _tell(source: str, look: Look) -> None:
 def write_recipe(source: str, look: Look) -> str:
     """The text of a recipe with defaults that fit what was seen."""
     meaning = look.meaning
-    channels = 1 if set(look.modes) <= {"L", "1"} else 3
     smallest = min(min(size) for size in look.sizes)
     crop = 256 if smallest >= 512 else 128
     num_train = max(1, int(look.num_images * 0.7))
@@ -131,7 +132,8 @@ def write_recipe(source: str, look: Look) -> str:
         classes=classes,
         ignore="null" if meaning.ignore is None else meaning.ignore,
         background=meaning.background or "null",
-        channels=channels,
+        channels=look.channels,
+        depth=PERCENTILES if look.is_deep else "",
         declared=_declared(look.table.words if look.table is not None else look.split_words),
         epochs=epochs,
         loss=loss,
@@ -163,6 +165,10 @@ def _declared(words: tuple[str, ...]) -> str:
     return ", ".join(f"{_text(word)}: {split}" for word, split in meant.items())
 
 
+#: For images of more than 8 bits a channel.
+PERCENTILES = """\
+  percentiles: [1, 99]          # black and white of each image; value_range: [low, high] is one for all
+"""
 TEMPLATE = """\
 # Written by `unet init`. Everything that may change the result; where and how fast is set by the environment.
 ingest:
@@ -172,7 +178,7 @@ ingest:
   mask_pattern: {mask_pattern}
 {key}{table}images:
   channels: {channels}                   # 1 gray, 3 RGB
-masks:
+{depth}masks:
   kind: {kind}              # multiclass: one index image; multilabel: one binary image per class; instances: ids
   classes:                      # name: pixel value or colour; rename as you like
 {classes}

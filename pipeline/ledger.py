@@ -4,21 +4,19 @@ A text file, one JSON object a line, only ever appended to; DVC tracks it, since
 """
 
 import dataclasses
-import io
 import json
 import logging
+import math
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from pipeline.progress import progress
 from pipeline.references import hash_image, hash_masks, read_reference
 from pipeline.source import Pair
+from unet_core.decode import measure
 from unet_core.errors import DataError
 from unet_core.images import FileBytes
 
@@ -133,9 +131,7 @@ def same_files(one: Arrival, other: Arrival) -> bool:
 
 def hash_pairs(pairs: Sequence[Pair], source: str, batch: int) -> list[Arrival]:
     """The lines that record pairs as they lie in the source, in their order; every file is read once."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
-        # Validation judges large images; here they are only counted.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool:
         lines = pool.map(lambda pair: hash_pair(pair, source, batch), pairs)
         return list(progress(lines, total=len(pairs), label="hash", unit="samples"))
 
@@ -157,8 +153,7 @@ def hash_pair(pair: Pair, source: str, batch: int) -> Arrival:
 def count_pixels(image: FileBytes) -> int:
     """Width x height as the file's header says, without decoding; 0 for a file that is no image."""
     try:
-        with Image.open(io.BytesIO(image.data)) as picture:
-            return picture.width * picture.height
+        return math.prod(measure(image.data))
     except Exception:
         # Whatever a damaged header brings a decoder to raise: validation will say what is wrong with the file.
         log.debug("no size in the header of %s", image.name, exc_info=True)

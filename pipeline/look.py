@@ -13,12 +13,16 @@ from pipeline.patterns import find_by_pattern
 from pipeline.references import read_reference
 from pipeline.source import Pair
 from pipeline.storage import is_url, join, list_files, open_file, read_file
+from unet_core.decode import describe
 from unet_core.errors import DataError
 from unet_core.images import FileBytes, read_picture
 from unet_core.masks import read_mask_values
+from unet_core.picture import Picture
 
 #: Files that are opened to learn what the masks mean.
 NUM_LOOKED_AT = 200
+#: Images that are decoded whole, to learn their channels and depth.
+NUM_DECODED = 16
 #: Colours or values that can be classes; more are objects' numbers or smoothed edges.
 MAX_CLASSES = 32
 
@@ -54,6 +58,9 @@ class Look:
     num_images: int
     modes: Mapping[str, int]
     sizes: Mapping[tuple[int, int], int]
+    channels: int
+    is_deep: bool
+    """Whether images have more than 8 bits a channel."""
     meaning: Meaning
     table: Table | None
     split_words: tuple[str, ...]
@@ -73,12 +80,17 @@ def look_at(source: str) -> Look:
     # Whoever has an image without mask hears it here, as from `unet add`.
     pairs = find_by_pattern(source, names, layout.config(source), layout.class_map())
     modes, sizes = _read_headers(source, _spread(pairs) if is_url(source) else pairs)
+    pictures = [
+        read_picture(read_reference(source, pair.image), "image", page=0) for pair in _spread(pairs, NUM_DECODED)
+    ]
     split_words = tuple(sorted({pair.split for pair in pairs if pair.split is not None}))
     return Look(
         layout=layout,
         num_images=len(pairs),
         modes=modes,
         sizes=sizes,
+        channels=_channels(pictures),
+        is_deep=any(picture.bits > 8 or picture.pixels.dtype != np.uint8 for picture in pictures),
         meaning=_look_at_planes(source, layout, pairs) if layout.classes else _look_at_masks(source, pairs),
         table=None if split_words else _look_for_table(source, names, {pair.key for pair in pairs}),
         split_words=split_words,
@@ -91,17 +103,27 @@ def _read_headers(source: str, pairs: Sequence[Pair]) -> tuple[Counter[str], Cou
     for pair in pairs:
         try:
             with open_file(source, pair.image) as stream, Image.open(stream) as picture:
-                modes[picture.mode] += 1
-                sizes[picture.size] += 1
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            address = join(source, pair.image)
-            raise DataError(f"image can't be read: {address}: {error}. Export it again, or remove the pair.") from error
+                mode, size = picture.mode, picture.size
+        except (OSError, SyntaxError, ValueError):
+            # Pillow knows fewer kinds of TIFF than we read.
+            file = read_reference(source, pair.image)
+            height, width = read_picture(file, "image", page=0).pixels.shape[:2]
+            mode, size = describe(file.data), (width, height)
+        modes[mode] += 1
+        sizes[size] += 1
     return modes, sizes
 
 
-def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
+def _channels(pictures: Sequence[Picture]) -> int:
+    """What the network should see: gray, colours, or the channels of another sensor."""
+    if any(picture.colour == "channels" for picture in pictures):
+        return max(picture.pixels.shape[2] for picture in pictures)
+    return 1 if all(picture.colour == "gray" for picture in pictures) else 3
+
+
+def _spread(pairs: Sequence[Pair], count: int = NUM_LOOKED_AT) -> Sequence[Pair]:
     """A part of many, evenly from the whole list."""
-    return pairs[:: max(1, len(pairs) // NUM_LOOKED_AT)]
+    return pairs[:: -(-len(pairs) // count) or 1]
 
 
 def _look_at_planes(source: str, layout: Layout, pairs: Sequence[Pair]) -> Meaning:

@@ -90,6 +90,8 @@ def _list_folder(root: str, *, follow_links: bool) -> list[str]:
                 name = prefix + entry.name
                 real = _real_path(entry, top, root, name, follow_links=follow_links) if entry.is_symlink() else None
                 if not entry.is_dir():
+                    if not entry.is_file() and Path(entry.path).exists():
+                        raise DataError(f"not a file: {join(root, name)}: a pipe, socket or device. Remove it.")
                     names.append(name)
                 elif entry.name.startswith("."):
                     names.append(name + "/")

@@ -42,8 +42,15 @@ def read_table(source: str, config: IngestConfig) -> dict[str, Row]:
             raise DataError(f"no such column: {address}: {column}. It has {columns}; correct the ingest section.")
     found: dict[str, Row] = {}
     for line, row in rows:
-        about = dict(zip(columns, row, strict=False))
         where = f"{address}: line {line}"
+        if len(row) > len(columns):
+            raise DataError(
+                f"too many cells: {where}: {len(row)} cells, {len(columns)} columns. Quote cells that hold a comma."
+            )
+        # A space that nobody sees would make two groups of one.
+        about = {
+            column: cell.strip() if isinstance(cell, str) else cell for column, cell in zip(columns, row, strict=False)
+        }
         for column in needed:
             if not about.get(column):
                 raise DataError(f"an empty cell: {where}: no {column}. Complete the line.")

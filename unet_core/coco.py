@@ -24,6 +24,10 @@ from unet_core.samples import IGNORE_INDEX, Array, ClassMap
 Region = npt.NDArray[np.int64]
 
 
+#: Of all regions of an image: half a gigabyte of numbers.
+MAX_REGION_PIXELS = 2**26
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
     """One annotated region."""
@@ -126,14 +130,17 @@ def _parse(data: bytes) -> tuple[tuple[int, int], list[Annotation]]:
     if type(height) is not int or type(width) is not int:
         raise DataError(f"height {height!r} and width {width!r} are no whole numbers. Export them again.")
     check_size(width=width, height=height)
-    annotations = [
-        Annotation(
-            category=str(entry["category"]),
-            is_crowd=bool(entry.get("iscrowd", 0)),
-            region=_read_region(entry["segmentation"], height, width),
-        )
-        for entry in body["annotations"]
-    ]
+    annotations, num_pixels = [], 0
+    for entry in body["annotations"]:
+        region = _read_region(entry["segmentation"], height, width)
+        num_pixels += region.size
+        if num_pixels > MAX_REGION_PIXELS:
+            raise DataError(
+                f"regions of more than {MAX_REGION_PIXELS / 1e6:.0f} million pixels together, taken for a "
+                "decompression bomb. Cut the image into parts, or remove the sample."
+            )
+        is_crowd = bool(entry.get("iscrowd", 0))
+        annotations.append(Annotation(category=str(entry["category"]), is_crowd=is_crowd, region=region))
     return (height, width), annotations
 
 
@@ -151,7 +158,12 @@ def _decode_runs(runs: Sequence[int], height: int, width: int) -> Region:
     """Runs of other and own pixels in turn, down the columns -> pixel numbers in row order."""
     if not all(type(run) is int and 0 <= run <= height * width for run in runs) or sum(runs) != height * width:
         raise DataError(f"runs don't add up to {height} x {width} pixels. Export the annotations again.")
-    ends = np.cumsum(np.array(runs, dtype=np.int64))
+    lengths = np.array(runs, dtype=np.int64)
+    if 16 * lengths[1::2].sum() > lengths.sum():
+        # A region that covers much of the image: turning a plane over is quicker than sorting its numbers.
+        own = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        return np.flatnonzero(own.reshape(width, height).T)
+    ends = np.cumsum(lengths)
     places = [np.arange(start, end) for start, end in zip(ends[::2], ends[1::2], strict=False)]
     in_columns = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
     return np.sort(in_columns % height * width + in_columns // height)

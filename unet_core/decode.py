@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from unet_core.picture import Picture, Pixels, UnusableError, as_palette, check_size, choose_page, is_turned, orient
 from unet_core.png import SIGNATURE, PngHeader, check_png, decode_plain_png
-from unet_core.tiff import decode_tiff, describe_tiff
+from unet_core.tiff import decode_tiff, describe_tiff, measure_tiff
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -57,6 +57,14 @@ def decode(data: bytes, page: int | None) -> Picture:
             picture.seek(number)
         picture.load()
         return _interpret(picture, header)
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Width and height of the first page, from its header; raises whatever the decoder raises on damage."""
+    if data.startswith(TIFF_SIGNATURES):
+        return measure_tiff(data)
+    with _open(data) as picture:
+        return picture.size
 
 
 def file_ending(data: bytes) -> str:

@@ -43,6 +43,8 @@ class LaneLoader:
         self._threads = threads
         if augment.crop_px is None:
             self._check_one_size()
+        if reader.shards:
+            self._augmentation.check(self._blank())
 
     def _check_one_size(self) -> None:
         heights = [height for shard in self._reader.shards for height in shard.heights]
@@ -52,6 +54,15 @@ class LaneLoader:
                 f"training images differ in size: heights {min(heights)} to {max(heights)}, widths {min(widths)} to "
                 f"{max(widths)} px. Set augment.crop_px in params.yaml, so that batches can be made."
             )
+
+    def _blank(self) -> Sample:
+        """A sample of the shape and depth of all others, for transforms to be tried on."""
+        shard = self._reader.shards[0]
+        height, width = (self._crop_px or size[0] for size in (shard.heights, shard.widths))
+        values = np.random.default_rng(0).integers(0, 256, (height, width, len(shard.channel_sums)))
+        planes = (self._class_map.num_classes,) if self._class_map.kind == "multilabel" else ()
+        kind = np.uint16 if self._class_map.kind == "instances" else np.uint8
+        return Sample(key="", image=values.astype(shard.dtype), mask=np.zeros((height, width, *planes), kind))
 
     def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
         """Batches of `lanes` for each step of an epoch, beginning at step `first`."""

@@ -1,6 +1,7 @@
 """An image file and its mask files -> a sample, once they are found to belong together."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import unet_core.coco
@@ -15,6 +16,9 @@ from unet_core.hashing import hash_file
 from unet_core.images import FileBytes, ImageConfig, convert_image, read_picture
 from unet_core.masks import read_mask
 from unet_core.samples import ClassMap, Sample
+
+#: Libraries whose next version may decode a file to other pixels.
+DECODERS = ("pillow", "imagecodecs", "tifffile")
 
 
 def read_sample(
@@ -36,7 +40,7 @@ def read_sample(
 
 
 def reading_hashes() -> list[str]:
-    """Hashes of the source that turns files into samples: files that are read in another way are other shards."""
+    """Hashes and versions of what turns files into samples: files that are read in another way are other shards."""
     modules = (
         unet_core.coco,
         unet_core.decode,
@@ -46,4 +50,5 @@ def reading_hashes() -> list[str]:
         unet_core.png,
         unet_core.tiff,
     )
-    return [hash_file(Path(str(module.__file__))) for module in modules] + [hash_file(Path(__file__))]
+    own = [hash_file(Path(str(module.__file__))) for module in modules] + [hash_file(Path(__file__))]
+    return own + [f"{name} {version(name)}" for name in DECODERS]

@@ -62,8 +62,8 @@ def choose_page(num_pages: int, page: int | None) -> int:
     if page is None:
         if num_pages > 1:
             raise UnusableError(
-                f"has {num_pages} pages",
-                "which one is meant is not said",
+                "has several pages",
+                f"{num_pages}, and which one is meant is not said",
                 "Choose one with images.page (the first is 0), or export the page as a file of its own.",
             )
         return 0

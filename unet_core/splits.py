@@ -81,6 +81,10 @@ class Leak:
     """Why they belong together."""
 
 
+#: What samples have in common, by kind and name: a group, or a duplicate that is left out.
+Tie = tuple[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Division:
     """Every sample is in a split or quarantined."""
@@ -106,24 +110,25 @@ def divide(subjects: Sequence[Subject], pairs: Iterable[tuple[str, str]], config
     bonds, num_pairs_in_blocks = _bonds({subject.key: subject for subject in subjects}, pairs, config)
     splits: dict[str, Split] = {}
     quarantined: dict[str, str] = {}
-    anchors_of_unit: dict[str, dict[Split, str]] = defaultdict(dict)
+    anchors_of_tie: dict[Tie, dict[Split, str]] = defaultdict(dict)
     in_order = sorted(subjects, key=lambda subject: (subject.batch, subject.key))
     for _, batch in groupby(in_order, key=lambda subject: subject.batch):
         newcomers = list(batch)
+        ties = {subject.key: _ties(subject.key, units, bonds, quarantined) for subject in newcomers}
         decided: dict[str, Split] = {}
-        for component in _components(newcomers, units, bonds):
-            anchors = _anchors(component, units, bonds, anchors_of_unit, splits)
+        for component in _components(newcomers, ties, bonds):
+            anchors = _anchors(component, ties, bonds, anchors_of_tie, splits)
             found, reason = _decide(component, units, anchors, config)
             decided |= found
             quarantined |= {subject.key: reason for subject in component if subject.key not in found}
         splits |= decided
         for subject in newcomers:
-            if subject.key in decided:
-                anchors_of_unit[units[subject.key]].setdefault(decided[subject.key], subject.key)
+            for tie in ties[subject.key] if subject.key in decided else ():
+                anchors_of_tie[tie].setdefault(decided[subject.key], subject.key)
     return Division(
         splits=splits,
         quarantined=quarantined,
-        leaks=tuple(_leaks(splits, bonds, anchors_of_unit)),
+        leaks=tuple(_leaks(splits, bonds, anchors_of_tie)),
         num_pairs_in_blocks=num_pairs_in_blocks,
     )
 
@@ -199,8 +204,16 @@ def _bonds(
     return bonds, num_pairs_in_blocks
 
 
+def _ties(
+    key: str, units: Mapping[str, str], bonds: Mapping[str, set[str]], quarantined: Mapping[str, str]
+) -> tuple[Tie, ...]:
+    """What joins a sample to others that may have no bond with it: its group, and duplicates that are left out."""
+    left_out = sorted(other for other in bonds.get(key, ()) if other in quarantined)
+    return ("of group", units[key]), *(("duplicates of", other) for other in left_out)
+
+
 def _components(
-    newcomers: Sequence[Subject], units: Mapping[str, str], bonds: Mapping[str, set[str]]
+    newcomers: Sequence[Subject], ties: Mapping[str, Sequence[Tie]], bonds: Mapping[str, set[str]]
 ) -> list[list[Subject]]:
     """Newcomers that belong together, directly or through other newcomers."""
     parents = {subject.key: subject.key for subject in newcomers}
@@ -211,10 +224,11 @@ def _components(
             key = parents[key]
         return key
 
-    first_of_unit: dict[str, str] = {}
+    first_of_tie: dict[Tie, str] = {}
     for subject in newcomers:
         key = subject.key
-        parents[root(key)] = root(first_of_unit.setdefault(units[key], key))
+        for tie in ties[key]:
+            parents[root(key)] = root(first_of_tie.setdefault(tie, key))
         for other in bonds.get(key, ()):
             if other in parents:
                 parents[root(key)] = root(other)
@@ -226,9 +240,9 @@ def _components(
 
 def _anchors(
     component: Sequence[Subject],
-    units: Mapping[str, str],
+    ties: Mapping[str, Sequence[Tie]],
     bonds: Mapping[str, set[str]],
-    anchors_of_unit: Mapping[str, Mapping[Split, str]],
+    anchors_of_tie: Mapping[Tie, Mapping[Split, str]],
     splits: Mapping[str, Split],
 ) -> dict[Split, str]:
     """Splits of the older samples that a component belongs to, each with one of these. Quarantined ones are nowhere."""
@@ -237,8 +251,9 @@ def _anchors(
         for key in sorted(bonds.get(subject.key, ())):
             if key in splits:
                 anchors.setdefault(splits[key], key)
-        for split, key in anchors_of_unit.get(units[subject.key], {}).items():
-            anchors.setdefault(split, key)
+        for tie in ties[subject.key]:
+            for split, key in anchors_of_tie.get(tie, {}).items():
+                anchors.setdefault(split, key)
     return anchors
 
 
@@ -271,14 +286,14 @@ def _decide(
 
 
 def _leaks(
-    splits: Mapping[str, Split], bonds: Mapping[str, set[str]], anchors_of_unit: Mapping[str, Mapping[Split, str]]
+    splits: Mapping[str, Split], bonds: Mapping[str, set[str]], anchors_of_tie: Mapping[Tie, Mapping[Split, str]]
 ) -> Iterable[Leak]:
     """Duplicates in two splits, and for each group in two splits one pair; declared splits alone make them."""
     for one, others in sorted(bonds.items()):
         for other in sorted(others):
             if one < other and one in splits and other in splits and splits[one] != splits[other]:
                 yield Leak(keys=(one, other), splits=(splits[one], splits[other]), bond="duplicates")
-    for unit, anchors in sorted(anchors_of_unit.items()):
+    for (kind, name), anchors in sorted(anchors_of_tie.items()):
         places = sorted(anchors.items(), key=lambda place: SPLITS.index(place[0]))
         for split, key in places[1:]:
-            yield Leak(keys=(places[0][1], key), splits=(places[0][0], split), bond=f"both of group {unit}")
+            yield Leak(keys=(places[0][1], key), splits=(places[0][0], split), bond=f"both {kind} {name}")

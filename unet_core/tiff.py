@@ -51,6 +51,13 @@ def describe_tiff(data: bytes) -> str:
         return f"TIFF, {page.samplesperpixel} x {page.dtype}"
 
 
+def measure_tiff(data: bytes) -> tuple[int, int]:
+    """Width and height of the first page, from its header."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        return page.imagewidth, page.imagelength
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
     """How a TIFF's directories are written: formats of `struct`, with the byte order."""

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import cv2
@@ -19,6 +20,9 @@ import numpy as np
 from unet_core.codecs import Pixels, num_planes
 from unet_core.errors import RecipeError
 from unet_core.samples import IGNORE_INDEX, ClassMap, Sample, Window
+
+#: How often each transform is tried before a training: one that turns or cuts shows in some draws only.
+NUM_TRIED_DRAWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +81,36 @@ class Augmentation:
     """The recipe's transforms, checked when made: an unknown name or argument is a RecipeError that names it."""
 
     def __init__(self, config: AugmentConfig, class_map: ClassMap) -> None:
+        self._config = config
         self._make = (lambda: _compose(config.transforms, class_map)) if config.transforms else None
+        self._class_map = class_map
         # Transforms hold their random state, so every thread of a loader has its own.
         self._threads = threading.local()
-        if self._make is not None:
-            self._make()
+        for number, entry in enumerate(config.transforms):
+            _check_entry(entry, class_map, f"augment.transforms[{number}]")
+
+    def check(self, blank: Sample) -> None:
+        """Draw each transform a few times on a sample of the data's shape and depth; RecipeError names what fails."""
+        for number, entry in enumerate(self._config.transforms):
+            # Alone and always: a draw that is rare must not end the training in its third night.
+            one = Augmentation(AugmentConfig(crop_px=None, transforms=({**entry, "p": 1.0},)), self._class_map)
+            for seed in range(NUM_TRIED_DRAWS):
+                where = f"augment.transforms[{number}]: {entry['name']}"
+                try:
+                    done = one.apply(blank, seed)
+                except RecipeError:
+                    raise
+                except Exception as error:
+                    text = " ".join(str(error).split()) or type(error).__name__
+                    raise RecipeError(
+                        f"a transform can't work on these images: {where}: {blank.image.dtype} {blank.image.shape}: "
+                        f"{text}. Remove it, or choose another."
+                    ) from error
+                if done.image.shape != blank.image.shape or done.mask.shape != blank.mask.shape:
+                    raise RecipeError(
+                        f"a transform changes the size: {where}: {blank.image.shape} becomes {done.image.shape}. "
+                        "Remove it, or set augment.crop_px so that images are square."
+                    )
 
     def apply(self, sample: Sample, seed: int) -> Sample:
         """Transform image and mask by the draw that belongs to `seed`."""
@@ -118,28 +147,9 @@ def _reseed(compose: Any, seed: int) -> None:
 
 
 def _compose(transforms: Sequence[Mapping[str, Any]], class_map: ClassMap) -> Any:
-    # Without this, importing albumentations asks the network for its newest version.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
-    known = {
-        name: cls
-        for name, cls in vars(albumentations).items()
-        if isinstance(cls, type) and issubclass(cls, albumentations.BasicTransform)
-    }
-    known["D4"] = _quick_d4(albumentations.D4)
-    made = []
-    for number, entry in enumerate(transforms):
-        where = f"augment.transforms[{number}]"
-        arguments = dict(entry)
-        name = arguments.pop("name", None)
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else " See the list of albumentations' transforms."
-            raise RecipeError(f"unknown transform: {where}: {name!r}.{hint}")
-        if class_map.kind == "multiclass" and "fill_mask" not in arguments and class_map.ignore is not None:
-            arguments |= _ignore_fill(known[name])
-        made.append(_make(known[name], arguments, where))
+    made = [_make(entry, class_map) for entry in transforms]
     # No per-call check of shapes: image and mask were checked when they were validated.
     compose = albumentations.Compose(made, is_check_shapes=False)
     compose.set_random_state(np.random.Generator(np.random.PCG64(0)), random.Random(0))  # noqa: S311
@@ -184,24 +194,69 @@ TURNS = {
 }
 
 
-def _ignore_fill(transform: type) -> dict[str, int]:
-    """Pixels that a rotation brings in from outside belong to no class, where the recipe has such a value."""
-    schema = getattr(transform, "InitSchema", None)
-    return {"fill_mask": IGNORE_INDEX} if schema is not None and "fill_mask" in schema.model_fields else {}
+@cache
+def _known() -> dict[str, Any]:
+    """Albumentations' transforms by name."""
+    # Without this, importing albumentations asks the network for its newest version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations
+
+    found = {
+        name: cls
+        for name, cls in vars(albumentations).items()
+        if isinstance(cls, type) and issubclass(cls, albumentations.BasicTransform)
+    }
+    return {**found, "D4": _quick_d4(albumentations.D4)}
 
 
-def _make(transform: Any, arguments: dict[str, Any], where: str) -> Any:
-    name = transform.__name__
+def _check_entry(entry: Mapping[str, Any], class_map: ClassMap, where: str) -> None:
+    """Make a transform once; RecipeError for a name or an argument that it does not know.
+
+    In one thread only: filters of warnings belong to the whole process.
+    """
+    name = entry.get("name")
+    if name not in _known():
+        near = difflib.get_close_matches(str(name), _known(), n=1)
+        hint = f" Did you mean {near[0]}?" if near else " See the list of albumentations' transforms."
+        raise RecipeError(f"unknown transform: {where}: {name!r}.{hint}")
     with warnings.catch_warnings():
         # Albumentations only warns of an argument that it does not know, and goes on without it.
         warnings.simplefilter("error")
         try:
-            return transform(**{key: _tuple(value) for key, value in arguments.items()})
+            made = _make(entry, class_map)
         except (TypeError, ValueError, UserWarning) as error:
             text = " ".join(str(error).split())
             raise RecipeError(
                 f"bad argument of a transform: {where}: {name}: {text}. Correct the entry in params.yaml."
             ) from error
+    # Border mode 0 fills with a value, others with pixels of the image.
+    if _fills_mask(entry) and _class_outside(class_map) is None and getattr(made, "border_mode", 0) == 0:
+        raise RecipeError(
+            f"a transform brings in pixels of no class: {where}: {name}. Say what they are: masks.ignore or "
+            "masks.background, or fill_mask (the number of a class, the first is 0) or border_mode: 4 (mirrored) here."
+        )
+
+
+def _make(entry: Mapping[str, Any], class_map: ClassMap) -> Any:
+    arguments = {key: _tuple(value) for key, value in entry.items() if key != "name"}
+    if _fills_mask(entry) and _class_outside(class_map) is not None:
+        arguments["fill_mask"] = _class_outside(class_map)
+    return _known()[entry["name"]](**arguments)
+
+
+def _fills_mask(entry: Mapping[str, Any]) -> bool:
+    """Whether a transform draws pixels from outside into the mask, and the recipe does not say what they are."""
+    schema = getattr(_known()[entry["name"]], "InitSchema", None)
+    return "fill_mask" not in entry and schema is not None and "fill_mask" in schema.model_fields
+
+
+def _class_outside(class_map: ClassMap) -> int | None:
+    """The mask's value beyond the image's edge; None where nothing says which class is there."""
+    if class_map.kind != "multiclass":
+        return 0
+    if class_map.ignore is not None:
+        return IGNORE_INDEX
+    return None if class_map.background is None else class_map.names.index(class_map.background)
 
 
 def _tuple(value: Any) -> Any:

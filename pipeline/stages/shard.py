@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from pipeline.references import read_row
 from pipeline.source import IngestConfig
 from pipeline.stages.split import read_splits
 from unet_core.codecs import CODECS, Codec
-from unet_core.errors import RecipeError
+from unet_core.errors import DataError, RecipeError
 from unet_core.hashing import hash_file
 from unet_core.index import Originals, ShardEntry, ShardIndex, write_index
 from unet_core.packing import Counts, PackedSample, pack_all, pass_through
@@ -31,6 +32,8 @@ from unet_core.splits import SPLITS, Split
 from unet_core.tiles import cut_tiles
 
 log = logging.getLogger(__name__)
+
+TILE_KEY = re.compile(r"@\d+-\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,7 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     assigned = read_splits(splits)
     # What `split` quarantined has none.
     rows = [row for row in read_catalog(accepted) if row.key in assigned]
+    _check_keys(rows, config)
     jobs = plan_shards(rows, assigned, config, images, class_map)
     shards.mkdir(parents=True, exist_ok=True)
     with finished_shards(shards) as finished:
@@ -99,6 +103,17 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
         write_index(shards, ShardIndex(class_map=class_map, channels=images.channels, shards=tuple(entries)))
     kept = sum(entry.content in finished for entry in entries)
     log.info("shard: %d written, %d kept, %.1f MB", len(entries) - kept, kept, sum(e.num_bytes for e in entries) / 1e6)
+
+
+def _check_keys(rows: Sequence[CatalogRow], config: ShardConfig) -> None:
+    if config.tile_px is None:
+        return
+    alike = [row.key for row in rows if TILE_KEY.search(row.key)]
+    if alike:
+        raise DataError(
+            f"a key that a tile could have: {alike[0]}. Rename the sample (tiles are named KEY@ROW-COLUMN), or set "
+            "shard.tile_px: null."
+        )
 
 
 def plan_shards(

@@ -15,6 +15,8 @@ from unet_core.splits import SPLITS, Division, Leak, Split, SplitConfig, Subject
 
 log = logging.getLogger(__name__)
 
+COLUMNS = ["key", "split"]
+
 
 def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, metrics: Path) -> None:
     """Write key -> split, and those that fit into none; DataError for leaks, too many of those, or an empty split."""
@@ -125,12 +127,18 @@ def _write_splits(path: Path, splits: Mapping[str, Split]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["key", "split"])
+        writer.writerow(COLUMNS)
         writer.writerows(sorted(splits.items()))
 
 
 def read_splits(path: Path) -> dict[str, Split]:
     """Key -> split, as this stage wrote it; quarantined samples are not in it."""
     with path.open(newline="", encoding="utf-8") as stream:
-        found = {row["key"]: row["split"] for row in csv.DictReader(stream)}
-    return {key: split for key, word in found.items() for split in SPLITS if split == word}
+        head, *lines = list(csv.reader(stream)) or [[]]
+    if head != COLUMNS:
+        raise DataError(f"not a table of splits: {path}: its columns are {head}. Run `dvc repro -f split`.")
+    known = {str(split): split for split in SPLITS}
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(COLUMNS) or line[1] not in known:
+            raise DataError(f"table of splits is damaged: {path}: line {number}: {line}. Run `dvc repro -f split`.")
+    return {key: known[word] for key, word in lines}

@@ -118,3 +118,29 @@ def test_the_page_names_every_problem_and_shows_it_even_when_the_stage_fails(tre
     assert text.count("data:image/png;base64,") >= 4
     assert "mask size differs from image" in text
     assert not Path("data/accepted.parquet").exists()
+
+
+def test_copies_of_rejected_samples_stay_duplicates_of_each_other(tree) -> None:
+    image = drawing(1)
+    put(tree, "a", image)
+    put(tree, "b", image, np.zeros_like(image))
+    tree.write_recipe()
+    tree.record()
+    for key in ("n0", "n1", "n2"):
+        put(tree, key, image)
+    assert [entry["key"] for entry in validate(tree)] == ["a", "b"]
+    assert [(pair.a, pair.b) for pair in read_duplicates(DUPLICATES)] == [("n0", "n1"), ("n0", "n2")]
+
+
+def test_of_many_contradicting_masks_all_that_came_together_go(tree) -> None:
+    image = drawing(1)
+    put(tree, "a", image)
+    put(tree, "b", image, np.zeros_like(image))
+    put(tree, "c", image)
+    put(tree, "other", drawing(2))
+    tree.write_recipe()
+    tree.record()
+    # Compared with each other once the first ones are gone.
+    put(tree, "d", image)
+    put(tree, "e", image, np.full_like(image, 255))
+    assert [entry["key"] for entry in validate(tree)] == ["a", "b", "c", "d", "e"]

@@ -1,10 +1,12 @@
 import contextlib
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.catalog import read_catalog
@@ -472,3 +474,41 @@ def test_a_written_recipe_has_every_section(tree) -> None:
 
     put([0, 255])
     assert tuple(yaml.safe_load(write_recipe(str(SOURCE), look_at(str(SOURCE))))) == tuple(SECTIONS)
+
+
+def test_deep_gray_images_get_one_channel_and_a_choice_of_black_and_white(tree) -> None:
+    put([0, 255])
+    for number in range(4):
+        deep = np.tile(np.arange(20, dtype=np.uint16) * 900 + number, (16, 1))
+        save(SOURCE / "images" / f"{number:03d}.png", deep)
+    images = load_written(SOURCE, look_at(str(SOURCE)))["images"]
+    assert images == ImageConfig(channels=1, percentiles=(1, 99))
+
+
+def test_images_of_another_sensor_get_all_their_channels(tree) -> None:
+    put([0, 255])
+    for number in range(4):
+        (SOURCE / "images" / f"{number:03d}.png").unlink()
+        pixels = np.full((16, 20, 5), number, np.uint8)
+        tifffile.imwrite(
+            SOURCE / "images" / f"{number:03d}.tif", pixels, photometric="minisblack", planarconfig="contig"
+        )
+    look = look_at(str(SOURCE))
+    assert (look.channels, look.is_deep, look.sizes) == (5, False, {(20, 16): 4})
+
+
+def test_no_more_files_are_looked_at_than_promised() -> None:
+    from pipeline.look import _spread
+
+    for count in (1, 16, 17, 199, 200, 201, 399, 400, 401):
+        assert 0 < len(_spread(range(count))) <= 200  # type: ignore[arg-type]
+
+
+def test_the_old_recipe_is_safe_before_anything_is_recorded(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    put([0, 255])
+    RECIPE.write_text("mine: true\n")
+    monkeypatch.setattr("pipeline.init.add", lambda: os._exit(9))
+    if (child := os.fork()) == 0:
+        init(source=str(SOURCE), recipe=None, force=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert RECIPE.with_name("params.yaml.old").read_text() == "mine: true\n"

@@ -4,7 +4,9 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -238,3 +240,9 @@ def test_a_batch_counts_what_is_new_changed_and_removed() -> None:
         {"batch": 2, "new": 0, "changed": 1, "removed": 1},
         {"batch": 3, "new": 2, "changed": 0, "removed": 0},
     ]
+
+
+def test_pixels_of_many_channels_count_as_others_do() -> None:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.zeros((20, 30, 5), np.float32), photometric="minisblack", planarconfig="contig")
+    assert count_pixels(FileBytes(name="a.tif", data=stream.getvalue())) == 600

@@ -1,5 +1,6 @@
 """Files on this machine and at URLs, read by name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,9 @@ def test_an_address_of_an_unknown_kind_is_refused_without_its_password() -> None
     text = str(caught.value)
     assert text.startswith("a place can't be reached: nowhere://***@host/folder/a.png: ")
     assert "secret" not in text
+
+
+def test_a_pipe_in_the_source_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"^not a file: .*/pipe: a pipe, socket or device\. Remove it\."):
+        list_files(str(tmp_path))

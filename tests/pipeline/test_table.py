@@ -230,3 +230,15 @@ def test_a_table_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"key,patient\na,M\xfcller\n")
     with pytest.raises(DataError, match=r"table can't be read: .*t\.csv"):
         read_table(str(tmp_path), config(table="t.csv"))
+
+
+def test_a_line_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    write_table(tmp_path, "about.csv", "key,stain,group\na,H,E,p1\n")
+    with pytest.raises(DataError, match=r"^too many cells: .*about.csv: line 2: 4 cells, 3 columns. Quote cells that"):
+        read_table(str(tmp_path), config(table="about.csv"))
+
+
+def test_spaces_around_a_cell_make_no_other_group(tmp_path: Path) -> None:
+    write_table(tmp_path, "about.csv", "key,group\na,p1\nb, p1 \n")
+    found = read_table(str(tmp_path), config(table="about.csv", group_column="group"))
+    assert {row["group"] for row in found.values()} == {"p1"}

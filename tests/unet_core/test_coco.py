@@ -149,3 +149,28 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(RecipeError, match=r"polygons need pycocotools, .*pip install 'unet-pipeline\[coco\]'"):
         read_coco(text({"category": "crop", "segmentation": [[0, 0, 1, 0, 1, 1]]}), CLASSES, where="scan")
+
+
+OBJECTS = ClassMap(kind="instances", classes={"background": 0, "a": 1}, background="background")
+
+
+def test_large_regions_are_decoded_as_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.01, 0.5, 0.99):
+        plane = rng.random((13, 17)) < share
+        flat = plane.T.reshape(-1)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [True]])))
+        counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+        found = read(
+            text(runs("a", counts) | {"segmentation": {"size": [13, 17], "counts": counts}}, height=13, width=17),
+            OBJECTS,
+        )
+        assert (np.array(found) > 0).tolist() == plane.tolist()
+
+
+def test_regions_that_claim_more_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unet_core.coco.MAX_REGION_PIXELS", 20)
+    with pytest.raises(
+        DataError, match=r"annotations can't be used: .*: regions of more than 0 million pixels together"
+    ):
+        read(text(runs("a", [0, 12]), runs("a", [0, 12])), OBJECTS)

@@ -260,3 +260,25 @@ def test_impossible_values_are_refused(change: dict[str, float], text: str) -> N
     with pytest.raises(RecipeError) as caught:
         replace(PLAIN, **change)  # type: ignore[arg-type]
     assert str(caught.value) == text
+
+
+def test_copies_of_a_quarantined_sample_stay_together_in_one_batch_and_later() -> None:
+    old = [alone(TRAIN), alone(TEST)]
+    bridge = alone("bridge", batch=1)
+    # By themselves they would be in two splits.
+    copies = [alone(key_in("train", skip=1), batch=2), alone(key_in("test", skip=1), batch=2)]
+    later = alone(key_in("val"), batch=3)
+    pairs = [(TRAIN, "bridge"), (TEST, "bridge"), *(("bridge", copy.key) for copy in (*copies, later))]
+    found = divide([*old, bridge, *copies, later], pairs, PLAIN)
+    assert set(found.quarantined) == {"bridge"}
+    assert len({found.splits[copy.key] for copy in (*copies, later)}) == 1
+    assert found.leaks == ()
+
+
+def test_declared_copies_of_a_quarantined_sample_in_two_splits_leak() -> None:
+    old = [alone(TRAIN, declared="train"), alone(TEST, declared="test")]
+    bridge = alone("bridge", batch=1)
+    copies = [alone("c", batch=2, declared="train"), alone("d", batch=2, declared="test")]
+    pairs = [(TRAIN, "bridge"), (TEST, "bridge"), ("bridge", "c"), ("bridge", "d")]
+    found = divide([*old, bridge, *copies], pairs, DECLARED)
+    assert [leak.bond for leak in found.leaks] == ["both duplicates of bridge"]

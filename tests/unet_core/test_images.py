@@ -236,7 +236,7 @@ def test_several_pages_without_a_choice_are_refused(form: str) -> None:
     with pytest.raises(DataError) as caught:
         read_image(named(paged(form), "stack"), ONE)
     assert str(caught.value) == (
-        "image has 2 pages: stack: which one is meant is not said. "
+        "image has several pages: stack: 2, and which one is meant is not said. "
         "Choose one with images.page (the first is 0), or export the page as a file of its own."
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet_core.errors import TrainingError
+from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.packing import pack_all
@@ -226,3 +226,14 @@ def test_images_of_different_sizes_make_batches_with_a_crop(uneven: ShardReader,
     ((batch,),) = loader.steps(made, epoch=0, lanes=range(1))
     assert batch.images.shape == (2, 3, 12, 12)
     assert batch.masks.shape == (2, 12, 12)
+
+
+def test_a_loader_tries_its_transforms_on_the_shape_of_the_data(
+    tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
+) -> None:
+    samples = [random_sample("a", height=9, width=11)]
+    reader = ShardReader(tmp_path, [write_shard(tmp_path, "train/a.tar", "content", pack_all(samples, cells_map))])
+    turning = [{"name": "D4", "p": 1.0}]
+    with pytest.raises(RecipeError, match=r"^a transform changes the size: .* becomes \(11, 9, 3\)"):
+        LaneLoader(reader, cells_map, AugmentConfig(crop_px=None, transforms=turning), seed=0)
+    LaneLoader(reader, cells_map, AugmentConfig(crop_px=8, transforms=turning), seed=0)

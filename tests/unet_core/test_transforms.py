@@ -1,4 +1,5 @@
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -278,3 +279,73 @@ def test_d4_of_many_planes_is_that_of_the_image(shapes_map: ClassMap, draw_sampl
         np.testing.assert_array_equal(done.image, done.mask[..., :3])
         seen.add(done.image.tobytes())
     assert len(seen) == 8
+
+
+GROUND_LAST = ClassMap(kind="multiclass", classes={"cell": 255, "ground": 0}, background="ground")
+
+
+def test_pixels_turned_in_from_outside_are_background_where_nothing_is_ignored() -> None:
+    sample = Sample(key="a", image=np.full((16, 16, 3), 9, np.uint8), mask=np.ones((16, 16), np.uint8))
+    done = augmentation(GROUND_LAST, [{"name": "Affine", "rotate": [45, 45], "p": 1.0}]).apply(sample, 0)
+    assert (done.mask == 1).all()
+
+
+def test_pixels_of_no_class_are_refused_unless_mirrored() -> None:
+    neither = ClassMap(kind="multiclass", classes={"cell": 255, "ground": 0})
+    with pytest.raises(
+        RecipeError, match=r"^a transform brings in pixels of no class: augment.transforms\[0\]: Affine\. "
+    ):
+        augmentation(neither, [{"name": "Affine", "rotate": [45, 45], "p": 1.0}])
+    augmentation(neither, [{"name": "Affine", "rotate": [45, 45], "border_mode": 4, "p": 1.0}])
+    augmentation(neither, [{"name": "Affine", "rotate": [45, 45], "fill_mask": 1, "p": 1.0}])
+
+
+def test_threads_that_begin_to_transform_leave_the_filters_of_warnings_alone(
+    cells_map: ClassMap, random_sample: Callable[..., Sample]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        for _ in range(10):
+            one = augmentation(cells_map, RICH)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda seed, one=one: one.apply(random_sample("a"), seed), range(8)))
+        assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "entry", "text"),
+    [
+        (
+            (8, 12, 3),
+            np.uint8,
+            {"name": "D4", "p": 0.1},
+            r"^a transform changes the size: augment.transforms\[0\]: D4: ",
+        ),
+        (
+            (8, 8, 5),
+            np.uint8,
+            {"name": "CLAHE"},
+            r"^a transform can't work on these images: .*: CLAHE: uint8 \(8, 8, 5\)",
+        ),
+        (
+            (8, 8, 3),
+            np.uint8,
+            {"name": "DualTransform"},
+            r"^a transform can't work on these images: .*: DualTransform: ",
+        ),
+        ((8, 8, 3), np.uint8, {"name": "ToFloat"}, r"^a transform changes the kind of number: "),
+    ],
+)
+def test_a_transform_that_cannot_work_is_found_before_training(
+    cells_map: ClassMap, shape: tuple[int, ...], dtype: type, entry: dict[str, Any], text: str
+) -> None:
+    blank = Sample(key="", image=np.zeros(shape, dtype), mask=np.zeros(shape[:2], np.uint8))
+    with pytest.raises(RecipeError, match=text):
+        augmentation(cells_map, [entry]).check(blank)
+
+
+def test_transforms_that_work_pass_the_check(cells_map: ClassMap) -> None:
+    blank = Sample(key="", image=np.zeros((32, 32, 3), np.uint8), mask=np.zeros((32, 32), np.uint8))
+    augmentation(cells_map, RICH).check(blank)

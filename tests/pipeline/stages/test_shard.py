@@ -348,3 +348,13 @@ def test_original_files_are_decoded_by_validation_only(sharded, monkeypatch: pyt
 def test_impossible_knobs_are_refused(change: dict[str, object], text: str) -> None:
     with pytest.raises(RecipeError, match=text):
         ShardConfig(**{"target_mb": 1.0, "tile_px": None, "codec": "raw", **change})
+
+
+def test_a_key_that_a_tile_could_have_is_refused_where_images_are_cut(small_data) -> None:
+    for folder in ("images", "masks"):
+        path = small_data.source / folder / "s00.png"
+        shutil.copy(path, path.with_name("s00@0-0.png"))
+    small_data.write_recipe(shard={"tile_px": 10})
+    small_data.record()
+    with pytest.raises(DataError, match=r"^a key that a tile could have: s00@0-0\. Rename the sample"):
+        small_data.run(*ALL)

@@ -225,3 +225,18 @@ def test_a_volume_is_divided_by_blocks(small_data) -> None:
     assert set(splits.values()) == {"train", "val", "test"}
     metrics = json.loads(METRICS.read_text(encoding="utf-8"))
     assert (metrics["pairs_in_blocks"], metrics["near_pairs"], metrics["leaks"]) == (11, 11, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("key,split\na,train\nb,Test\n", r"line 3: \['b', 'Test'\]"),
+        ("key,split\na,train\nc", r"line 3: \['c'\]"),
+        ("key\na\n", r"its columns are \['key'\]"),
+        ("", r"its columns are \[\]"),
+    ],
+)
+def test_a_damaged_table_of_splits_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "splits.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"{told}.*Run `dvc repro -f split`"):
+        read_splits(tmp_path / "splits.csv")
