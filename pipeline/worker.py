@@ -12,7 +12,7 @@ import torch
 from pipeline import cluster
 from pipeline.params import load_section
 from unet_core.checkpoint import read_checkpoint, write_checkpoint
-from unet_core.errors import TrainingError, UnetError
+from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
 from unet_core.loader import LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
@@ -49,16 +49,9 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
 
 
 def train_worker(options: dict[str, Any]) -> None:
-    """What every worker does; a foreseen mistake is reported, since Ray would only try it again."""
+    """What every worker does. A foreseen mistake ends the training, also if it is this worker's alone (elastic.py)."""
     # Ray starts workers elsewhere; the recipe lies in the working tree.
     os.chdir(options["root"])
-    try:
-        _train_worker(options)
-    except UnetError as error:
-        cluster.report({"failure": str(error)}, None)
-
-
-def _train_worker(options: dict[str, Any]) -> None:
     rank, world_size = cluster.rank_and_size()
     shards = Path(options["shards"])
     index = read_index(shards)
