@@ -167,7 +167,7 @@ def train_group(
     with _follow(journal, on_report):
         try:
             result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise TrainingError(
                 f"training failed: {_last_line(error)} "
                 f"The next `dvc repro` goes on from the last checkpoint in {work_dir}."

@@ -39,7 +39,7 @@ WAIT_SECONDS = 0.5
 
 
 class Journal(UserCallback):  # type: ignore[misc]
-    """Writes every report of rank 0, and every failure, to a file, and decides which failures end the training."""
+    """Writes every report of rank 0, with the samples of all, and every failure to a file; ends what can't go on."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,7 +49,10 @@ class Journal(UserCallback):  # type: ignore[misc]
         """Called by Ray when all workers have reported."""
         if checkpoint is not None:
             self._failures = 0
-        self._write(metrics[0])
+        # Ranks carry neighbouring lanes in their order, so that this is all lanes of each step.
+        of_ranks = [rank.get("samples", []) for rank in metrics]
+        samples = [[lane for rank in step for lane in rank] for step in zip(*of_ranks, strict=True)]
+        self._write({**metrics[0], "samples": samples})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called by Ray when workers died or raised; what is raised here ends the training, else Ray starts anew.

@@ -1,8 +1,10 @@
 """What a training worker does. Apart from the stage's driver, so that workers start without MLflow and its seconds."""
 
+import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from pipeline.params import load_section
 from unet_core.checkpoint import read_checkpoint, write_checkpoint
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
-from unet_core.loader import LaneLoader
+from unet_core.loader import Batch, LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ImageConfig
@@ -48,6 +51,30 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
     return spec, config, load_section("augment", AugmentConfig)
 
 
+class NotedLoader(LaneLoader):
+    """Notes which samples it served: a training's record says what each step really saw."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: list[list[str]] = []
+
+    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
+        """As LaneLoader's."""
+        for batches in super().steps(plan, epoch=epoch, lanes=lanes, first=first):
+            self._seen.append([hash_keys(batch.keys) for batch in batches])
+            yield batches
+
+    def take_seen(self) -> list[list[str]]:
+        """A hash of the keys of each lane of each step since the last call."""
+        seen, self._seen = self._seen, []
+        return seen
+
+
+def hash_keys(keys: Sequence[str]) -> str:
+    """Short hash of the samples of one lane in one step."""
+    return hashlib.sha256("\0".join(keys).encode()).hexdigest()[:16]
+
+
 def train_worker(options: dict[str, Any]) -> None:
     """What every worker does. A foreseen mistake ends the training, also if it is this worker's alone (elastic.py)."""
     # Ray starts workers elsewhere; the recipe lies in the working tree.
@@ -66,11 +93,12 @@ def train_worker(options: dict[str, Any]) -> None:
         if directory is not None:
             trainer.restore(read_checkpoint(directory))
     train = ShardReader(shards, index.of_split("train"))
-    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+    loader = NotedLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     val = ShardReader(shards, index.of_split("val"))
     started = time.monotonic()
     for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
         about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
+        about["samples"] = loader.take_seen()
         with tempfile.TemporaryDirectory() as scratch:
             kept = None
             if told.checkpoint is not None and rank == 0:

@@ -32,6 +32,15 @@ def test_the_journal_keeps_what_the_first_rank_tells(tmp_path: Path) -> None:
     assert line["time_ms"] > 0
 
 
+def test_the_journal_joins_the_samples_of_all_ranks_in_the_order_of_lanes(tmp_path: Path) -> None:
+    from pipeline.elastic import Journal
+
+    ranks = [{"samples": [["a0", "a1"], ["b0", "b1"]]}, {"samples": [["a2"], ["b2"]]}, {"samples": [["a3"], ["b3"]]}]
+    Journal(tmp_path / "journal").after_report(None, ranks, None)
+    (line,) = told(tmp_path / "journal")
+    assert line["samples"] == [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"]]
+
+
 def test_a_foreseen_mistake_of_any_rank_ends_the_training_with_its_own_sentence(tmp_path: Path) -> None:
     from pipeline.elastic import Journal
 
