@@ -5,6 +5,7 @@ CHAOS_SEED repeats a run's choices (not its moments: processes are never equally
 
 import contextlib
 import csv
+import json
 import os
 import random
 import shutil
@@ -68,8 +69,6 @@ class Training:
 
     def told(self) -> list[dict[str, Any]]:
         """The whole journal: a link keeps it when the training has ended and cleaned up."""
-        import json
-
         for journal in self._tree.glob(".unet/training/*/journal.jsonl"):
             if not self._journal.exists():
                 with contextlib.suppress(OSError):
@@ -155,8 +154,9 @@ def planned_samples(tree: Path) -> list[list[str]]:
         )
         numbers = plan.lanes.ravel()
         assert len(numbers) == len(set(numbers.tolist())) == len(keys) - plan.num_resting
-        for step in range(plan.num_steps):
-            steps.append([hash_keys([keys[number] for number in lane]) for lane in plan.step(step)])
+        steps += [
+            [hash_keys([keys[number] for number in lane]) for lane in plan.step(step)] for step in range(plan.num_steps)
+        ]
     return steps
 
 
