@@ -1,7 +1,7 @@
 """Seconds from `unet`'s start to the first training step, and from a death to the next step: of a worker, of a host.
 
-Ray as it comes needs 22 s for an empty training, and waits a minute and more for a dead host. The host dies in a cluster
-of three in network namespaces (as root, on Linux). `python -m benchmarks.recovery [--local]` prints one JSON line last.
+Ray as it comes needs 22 s to train nothing, and waits a minute and more for a dead host. The host dies in a cluster of
+three in network namespaces (as root, on Linux). `python -m benchmarks.recovery [--local]` prints one JSON line last.
 """
 
 import argparse
