@@ -49,11 +49,17 @@ torch-cpu:
 torch-cuda:
 	$(PIP) install --quiet torch==$(TORCH_VERSION)
 
-test: install-dev ## all tests
+test: install-dev ## all tests but those of cluster and chaos
 	pytest
 
 test-fast: install-dev ## the tests that start no servers or clusters
-	pytest -m 'not slow'
+	pytest -m 'not slow and not cluster and not chaos'
+
+cluster: install-dev ## the tests on several hosts (network namespaces; as root, on Linux)
+	pytest -m cluster tests/cluster
+
+chaos: install-dev ## kill processes of trainings at random moments (CHAOS_SEED, CHAOS_KILLS)
+	pytest -m chaos -s tests/chaos
 
 check: install-dev ## format, lint, types, layers
 	ruff format --check .
@@ -68,4 +74,4 @@ fmt: install-dev ## format and mend what can be mended
 ui: install ## MLflow's pages on this machine, at http://127.0.0.1:5000
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
-.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast check fmt ui
+.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check fmt ui

@@ -5,13 +5,20 @@ nothing. `python -m benchmarks.bits [--quick]` prints one JSON line last.
 """
 
 import argparse
-import hashlib
 import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workspace import make_workspace, print_result, run, start, training_workers, wait_for_step
+from benchmarks.workspace import (
+    make_workspace,
+    print_result,
+    run,
+    start,
+    training_workers,
+    wait_for_step,
+    weights_of,
+)
 
 SMALL = {"train.epochs": 4, "train.lanes": 4, "train.samples_per_lane": 2, "train.checkpoint_every_steps": 5}
 QUICK = {"model.width": 4, "model.depth": 2, "train.epochs": 2}
@@ -63,11 +70,6 @@ def train_with_a_kill(folder: Path) -> str:
     if process.wait():
         raise RuntimeError((folder / "start.log").read_text())
     return weights_of(folder)
-
-
-def weights_of(folder: Path) -> str:
-    """sha256 of the trained weights' file."""
-    return hashlib.sha256((folder / "models" / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

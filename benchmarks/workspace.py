@@ -1,12 +1,14 @@
 """A working tree of its own for a benchmark or a test: the project's files, a recipe, git and DVC."""
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ import yaml
 ROOT = Path(__file__).parents[1]
 #: What a road needs of the project; data and results are made anew.
 FILES = ("dvc.yaml", "constraints.txt", ".gitignore", ".dvcignore", "pipeline", "unet_core", "recipes")
+
+#: The training stage, apart from DVC.
+TRAIN = (
+    *("unet", "stage", "train", "--shards", "data/shards", "--model", "models/final"),
+    *("--metrics", "metrics/train.json", "--curves", "plots/curves.csv", "--validation", "plots/validation.csv"),
+    *("--examples", "plots/predictions.png"),
+)
 
 
 def make_workspace(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Path:
@@ -78,19 +87,39 @@ def start(folder: Path, *command: str, env: Mapping[str, str] | None = None) -> 
 
 def wait_for_step(folder: Path, step: int) -> None:
     """Wait until the training that was started tells of `step`; RuntimeError after two minutes."""
+    wait_for(folder, lambda told: any(record["step"] == step for record in told.get("steps", ())))
+
+
+def wait_for(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait for a line of the journal of the training that was started; RuntimeError after two minutes."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for journal in folder.glob(".unet/training/*/journal.jsonl"):
-            if any(f'"step": {step},' in line for line in journal.read_text().splitlines()):
-                return
+        for told in read_journal(folder):
+            if wanted(told):
+                return told
         time.sleep(0.1)
     raise RuntimeError((folder / "start.log").read_text())
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """What the training's workers told so far, in order."""
+    lines = []
+    for journal in folder.glob(".unet/training/*/journal.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            # The last line may be half written.
+            lines += [json.loads(line) for line in journal.read_text().split("\n")[:-1]]
+    return lines
 
 
 def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of Ray's training workers below a driver."""
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def weights_of(folder: Path) -> str:
+    """sha256 of the trained weights' file."""
+    return hashlib.sha256((folder / "models" / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Worker groups: the door to Ray."""
+"""Worker groups: the door to Ray. What runs in its controller is in elastic.py."""
 
 import json
 import logging
@@ -19,45 +19,36 @@ os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# How long Ray Train waits for room on hosts that may be gone, and for the answer of a worker that hangs.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "12")
+os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
 
 import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.callback import UserCallback
+from ray.train.torch import TorchConfig
 
-from pipeline.placement import Placement
+from pipeline.elastic import ElasticTrainer, Journal
+from pipeline.placement import Placement, Workers
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
 
+#: Seconds until a worker gives up waiting for another one in a sum. The last resort: deaths and errors are seen at
+#: once by Ray's controller, which then ends all; but validation may keep one worker longer than another.
+COLLECTIVE_SECONDS = 300
 #: How long storage may be full or away while a checkpoint is written, before the training ends.
 STORAGE_PATIENCE_SECONDS = 120
-#: How often a training goes on after its workers were lost.
-MAX_WORKER_FAILURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The workers of a training."""
+    """The workers of a training: between the two numbers, as many as there is room for."""
 
-    workers: int
+    least: int
+    most: int
     threads: int
     use_gpu: bool
-
-
-class Journal(UserCallback):  # type: ignore[misc]
-    """Writes every report of rank 0, or any rank's failure, to a file. Runs in Ray's controller, beside the driver."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """Called by Ray when all workers have reported."""
-        told = next((rank for rank in metrics if "failure" in rank), metrics[0])
-        line = json.dumps({**told, "time_ms": int(time.time() * 1000)})
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
 
 
 @contextmanager
@@ -118,22 +109,24 @@ def joblib_backend(placement: Placement) -> Iterator[tuple[str, int, tuple[type[
 def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:
     """How many workers train in the running cluster: as the placement says, else one per GPU, else as the cores allow.
 
-    Cores that stay idle are named.
+    In a cluster that the placement names, the group grows and shrinks with it. Cores that stay idle are named.
     """
     resources = ray.cluster_resources()
     gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    workers = placement.workers or min(gpus or max(1, cores // threads), lanes)
-    if workers * threads > cores or (gpus and workers > gpus):
+    room = min(gpus or max(1, cores // threads), lanes)
+    by_default = Workers(least=1, most=lanes) if placement.ray_address else Workers(least=room, most=room)
+    chosen = placement.workers or by_default
+    if chosen.least * threads > cores or (gpus and chosen.least > gpus):
         raise TrainingError(
-            f"{workers} workers with {threads} threads need more than the cluster has: {cores} cores, {gpus} GPUs. "
-            "Lower UNET_WORKERS or train.threads_per_worker, or start a larger cluster."
+            f"{chosen.least} workers with {threads} threads need more than the cluster has: {cores} cores, {gpus} "
+            "GPUs. Lower UNET_WORKERS or train.threads_per_worker, or start a larger cluster."
         )
-    idle = cores - workers * threads
+    idle = cores - min(chosen.most, room) * threads
     if not gpus and idle > 0:
         log.info(
             "%d of %d cores stay idle: more workers need a larger train.lanes (%d) or UNET_WORKERS", idle, cores, lanes
         )
-    return Group(workers=workers, threads=threads, use_gpu=gpus > 0)
+    return Group(least=chosen.least, most=chosen.most, threads=threads, use_gpu=gpus > 0)
 
 
 def train_group(
@@ -146,23 +139,29 @@ def train_group(
 ) -> Path:
     """Run `worker(config)` on every worker to the end and give the directory of the last checkpoint.
 
-    Lost workers are replaced; an interrupted training goes on from its last checkpoint in `work_dir`.
+    Lost workers are replaced, or done without where the group allows it; the training then goes on from its last
+    checkpoint in `work_dir`, as an interrupted one does.
     `on_report` sees every report once in each driver, also those of the time before an interruption.
     """
     journal = work_dir / "journal.jsonl"
     work_dir.mkdir(parents=True, exist_ok=True)
     _end_at_line(journal)
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         worker,
         train_loop_config=dict(config),
-        torch_config=TorchConfig(backend="nccl" if group.use_gpu else "gloo", timeout_s=600),
+        torch_config=TorchConfig(backend="nccl" if group.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=group.workers, use_gpu=group.use_gpu, resources_per_worker={"CPU": group.threads}
+            num_workers=group.most if group.least == group.most else (group.least, group.most),
+            use_gpu=group.use_gpu,
+            resources_per_worker={"CPU": group.threads},
+            # elastic.py chooses the moments.
+            elastic_resize_monitor_interval_s=0,
         ),
         run_config=RunConfig(
             name="workers",
             storage_path=str(work_dir),
-            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            # Journal counts them, and ends the training.
+            failure_config=FailureConfig(max_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[Journal(journal)],
         ),
@@ -171,9 +170,9 @@ def train_group(
     with _follow(journal, on_report):
         try:
             result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise TrainingError(
-                f"training failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)} "
+                f"training failed: {_last_line(error)} "
                 f"The next `dvc repro` goes on from the last checkpoint in {work_dir}."
             ) from error
     if result.checkpoint is None:
@@ -274,11 +273,15 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
         raise failed[0]
 
 
+#: How lines of the journal begin that are no reports.
+TROUBLE = (b'{"failure"', b'{"lost"')
+
+
 def _end_at_line(journal: Path) -> None:
-    """Drop what a killed controller left unfinished (its report is made again), and failures of earlier tries."""
+    """Drop what a killed controller left unfinished (its report is made again), and earlier tries' troubles."""
     text = journal.read_bytes() if journal.exists() else b""
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
-    journal.write_bytes(b"".join(line for line in lines if not line.startswith(b'{"failure"')))
+    journal.write_bytes(b"".join(line for line in lines if not line.startswith(TROUBLE)))
 
 
 def _last_line(error: Exception) -> str:

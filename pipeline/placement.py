@@ -11,6 +11,14 @@ from unet_core.errors import RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many workers may train; between the two, as many as there is room for."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where and how fast."""
 
@@ -22,8 +30,8 @@ class Placement:
     """MLFLOW_EXPERIMENT_NAME: MLflow's experiment for the runs; by default `unet`."""
     ray_address: str | None
     """RAY_ADDRESS: a running cluster; by default Ray starts on this machine for the length of the training."""
-    workers: int | None
-    """UNET_WORKERS: training workers; by default min(cores or GPUs, lanes)."""
+    workers: Workers | None
+    """UNET_WORKERS: training workers, N or MIN-MAX; by default as many as cores or GPUs and the lanes allow."""
     loader_threads: int
     """UNET_LOADER_THREADS: threads that prepare batches in each worker; by default 1."""
 
@@ -50,7 +58,7 @@ def read_placement() -> Placement:
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}",
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "unet",
         ray_address=os.environ.get("RAY_ADDRESS") or None,
-        workers=_read_count("UNET_WORKERS"),
+        workers=_read_workers("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
         processes=_read_count("UNET_PROCESSES"),
     )
@@ -60,6 +68,25 @@ def _main_tree(root: Path) -> Path:
     """The user's working tree. DVC runs queued experiments in copies below its .dvc/tmp, which it deletes later."""
     parts = root.parts
     return Path(*parts[: parts.index(".dvc")]) if ".dvc" in parts else root
+
+
+def _read_workers(name: str) -> Workers | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    least, dash, most = text.partition("-")
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in (least, most if dash else least)]
+    if min(numbers) < 1:
+        raise RecipeError(
+            f"environment variable {name}: {text!r} is neither a number from 1 nor a range such as 1-4. "
+            "Correct or unset it."
+        )
+    if numbers[0] > numbers[1]:
+        raise RecipeError(
+            f"environment variable {name}: {text!r}: the least number of workers comes first. "
+            f"Did you mean {numbers[1]}-{numbers[0]}?"
+        )
+    return Workers(least=numbers[0], most=numbers[1])
 
 
 def _read_count(name: str) -> int | None:

@@ -1,7 +1,9 @@
 """What a training worker does. Apart from the stage's driver, so that workers start without MLflow and its seconds."""
 
+import hashlib
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 from pipeline import cluster
 from pipeline.params import load_section
 from unet_core.checkpoint import read_newest, write_checkpoint
-from unet_core.errors import TrainingError, UnetError
+from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
-from unet_core.loader import LaneLoader
+from unet_core.loader import Batch, LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ImageConfig
@@ -48,17 +51,34 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
     return spec, config, load_section("augment", AugmentConfig)
 
 
+class NotedLoader(LaneLoader):
+    """Notes which samples it served: a training's record says what each step really saw."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: list[list[str]] = []
+
+    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
+        """As LaneLoader's."""
+        for batches in super().steps(plan, epoch=epoch, lanes=lanes, first=first):
+            self._seen.append([hash_keys(batch.keys) for batch in batches])
+            yield batches
+
+    def take_seen(self) -> list[list[str]]:
+        """A hash of the keys of each lane of each step since the last call."""
+        seen, self._seen = self._seen, []
+        return seen
+
+
+def hash_keys(keys: Sequence[str]) -> str:
+    """Short hash of the samples of one lane in one step."""
+    return hashlib.sha256("\0".join(keys).encode()).hexdigest()[:16]
+
+
 def train_worker(options: dict[str, Any]) -> None:
-    """What every worker does; a foreseen mistake is reported, since Ray would only try it again."""
+    """What every worker does. A foreseen mistake ends the training, also if it is this worker's alone (elastic.py)."""
     # Ray starts workers elsewhere; the recipe lies in the working tree.
     os.chdir(options["root"])
-    try:
-        _train_worker(options)
-    except UnetError as error:
-        cluster.report({"failure": str(error)})
-
-
-def _train_worker(options: dict[str, Any]) -> None:
     rank, world_size = cluster.rank_and_size()
     shards = Path(options["shards"])
     index = read_index(shards)
@@ -73,11 +93,12 @@ def _train_worker(options: dict[str, Any]) -> None:
     if state is not None:
         trainer.restore(state)
     train = ShardReader(shards, index.of_split("train"))
-    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+    loader = NotedLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     val = ShardReader(shards, index.of_split("val"))
     started = time.monotonic()
     for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
         about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
+        about["samples"] = loader.take_seen()
         if warnings:
             about["warnings"], warnings = warnings, []
         kept = told.checkpoint if rank == 0 else None

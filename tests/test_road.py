@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.workspace import change_recipe, commit, make_workspace, run, start, training_workers, wait_for_step
+from benchmarks.workspace import (
+    TRAIN,
+    change_recipe,
+    commit,
+    make_workspace,
+    run,
+    start,
+    training_workers,
+    wait_for_step,
+)
+from unet_core.errors import TrainingError
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +39,6 @@ TINY = {
     "promote.min_images": 3,
     "shard.target_mb": 2.0,
 }
-TRAIN = (
-    *("unet", "stage", "train", "--shards", "data/shards", "--model", "models/final"),
-    *("--metrics", "metrics/train.json", "--curves", "plots/curves.csv", "--validation", "plots/validation.csv"),
-    *("--examples", "plots/predictions.png"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,26 @@ def test_a_killed_worker_changes_nothing(road: Path, tmp_path: Path) -> None:
     killed[0].send_signal(signal.SIGKILL)
     assert process.wait(timeout=300) == 0, (tree / "start.log").read_text()
     assert weights(tree) == weights(road)
+
+
+def test_a_mistake_that_one_worker_finds_ends_the_training_soon(road: Path, tmp_path: Path) -> None:
+    """The others wait for it in a sum; nobody tries again, since the shard stays damaged."""
+    tree = copy_of(road, tmp_path / "tree", {"shard.codec": "png"})
+    run(tree, "dvc", "repro", "shard")
+    process = start(tree, *TRAIN, env={"UNET_WORKERS": "2"})
+    wait_for_step(tree, 2)
+    shard = min((tree / "data" / "shards" / "train").glob("*.tar"))
+    # In place: the workers have the file open.
+    with shard.open("r+b") as stream:
+        for place in range(600, shard.stat().st_size, 997):
+            stream.seek(place)
+            stream.write(b"\xa5")
+    begun = time.monotonic()
+    assert process.wait(timeout=120) == TrainingError.exit_code
+    assert time.monotonic() - begun < 40
+    text = (tree / "start.log").read_text()
+    assert "Traceback" not in text
+    assert shard.name in text.splitlines()[-1]
 
 
 def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path, tmp_path: Path) -> None:

@@ -42,9 +42,10 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     spec, config, augment = read_recipe(index)
     placement = read_placement()
     if placement.workers is not None:
-        lanes_of_workers(lanes=config.lanes, workers=placement.workers)
+        lanes_of_workers(lanes=config.lanes, workers=placement.workers.most)
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.
-    with cluster.cluster(placement, (placement.workers or 1) * config.threads_per_worker) as wait_for_cluster:
+    least = placement.workers.least if placement.workers else 1
+    with cluster.cluster(placement, least * config.threads_per_worker) as wait_for_cluster:
         _check_early(index, shards, spec, config, augment)
         training = training_key(shards, placement.root)
         work_dir = placement.state_dir / "training" / training
@@ -104,7 +105,8 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
 
 def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
-    log.info("train: %d workers with %d threads each", group.workers, group.threads)
+    workers = f"{group.least} to {group.most}" if group.least < group.most else str(group.most)
+    log.info("train: %s workers with %d threads each", workers, group.threads)
     options = {
         "root": str(placement.root),
         "shards": str(shards.resolve()),
@@ -129,6 +131,8 @@ class Watch:
         self._validations: dict[int, dict[str, Any]] = {}
         self._bar: Progress | None = None
         self._resting = 0
+        self._workers: int | None = None
+        self._val_loss: float | None = None
         self.failure: str | None = None
         self.seconds = 0.0
 
@@ -137,6 +141,9 @@ class Watch:
         if "failure" in told:
             self.failure = told["failure"]
             return
+        if "lost" in told:
+            log.warning("train: %s Going on from the last checkpoint.", told["lost"])
+            return
         # A failure of an earlier try, which this one got past.
         self.failure = None
         if self._bar is None:
@@ -144,6 +151,11 @@ class Watch:
         for warning in told.get("warnings", ()):
             log.warning("train: %s", warning)
         self._resting, self.seconds = told["resting"], told["seconds"]
+        if told["workers"] != self._workers:
+            if self._workers is not None:
+                log.info("train: %s now, before %d", _count_workers(told["workers"]), self._workers)
+            self._workers = told["workers"]
+            self._bar.advance(0, self._note())
         for step in told["steps"]:
             if step["step"] not in self._steps:
                 self._bar.advance()
@@ -161,8 +173,14 @@ class Watch:
         scores = {"val_loss": seen["loss"], "val_dice": seen["dice"], "epoch": told["epoch"]}
         scores |= {f"val_dice_{name}": value for name, value in seen["class_dice"].items()}
         self._run.log_step(step, {name: value for name, value in scores.items() if value is not None}, told["time_ms"])
+        self._val_loss = seen["loss"]
         if self._bar is not None:
-            self._bar.advance(0, f"val_loss {seen['loss']:.4f}, {told['workers']} workers")
+            self._bar.advance(0, self._note())
+
+    def _note(self) -> str:
+        """What stands behind the progress line's numbers."""
+        workers = _count_workers(self._workers or 0)
+        return workers if self._val_loss is None else f"val_loss {self._val_loss:.4f}, {workers}"
 
     def close(self) -> None:
         """End the progress line."""
@@ -201,6 +219,10 @@ class Watch:
         """One line for people."""
         best = self.best()
         return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+
+
+def _count_workers(count: int) -> str:
+    return f"{count} worker" if count == 1 else f"{count} workers"
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import read_placement
+from pipeline.placement import Workers, read_placement
 from unet_core.errors import RecipeError
 
 
@@ -40,7 +40,7 @@ def test_the_environment_says_where_and_how_fast(tree, monkeypatch: pytest.Monke
     assert placement.tracking_uri == "http://tracking:5000"
     assert placement.experiment == "cells"
     assert placement.ray_address == "ray-head:6379"
-    assert (placement.workers, placement.loader_threads, placement.processes) == (3, 2, 5)
+    assert (placement.workers, placement.loader_threads, placement.processes) == (Workers(least=3, most=3), 2, 5)
 
 
 def test_an_empty_variable_is_an_unset_one(tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +52,42 @@ def test_an_empty_variable_is_an_unset_one(tree, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²", " "])
-@pytest.mark.parametrize("name", ["UNET_WORKERS", "UNET_LOADER_THREADS", "UNET_PROCESSES"])
+@pytest.mark.parametrize("name", ["UNET_LOADER_THREADS", "UNET_PROCESSES"])
 def test_a_count_that_is_none_is_refused_by_name(tree, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError) as caught:
         read_placement()
     assert str(caught.value) == f"environment variable {name}: {value!r} is not a number from 1. Correct or unset it."
+
+
+def test_workers_may_be_a_range(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, workers in {"1-4": Workers(least=1, most=4), "2-2": Workers(least=2, most=2)}.items():
+        monkeypatch.setenv("UNET_WORKERS", value)
+        assert read_placement().workers == workers
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "two", "1.5", "²", " ", "1-", "-", "0-4", "1-2-3", "1..4", "1 - 4", "1-x"]
+)
+def test_workers_that_are_neither_number_nor_range_are_refused(
+    tree, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("UNET_WORKERS", value)
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == (
+        f"environment variable UNET_WORKERS: {value!r} is neither a number from 1 nor a range such as 1-4. "
+        "Correct or unset it."
+    )
+
+
+def test_a_range_that_is_the_wrong_way_round_is_refused(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNET_WORKERS", "4-1")
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == (
+        "environment variable UNET_WORKERS: '4-1': the least number of workers comes first. Did you mean 1-4?"
+    )
 
 
 def test_no_other_module_reads_the_environment(repository: Path) -> None:

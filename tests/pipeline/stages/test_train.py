@@ -120,6 +120,18 @@ def test_a_failure_of_an_earlier_attempt_is_over_once_training_goes_on(watch) ->
     assert seen.failure is None
 
 
+def test_a_lost_worker_and_another_number_of_workers_are_told(watch, caplog: pytest.LogCaptureFixture) -> None:
+    seen = watch()
+    with caplog.at_level("INFO"):
+        seen.on_report(HISTORY[0])
+        seen.on_report({"lost": "a worker was lost, or its host.", "time_ms": 0})
+        seen.on_report({**HISTORY[1], "workers": 1})
+    assert [record.getMessage() for record in caplog.records] == [
+        "train: a worker was lost, or its host. Going on from the last checkpoint.",
+        "train: 1 worker now, before 2",
+    ]
+
+
 def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
     from pipeline.stages.train import training_key
 

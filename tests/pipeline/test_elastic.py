@@ -1,0 +1,146 @@
+"""What Ray's controller does for us. With real workers it is tested in test_road.py, tests/cluster and tests/chaos."""
+
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unet_core.errors import DataError, TrainingError
+
+pytestmark = pytest.mark.slow
+
+
+class Lost(Exception):
+    """As Ray tells of a dead worker."""
+
+    health_check_failure = "The actor died."
+
+
+def told(journal: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_journal_keeps_what_the_first_rank_tells(tmp_path: Path) -> None:
+    from pipeline.elastic import Journal
+
+    Journal(tmp_path / "journal").after_report(None, [{"epoch": 1}, {"epoch": 9}], None)
+    (line,) = told(tmp_path / "journal")
+    assert line["epoch"] == 1
+    assert line["time_ms"] > 0
+
+
+def test_the_journal_joins_the_samples_of_all_ranks_in_the_order_of_lanes(tmp_path: Path) -> None:
+    from pipeline.elastic import Journal
+
+    ranks = [{"samples": [["a0", "a1"], ["b0", "b1"]]}, {"samples": [["a2"], ["b2"]]}, {"samples": [["a3"], ["b3"]]}]
+    Journal(tmp_path / "journal").after_report(None, ranks, None)
+    (line,) = told(tmp_path / "journal")
+    assert line["samples"] == [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"]]
+
+
+def test_a_foreseen_mistake_of_any_rank_ends_the_training_with_its_own_sentence(tmp_path: Path) -> None:
+    from pipeline.elastic import Journal
+
+    mistake = DataError("a shard is damaged")
+    with pytest.raises(DataError):
+        Journal(tmp_path / "journal").after_exception(None, {0: RuntimeError("Connection closed"), 2: mistake})
+    assert [line.get("failure") for line in told(tmp_path / "journal")] == ["a shard is damaged"]
+
+
+def test_a_training_that_fails_again_and_again_without_a_new_checkpoint_ends(tmp_path: Path) -> None:
+    from pipeline.elastic import MAX_FAILURES, Journal
+
+    journal = Journal(tmp_path / "journal")
+    for _ in range(2):
+        for _ in range(MAX_FAILURES):
+            journal.after_exception(None, {1: RuntimeError("out of memory")})
+        journal.after_report(None, [{"epoch": 1}], object())
+    for _ in range(MAX_FAILURES):
+        journal.after_exception(None, {1: RuntimeError("out of memory")})
+    # A report without a checkpoint is no progress: what follows it would be lost again.
+    journal.after_report(None, [{"epoch": 1}], None)
+    with pytest.raises(TrainingError) as caught:
+        journal.after_exception(None, {1: RuntimeError("out of memory")})
+    assert str(caught.value) == (
+        "training failed 4 times without a new checkpoint: a worker failed: out of memory "
+        f"The next `dvc repro` goes on from the last checkpoint in {tmp_path}."
+    )
+    assert told(tmp_path / "journal")[-1]["failure"] == str(caught.value)
+
+
+def test_a_lost_worker_is_told_of_and_not_what_the_others_say_of_it(tmp_path: Path) -> None:
+    from pipeline.elastic import Journal
+
+    journal = Journal(tmp_path / "journal")
+    journal.after_exception(None, {0: RuntimeError("gloo: Connection closed by peer"), 1: Lost("health check")})
+    journal.after_exception(None, {0: RuntimeError("gloo: Connection closed by peer"), 1: ValueError("first\nlast")})
+    assert [line["lost"] for line in told(tmp_path / "journal")] == [
+        "a worker was lost, or its host.",
+        "a worker failed: last",
+    ]
+
+
+def test_hosts_that_take_no_connection_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import elastic
+
+    with socket.create_server(("127.0.0.1", 0)) as alive, socket.socket() as dead:
+        # Bound, but nobody listens.
+        dead.bind(("127.0.0.1", 0))
+        nodes = [
+            {"NodeID": name, "Alive": is_alive, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+            for name, is_alive, port in (
+                ("well", True, alive.getsockname()[1]),
+                ("killed", True, dead.getsockname()[1]),
+                ("known to be dead", False, alive.getsockname()[1]),
+            )
+        ]
+        monkeypatch.setattr(elastic.ray, "nodes", lambda: nodes)
+        assert elastic.answering_hosts() == {"well"}
+
+
+@pytest.fixture
+def group_size(monkeypatch: pytest.MonkeyPatch):
+    """A policy of 1 to 4 workers in a cluster that has room for as many as the test says."""
+    from ray.train import ScalingConfig
+
+    from pipeline import elastic
+
+    policy = elastic.GroupSize(ScalingConfig(num_workers=(1, 4), elastic_resize_monitor_interval_s=0))
+    room = {"workers": 1}
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: {"host": {"CPU": float(room["workers"])}})
+    monkeypatch.setattr(elastic, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(elastic, "WAIT_SECONDS", 0.0)
+    return policy, room
+
+
+def status(*, checkpoint: bool) -> Any:
+    report = SimpleNamespace(checkpoint=object() if checkpoint else None)
+    return SimpleNamespace(worker_statuses={0: SimpleNamespace(training_report=report)})
+
+
+def test_a_group_starts_with_what_is_there(group_size) -> None:
+    policy, room = group_size
+    for room["workers"], started in ((1, 1), (3, 3), (9, 4)):
+        assert policy.make_decision_for_non_running_worker_group().num_workers == started
+    room["workers"] = 0
+    assert not hasattr(policy.make_decision_for_non_running_worker_group(), "num_workers")
+
+
+def test_a_group_grows_right_after_a_checkpoint_only(group_size) -> None:
+    policy, room = group_size
+    state = SimpleNamespace(num_workers=2, start_time=0.0)
+    room["workers"] = 3
+    assert not hasattr(policy.make_decision_for_running_worker_group(state, status(checkpoint=False)), "num_workers")
+    assert policy.make_decision_for_running_worker_group(state, status(checkpoint=True)).num_workers == 3
+
+
+def test_a_group_that_is_well_does_not_shrink(group_size) -> None:
+    policy, room = group_size
+    state = SimpleNamespace(num_workers=3, start_time=0.0)
+    for room["workers"] in (0, 2, 3):
+        decision = policy.make_decision_for_running_worker_group(state, status(checkpoint=True))
+        assert not hasattr(decision, "num_workers")
