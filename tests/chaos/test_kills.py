@@ -176,9 +176,11 @@ def check_record(tree: Path, told: list[dict[str, Any]]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
-    (found,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert found.info.status == "FINISHED"
-    logged = [metric.step for metric in client.get_metric_history(found.info.run_id, "train_loss")]
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    # A driver that lost its cluster could still say so in its run; the next one makes a run of its own.
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+    (finished,) = (run.info.run_id for run in runs if run.info.status == "FINISHED")
+    logged = [metric.step for metric in client.get_metric_history(finished, "train_loss")]
     assert sorted(logged) == list(range(len(planned)))
 
 
