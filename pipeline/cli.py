@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
     predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
+    reproduce = command("reproduce", "train a recorded run again and say whether the bits are the same", _reproduce)
+    reproduce.add_argument("name", metavar="RUN_OR_MODEL", help="run id, models:/unet@champion or models:/unet/3")
     command("summary", "say where things stand", _summary)
     command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
     return parser
@@ -116,6 +118,12 @@ def _predict(parsed: argparse.Namespace) -> None:
     from pipeline.predict import predict
 
     predict(parsed.paths, out=parsed.out, model=parsed.model)
+
+
+def _reproduce(parsed: argparse.Namespace) -> None:
+    from pipeline.reproduce import reproduce
+
+    reproduce(parsed.name, shards=SHARDS)
 
 
 def _summary(_: argparse.Namespace) -> None:

@@ -1,11 +1,31 @@
 """Where a model comes from: commit, recipe, data. Written on runs and versions as tags and files."""
 
 import hashlib
+import os
 import subprocess
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from unet_core.hashing import hash_file
+
+#: Files that git does not know yet count as source below these folders, and elsewhere with these endings.
+SOURCE_FOLDERS = ("pipeline", "unet_core", "recipes")
+SOURCE_ENDINGS = (".py", ".yaml", ".yml", ".toml", ".txt", ".lock", ".dvc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A working tree as commit and patch."""
+
+    commit: str
+    """Empty outside git."""
+    prefix: str
+    """Where the working tree lies in its repository: empty, or a folder with a slash at its end."""
+    patch: str
+    """Binary-safe `git diff` against the commit, with files that git does not know yet; bytes that are no UTF-8
+    stand as lone surrogates."""
 
 
 def git_state(root: Path) -> dict[str, str]:
@@ -18,6 +38,55 @@ def git_state(root: Path) -> dict[str, str]:
         root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics", ":!models"
     )
     return {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+
+
+def source_state(root: Path) -> Source:
+    """The source tree as commit and patch. Neither index nor objects of the user's repository are touched."""
+    commit = _git(root, "rev-parse", "HEAD")
+    objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects")
+    if commit is None or objects is None:
+        return Source(commit="", prefix="", patch="")
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "-z"], cwd=root, capture_output=True, check=True
+    )
+    unknown = [name for name in listed.stdout.split(b"\0") if name and _is_source(os.fsdecode(name))]
+    with tempfile.TemporaryDirectory() as scratch:
+        apart = {
+            **os.environ,
+            "GIT_INDEX_FILE": str(Path(scratch, "index")),
+            "GIT_OBJECT_DIRECTORY": scratch,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
+            "GIT_LITERAL_PATHSPECS": "1",
+        }
+        _git_bytes(root, apart, "read-tree", "HEAD")
+        _git_bytes(root, apart, "add", "--update", "--", ".")
+        if unknown:
+            names = b"\0".join(unknown)
+            _git_bytes(root, apart, "add", "--pathspec-from-file=-", "--pathspec-file-nul", given=names)
+        options = (
+            "--cached",
+            "--binary",
+            "--full-index",
+            "--no-renames",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+        )
+        patch = _git_bytes(root, apart, "-c", "diff.noprefix=false", "diff", *options, "HEAD")
+    return Source(
+        commit=commit,
+        prefix=_git(root, "rev-parse", "--show-prefix") or "",
+        patch=patch.decode("utf-8", "surrogateescape"),
+    )
+
+
+def _is_source(name: str) -> bool:
+    return name.split("/", maxsplit=1)[0] in SOURCE_FOLDERS or name.endswith(SOURCE_ENDINGS)
+
+
+def _git_bytes(root: Path, environment: Mapping[str, str], *arguments: str, given: bytes = b"") -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, input=given, capture_output=True, check=True)
+    return done.stdout
 
 
 def code_hash(root: Path, modules: Iterable[str] = ("unet_core",)) -> str:

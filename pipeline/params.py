@@ -51,6 +51,11 @@ def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
     return _build(cls, recipe[name], f"{path}: {name}")
 
 
+def read_sections(path: Path = RECIPE) -> dict[str, Any]:
+    """The whole recipe as it is written, section by section; RecipeError where it is none."""
+    return _read(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  it derives from SafeLoader

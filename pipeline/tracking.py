@@ -268,6 +268,38 @@ def version_by_alias(client: Client, name: str, alias: str) -> Version | None:
         raise RegistryError(f"MLflow refused: reading alias {alias}: {str(error).splitlines()[0]}") from error
 
 
+def find_run(client: Client, name: str) -> str:
+    """The training run that `name` means: a run's id, `models:/unet@champion`, `models:/unet/3` or `unet@champion`."""
+    model = re.fullmatch(
+        r"(?:models:/)?(?P<name>[^/@]+)@(?P<alias>[^/@]+)|models:/(?P<of>[^/@]+)/(?P<number>\d+)", name
+    )
+    hint = "Look with `make ui`."
+    try:
+        if model is None:
+            return str(client.get_run(name).info.run_id)
+        if model["alias"]:
+            found = client.get_model_version_by_alias(model["name"], model["alias"])
+        else:
+            found = client.get_model_version(model["of"], model["number"])
+    except MlflowException as error:
+        text = str(error).splitlines()[0].rstrip(".")
+        raise RegistryError(f"no such run or model: {name}: {text}. {hint}") from error
+    if not found.run_id:
+        raise RegistryError(f"model version without a run: {name}. {hint}")
+    return str(found.run_id)
+
+
+def fetch_run_file(client: Client, run_id: str, name: str, directory: Path) -> Path:
+    """Download a file of a run; RegistryError where the run has none of this name."""
+    try:
+        return Path(client.download_artifacts(run_id, name, str(directory)))
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"the run has no {name}: {run_id}: it was not trained by this version of the project, or elsewhere. "
+            "Name the training run itself, or train again."
+        ) from error
+
+
 def set_alias(client: Client, version: Version, alias: str) -> None:
     """Let an alias name this version."""
     with registry_errors(f"setting alias {alias}"):

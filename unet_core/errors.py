@@ -7,6 +7,7 @@
       RegistryError  6   tracking server and model registry
       StorageError   7   disk full, address not readable
       ModelError     8   a model directory, or a model that does not fit the image
+      DifferenceError 9  a training done again gave other bits
 
 argparse ends with 2 for a wrong command line; 10 and above are left to schedulers.
 """
@@ -52,3 +53,9 @@ class ModelError(UnetError):
     """A model directory is damaged, or the model does not fit the image."""
 
     exit_code = 8
+
+
+class DifferenceError(UnetError):
+    """A training done again gave other bits than were recorded."""
+
+    exit_code = 9

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cluster, tracking
+from pipeline import cluster, identity, tracking
 from pipeline.command import note_seconds
 from pipeline.json_file import write_json
 from pipeline.lineage import code_hash, data_state, git_state
@@ -54,7 +54,8 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         run_ = tracking.TrainingRun(client, training=training, params=params)
         watch = Watch(run_, config)
         # Before training: what is committed meanwhile did not make the model.
-        lineage = {**git_state(placement.root), **data_state(shards)}
+        begun = identity.begin(placement.root, shards)
+        lineage = {**git_state(placement.root), **data_state(shards), **identity.tags(begun)}
         try:
             wait_for_cluster()
             checkpoint = _train(placement, config, shards, work_dir, watch)
@@ -62,6 +63,8 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
             watch.write(metrics, curves, validation)
             _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
             run_.log_files([metrics, curves, validation, examples, RECIPE])
+            proof = work_dir / identity.IDENTITY_NAME
+            run_.log_files([identity.finish(begun, proof, model=model, metrics=metrics)])
             run_.finish(model, lineage)
         except BaseException:
             run_.fail()
