@@ -2,9 +2,9 @@
 
 A file comes as its bytes, wherever it lies; what can't be read as the recipe says is a DataError that names the file.
 
-PNG, and TIFF compressed by deflate, carry checksums: damaged ones are refused, or decode to the same pixels. BMP, GIF,
-JPEG, WebP and other TIFF carry none; no decoder can tell a changed pixel from a drawn one. That is why the ledger
-records the sha256 of every file, and the stages compare it.
+PNG, and the strips of TIFF compressed by deflate, carry checksums: damage there is refused, or decodes to the same
+pixels. BMP, GIF, JPEG, WebP and other TIFF carry none; no decoder can tell a changed pixel from a drawn one. That is
+why the ledger records the sha256 of every file, and the stages compare it.
 """
 
 from dataclasses import dataclass
