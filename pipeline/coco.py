@@ -81,13 +81,15 @@ def _parsed(source: str, name: str) -> Mapping[int, CocoImage]:
 def _parse(source: str, name: str, version: str) -> Mapping[int, CocoImage]:  # noqa: ARG001 a part of the cache's key
     address = join(source, name)
     try:
-        body = json.loads(read_file(source, name).data)
+        body = json.loads(read_file(source, name).data, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"COCO file is no JSON: {address}: {error}. Export it again.") from error
-    categories = {
-        _get(entry, "id", address, "categories", int): _get(entry, "name", address, "categories", str)
-        for entry in _get(body, "categories", address, "file", list)
-    }
+    categories: dict[int, str] = {}
+    for entry in _get(body, "categories", address, "file", list):
+        category = _get(entry, "id", address, "categories", int)
+        if category in categories:
+            raise DataError(f"two categories of one id: {address}: {category}. Export it again.")
+        categories[category] = _get(entry, "name", address, "categories", str)
     drawn: dict[int, list[dict[str, Any]]] = {}
     images: dict[int, CocoImage] = {}
     for entry in _get(body, "images", address, "file", list):
@@ -98,8 +100,14 @@ def _parse(source: str, name: str, version: str) -> Mapping[int, CocoImage]:  # 
         size = {side: _get(entry, side, address, f"image {image_id}", int) for side in ("height", "width")}
         file_name = _get(entry, "file_name", address, f"image {image_id}", str)
         images[image_id] = CocoImage(file_name=file_name, body={**size, "annotations": drawn[image_id]})
+    seen: set[int] = set()
     for number, entry in enumerate(_get(body, "annotations", address, "file", list)):
         where = f"annotation {entry.get('id', number) if isinstance(entry, dict) else number}"
+        if isinstance(entry, dict) and "id" in entry:
+            annotation = _get(entry, "id", address, where, int)
+            if annotation in seen:
+                raise DataError(f"two annotations of one id: {address}: {annotation}. Export it again.")
+            seen.add(annotation)
         image_id = _get(entry, "image_id", address, where, int)
         category = _get(entry, "category_id", address, where, int)
         if image_id not in images or category not in categories:
@@ -113,6 +121,15 @@ def _parse(source: str, name: str, version: str) -> Mapping[int, CocoImage]:  # 
             }
         )
     return images
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names all differ; Python would take the last of two in silence."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object with two {next(name for name in names if names.count(name) > 1)!r}")
+    return body
 
 
 def _get(entry: Any, name: str, address: str, where: str, *kinds: type) -> Any:

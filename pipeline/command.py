@@ -24,6 +24,9 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
     except UnetError as error:
         sys.stderr.write(f"unet {name}: {error}\n")
         return error.exit_code
+    except FileNotFoundError as error:
+        sys.stderr.write(f"unet {name}: a file is missing: {error.filename}. Run `dvc repro`, or restore it.\n")
+        return StorageError.exit_code
     except OSError as error:
         # A place that can't be read or written is the user's to mend; what it was doing tells the path.
         where = f": {error.filename}" if error.filename else ""

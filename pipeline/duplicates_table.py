@@ -30,7 +30,8 @@ def write_duplicates(path: Path, pairs: Iterable[DuplicatePair]) -> None:
     """Write pairs, sorted: equal pairs are equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        # All cells in quotes: Python leaves a carriage return in a name without them, and reads it as the line's end.
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(COLUMNS)
         writer.writerows([pair.a, pair.b, pair.kind, str(pair.masks_agree).lower()] for pair in sorted(pairs))
 

@@ -28,6 +28,8 @@ YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "nu
 
 def init(*, source: str, recipe: str | None, force: bool) -> None:
     """Write params.yaml for a folder or URL, or from a recipe in recipes/, and record what lies there."""
+    # DVC knows local files by their paths only.
+    source = source.removeprefix("file://")
     if not is_url(source) and not Path(source).is_dir():
         raise DataError(f"no such folder: {source}. Give the folder that holds images and masks.")
     replaceable = not RECIPE.exists() or (SHIPPED.exists() and RECIPE.read_bytes() == SHIPPED.read_bytes())

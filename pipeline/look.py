@@ -150,7 +150,8 @@ def _look_at_masks(source: str, pairs: Sequence[Pair]) -> Meaning:
         return Meaning(
             kind="multiclass", classes={f"colour_{r:02x}{g:02x}{b:02x}": [r, g, b] for r, g, b in sorted(colours)}
         )
-    values = sorted({value for mask in masks for value in _values(mask)})
+    values_of = [_values(mask) for mask in masks]
+    values = sorted(set().union(*values_of))
     is_deep = any(read_picture(mask, "mask").bits > 8 for mask in masks[:8])
     if is_deep and len(values) > 2 and (len(values) > MAX_CLASSES or values == [*range(len(values))]):
         return instances
@@ -165,7 +166,9 @@ def _look_at_masks(source: str, pairs: Sequence[Pair]) -> Meaning:
     if len(values) == 2 and values[0] == 0:
         return Meaning(kind="multiclass", classes={"background": 0, "foreground": values[1]}, background="background")
     # 0, 1, 2 ... and 255 is how most tools mark pixels without a label; 0, 128, 255 are three classes.
-    ignore = 255 if len(values) > 2 and values == [*range(len(values) - 1), 255] else None
+    # In files of their own, 1 and 255 are rather two ways to draw one class: both are classes, until the user says.
+    together = any(255 in found and found - {0, 255} for found in values_of)
+    ignore = 255 if together and len(values) > 2 and values == [*range(len(values) - 1), 255] else None
     classes = {f"class_{value}": value for value in values if value != ignore}
     return Meaning(kind="multiclass", classes=classes, ignore=ignore)
 

@@ -64,6 +64,12 @@ def read_placement() -> Placement:
     )
 
 
+def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
+    """The environment for a process that runs the code of another working tree, with a store of its own."""
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
+
+
 def _main_tree(root: Path) -> Path:
     """The user's working tree. DVC runs queued experiments in copies below its .dvc/tmp, which it deletes later."""
     parts = root.parts

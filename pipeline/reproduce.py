@@ -6,7 +6,6 @@ user's files nor the registry change. It runs the recorded code: reproduce runs 
 
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -22,7 +21,7 @@ from pipeline.command import say
 from pipeline.identity import Identity
 from pipeline.lineage import Source, data_state
 from pipeline.params import RECIPE
-from pipeline.placement import read_placement
+from pipeline.placement import environment_of, read_placement
 from unet_core.checkpoint import weights_hash
 from unet_core.errors import DataError, DifferenceError, RegistryError, StorageError, TrainingError
 from unet_core.hashing import hash_file
@@ -176,11 +175,7 @@ def _train(tree: Path, shards: Path, model: Path, metrics: Path) -> None:
         "examples": out / "examples.png",
     }
     words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}",
-    }
+    environment = environment_of(tree, tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
     # In a session of its own: Ctrl-C reaches it once, through us.
     command = [sys.executable, "-m", "pipeline.cli", "stage", "train", *words]
     with subprocess.Popen(command, cwd=tree, env=environment, start_new_session=True) as process:

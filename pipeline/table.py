@@ -83,6 +83,7 @@ def list_samples(source: str, names: Collection[str], config: IngestConfig, clas
     known = set(names)
     pairs = []
     images: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for key, row in sorted(read_table(source, config).items()):
         where = f"{address}: {key}"
         columns = (
@@ -101,6 +102,11 @@ def list_samples(source: str, names: Collection[str], config: IngestConfig, clas
         )
         if image in images:
             raise DataError(f"one image for two samples: {address}: {image}: {images[image]} and {key}. Keep one line.")
+        for mask in masks:
+            if mask == image or mask in owners:
+                other = "its own image" if mask == image else f"{owners[mask]} and {key}"
+                raise DataError(f"one mask for two: {address}: {mask}: {other}. Name each sample's own mask.")
+            owners[mask] = key
         images[image] = key
         pairs.append(Pair(key=key, image=image, masks=tuple(masks)))
     if not pairs:

@@ -207,6 +207,6 @@ def _draw_polygons(polygons: list[Any], height: int, width: int) -> Region:
         if not all(isinstance(value, int | float) and math.isfinite(value) and abs(value) < reach for value in polygon):
             raise DataError(f"a polygon's corner lies far outside {width}x{height} pixels. Correct it.")
     if not polygons:
-        return np.zeros(0, dtype=np.int64)
+        raise DataError("an annotation without a region: only a box? Export polygons or runs, or remove the sample.")
     drawn = reference.merge(reference.frPyObjects(polygons, height, width))
     return _decode_runs(_uncompress(drawn["counts"].decode("ascii")), height, width)

@@ -60,11 +60,14 @@ def decode(data: bytes, page: int | None) -> Picture:
 
 
 def measure(data: bytes) -> tuple[int, int]:
-    """Width and height of the first page, from its header; raises whatever the decoder raises on damage."""
+    """Width and height of the first page, from its header; raises for bombs, and what the decoder raises on damage."""
     if data.startswith(TIFF_SIGNATURES):
-        return measure_tiff(data)
-    with _open(data) as picture:
-        return picture.size
+        width, height = measure_tiff(data)
+    else:
+        with _open(data) as picture:
+            width, height = picture.size
+    check_size(width=width, height=height)
+    return width, height
 
 
 def file_ending(data: bytes) -> str:

@@ -114,12 +114,16 @@ def find_candidates(prints: Sequence[Fingerprint], *, max_distance: int = MAX_DI
     would move. For the same reason, and because 100,000 frames of one scene would be five billion pairs, a crowd of
     images with one hash is represented by its first 16 and by those that resembled none of these, 256 at most. A
     newcomer meets 1,024 at most and is paired with the 8 that it resembles most. So the work grows with the number of
-    images, and what belongs together still hangs together. Exact copies are paired with their first only.
+    images, and what belongs together still hangs together. Exact copies are paired with their first only, and blank
+    images (of one value) not at all.
     """
     first_of: dict[str, int] = {}
     pairs = []
     originals = []
     for number, one in enumerate(prints):
+        if not one.deviation:
+            # Blank images are alike without telling anything about each other; one of each patient would join them all.
+            continue
         first = first_of.setdefault(one.sha256, number)
         if first != number:
             pairs.append(Candidate(first=first, second=number, kind="exact"))

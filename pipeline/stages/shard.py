@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,9 +77,7 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
     class_map = load_section("masks", ClassMap)
     source = load_section("ingest", IngestConfig).source
     images = load_section("images", ImageConfig)
-    assigned = read_splits(splits)
-    # What `split` quarantined has none.
-    rows = [row for row in read_catalog(accepted) if row.key in assigned]
+    assigned, rows = _assign(read_catalog(accepted), read_splits(splits))
     _check_keys(rows, config)
     jobs = plan_shards(rows, assigned, config, images, class_map)
     shards.mkdir(parents=True, exist_ok=True)
@@ -103,6 +101,17 @@ def run(*, accepted: Path, splits: Path, shards: Path) -> None:
         write_index(shards, ShardIndex(class_map=class_map, channels=images.channels, shards=tuple(entries)))
     kept = sum(entry.content in finished for entry in entries)
     log.info("shard: %d written, %d kept, %.1f MB", len(entries) - kept, kept, sum(e.num_bytes for e in entries) / 1e6)
+
+
+def _assign(
+    accepted: Sequence[CatalogRow], splits: Mapping[str, Split | None]
+) -> tuple[dict[str, Split], list[CatalogRow]]:
+    """Splits, and rows that have one; DataError if `split` did not decide on every accepted sample."""
+    lost = [row.key for row in accepted if row.key not in splits]
+    if lost:
+        raise DataError(f"{len(lost)} accepted samples have no split, such as {lost[0]!r}. Run `dvc repro -f split`.")
+    assigned = {key: split for key, split in splits.items() if split is not None}
+    return assigned, [row for row in accepted if row.key in assigned]
 
 
 def _check_keys(rows: Sequence[CatalogRow], config: ShardConfig) -> None:

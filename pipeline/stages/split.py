@@ -4,6 +4,7 @@ import csv
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.catalog import CatalogRow, read_catalog
@@ -16,9 +17,11 @@ from unet_core.splits import SPLITS, Division, Leak, Split, SplitConfig, Subject
 log = logging.getLogger(__name__)
 
 COLUMNS = ["key", "split"]
+#: In the place of a split.
+QUARANTINED = "quarantined"
 
 
-def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, metrics: Path) -> None:
+def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, leaks: Path, metrics: Path) -> None:
     """Write key -> split, and those that fit into none; DataError for leaks, too many of those, or an empty split."""
     config = load_section("split", SplitConfig)
     rows = read_catalog(accepted)
@@ -26,6 +29,7 @@ def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, me
     division = divide([_subject(row) for row in rows], [(pair.a, pair.b) for pair in pairs], config)
     left_out = [{"key": key, "reason": reason} for key, reason in sorted(division.quarantined.items())]
     write_json(quarantined, left_out)
+    write_json(leaks, [asdict(leak) for leak in division.leaks])
     kinds = Counter(pair.kind for pair in pairs)
     strata = _count_strata(rows, division)
     samples = Counter(division.splits.values())
@@ -38,11 +42,12 @@ def run(*, accepted: Path, duplicates: Path, splits: Path, quarantined: Path, me
         "leaks": len(division.leaks),
     }
     write_json(metrics, {**summary, "strata": strata} if strata else summary)
-    _judge_leaks(division.leaks, config)
+    _judge_leaks(division.leaks, config, leaks)
     _judge_quarantined(left_out, len(rows), config, quarantined)
     _judge_counts(samples, len({row.group for row in rows}))
     _warn_of_strata(strata)
-    _write_splits(splits, division.splits)
+    _tell_of_moves(splits, division.splits)
+    _write_splits(splits, division)
     log.info("split: %s", ", ".join(f"{samples[split]} {split}" for split in SPLITS))
 
 
@@ -57,13 +62,13 @@ def _subject(row: CatalogRow) -> Subject:
     )
 
 
-def _judge_leaks(leaks: Sequence[Leak], config: SplitConfig) -> None:
+def _judge_leaks(leaks: Sequence[Leak], config: SplitConfig, path: Path) -> None:
     if not leaks:
         return
     named = [
         f"  {leak.keys[0]} ({leak.splits[0]}) and {leak.keys[1]} ({leak.splits[1]}): {leak.bond}" for leak in leaks[:5]
     ]
-    more = [f"  ... and {len(leaks) - 5} more"] if len(leaks) > 5 else []
+    more = [f"  ... and {len(leaks) - 5} more in {path}"] if len(leaks) > 5 else []
     listed = "\n".join(named + more)
     if config.leaks == "error":
         raise DataError(
@@ -123,21 +128,41 @@ def _warn_of_strata(strata: Mapping[str, Mapping[str, int]]) -> None:
             )
 
 
-def _write_splits(path: Path, splits: Mapping[str, Split]) -> None:
+def _tell_of_moves(path: Path, splits: Mapping[str, Split]) -> None:
+    """Name samples that the last run had in another split: a model that trained on them must not be tested on them."""
+    try:
+        before = read_splits(path) if path.exists() else {}
+    except DataError:
+        # Of another version, or cut short: there is nothing to compare with.
+        return
+    moved = [key for key in sorted(before) if before[key] and key in splits and before[key] != splits[key]]
+    if moved:
+        named = ", ".join(f"{key} ({before[key]} to {splits[key]})" for key in moved[:5])
+        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
+        log.warning(
+            "split: %d samples moved since the last run, since the recipe changed, or samples that they belong to were "
+            "removed or corrected: %s%s. Scores of models trained before are no longer comparable on them.",
+            len(moved), named, more,
+        )  # fmt: skip
+
+
+def _write_splits(path: Path, division: Division) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        # All cells in quotes: Python leaves a carriage return in a name without them, and reads it as the line's end.
+        writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(COLUMNS)
-        writer.writerows(sorted(splits.items()))
+        left_out = dict.fromkeys(division.quarantined, QUARANTINED)
+        writer.writerows(sorted({**division.splits, **left_out}.items()))
 
 
-def read_splits(path: Path) -> dict[str, Split]:
-    """Key -> split, as this stage wrote it; quarantined samples are not in it."""
+def read_splits(path: Path) -> dict[str, Split | None]:
+    """Key -> split, as this stage wrote it; None for a sample that is left out."""
     with path.open(newline="", encoding="utf-8") as stream:
         head, *lines = list(csv.reader(stream)) or [[]]
     if head != COLUMNS:
         raise DataError(f"not a table of splits: {path}: its columns are {head}. Run `dvc repro -f split`.")
-    known = {str(split): split for split in SPLITS}
+    known: dict[str, Split | None] = {**{split: split for split in SPLITS}, QUARANTINED: None}
     for number, line in enumerate(lines, start=2):
         if len(line) != len(COLUMNS) or line[1] not in known:
             raise DataError(f"table of splits is damaged: {path}: line {number}: {line}. Run `dvc repro -f split`.")

@@ -125,3 +125,22 @@ def test_a_missing_file_or_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "all.json").unlink()
     with pytest.raises(DataError, match=r"^no such COCO file: all.json is not in .* Correct ingest.coco."):
         find_pairs(str(tmp_path), config, ONE_MASK)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "images": [], "annotations": []}',
+         "two categories of one id: .*: 1"),
+        ('{"categories": [], "images": [], "annotations": [], "annotations": []}', "an object with two 'annotations'"),
+        ('{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1, "file_name": "a.png", "height": 2, "width": 2}],'
+         ' "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "segmentation": []},'
+         ' {"id": 7, "image_id": 1, "category_id": 1, "segmentation": []}]}', "two annotations of one id: .*: 7"),
+    ],
+)  # fmt: skip
+def test_what_is_said_twice_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    from pipeline.coco import read_annotations
+
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError, match=told):
+        read_annotations(str(tmp_path), "c.json", 1)

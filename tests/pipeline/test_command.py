@@ -15,6 +15,7 @@ ERRORS = [
     (errors.RegistryError, 6),
     (errors.StorageError, 7),
     (errors.ModelError, 8),
+    (errors.DifferenceError, 9),
 ]
 
 

@@ -13,7 +13,7 @@ def test_pairs_are_read_as_they_were_written_in_order(tmp_path: Path) -> None:
     path = tmp_path / "data" / "duplicates.csv"
     write_duplicates(path, [ONE, OTHER])
     assert read_duplicates(path) == [OTHER, ONE]
-    assert path.read_bytes().startswith(b"a,b,kind,masks_agree\n007,008,exact,true\n")
+    assert path.read_bytes().startswith(b'"a","b","kind","masks_agree"\n"007","008","exact","true"\n')
 
 
 def test_a_table_without_pairs_is_read_as_one(tmp_path: Path) -> None:

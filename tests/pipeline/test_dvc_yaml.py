@@ -165,3 +165,5 @@ def test_only_ingest_follows_the_source_and_all_else_the_hashes_in_the_catalog()
 def test_results_that_grow_stay_when_their_stage_runs_again() -> None:
     (shards,) = STAGES["shard"]["outs"]
     assert shards == {"data/shards": {"persist": True}}
+    # What split compares its result with.
+    assert STAGES["split"]["outs"][0] == {"data/splits.csv": {"persist": True}}

@@ -512,3 +512,14 @@ def test_the_old_recipe_is_safe_before_anything_is_recorded(tree, monkeypatch: p
         init(source=str(SOURCE), recipe=None, force=True)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert RECIPE.with_name("params.yaml.old").read_text() == "mine: true\n"
+
+
+def test_two_ways_to_draw_the_foreground_are_two_classes_and_nothing_is_ignored(tree) -> None:
+    put([0, 1], count=2)
+    put([0, 255], count=2, masks="other")
+    for number in range(2):
+        (SOURCE / "other" / f"{number:03d}.png").rename(SOURCE / "masks" / f"{number + 2:03d}.png")
+        save(SOURCE / "images" / f"{number + 2:03d}.png", np.full((16, 20), 120 + number, np.uint8))
+    (SOURCE / "other").rmdir()
+    masks = load_written(SOURCE, look_at(str(SOURCE)))["masks"]
+    assert masks == ClassMap(kind="multiclass", classes={"class_0": 0, "class_1": 1, "class_255": 255})

@@ -246,3 +246,11 @@ def test_pixels_of_many_channels_count_as_others_do() -> None:
     stream = io.BytesIO()
     tifffile.imwrite(stream, np.zeros((20, 30, 5), np.float32), photometric="minisblack", planarconfig="contig")
     assert count_pixels(FileBytes(name="a.tif", data=stream.getvalue())) == 600
+
+
+def test_a_bomb_counts_no_pixels() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (30, 20)).save(stream, format="PNG")
+    data = stream.getvalue()
+    claim = data[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + data[24:]
+    assert count_pixels(FileBytes(name="bomb.png", data=claim)) == 0

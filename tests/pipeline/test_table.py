@@ -242,3 +242,10 @@ def test_spaces_around_a_cell_make_no_other_group(tmp_path: Path) -> None:
     write_table(tmp_path, "about.csv", "key,group\na,p1\nb, p1 \n")
     found = read_table(str(tmp_path), config(table="about.csv", group_column="group"))
     assert {row["group"] for row in found.values()} == {"p1"}
+
+
+def test_a_mask_belongs_to_one_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^one mask for two: .*: y/c.png: a and b\. Name each sample's own mask"):
+        manifest(tmp_path, "image,mask\nx/a.png,y/c.png\nx/b.png,y/c.png\n")
+    with pytest.raises(DataError, match=r"^one mask for two: .*: x/a.png: its own image\."):
+        manifest(tmp_path, "image,mask\nx/a.png,x/a.png\n")

@@ -174,3 +174,8 @@ def test_regions_that_claim_more_than_memory_are_refused(monkeypatch: pytest.Mon
         DataError, match=r"annotations can't be used: .*: regions of more than 0 million pixels together"
     ):
         read(text(runs("a", [0, 12]), runs("a", [0, 12])), OBJECTS)
+
+
+def test_an_annotation_that_is_only_a_box_is_refused() -> None:
+    with pytest.raises(DataError, match=r"an annotation without a region: only a box\? Export polygons or runs"):
+        read(text(runs("a", []) | {"segmentation": []}), OBJECTS)

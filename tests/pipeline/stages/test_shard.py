@@ -358,3 +358,11 @@ def test_a_key_that_a_tile_could_have_is_refused_where_images_are_cut(small_data
     small_data.record()
     with pytest.raises(DataError, match=r"^a key that a tile could have: s00@0-0\. Rename the sample"):
         small_data.run(*ALL)
+
+
+def test_an_accepted_sample_that_split_did_not_decide_on_is_an_error(sharded) -> None:
+    table = Path("data/splits.csv")
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if "s03" not in line))
+    with pytest.raises(DataError, match=r"^1 accepted samples have no split, such as 's03'\. Run `dvc repro -f split`"):
+        sharded.run("shard")

@@ -104,7 +104,7 @@ def test_equal_catalogs_give_equal_bytes(small_data) -> None:
     first = SPLITS.read_bytes()
     small_data.run("split")
     assert SPLITS.read_bytes() == first
-    assert first.startswith(b"key,split\ns00,")
+    assert first.startswith(b'"key","split"\n"s00","')
 
 
 def say_near(*pairs: tuple[str, str]) -> None:
@@ -162,8 +162,8 @@ def test_a_bridge_that_the_recipe_allows_is_left_out_of_splits_and_shards(small_
     small_data.write_recipe(split={"max_quarantined_fraction": 0.1})
     new, *_ = bridge(small_data)
     small_data.run("split", "shard")
-    assert new not in read_splits(SPLITS)
-    assert len(read_splits(SPLITS)) == 12
+    assert read_splits(SPLITS)[new] is None
+    assert len(read_splits(SPLITS)) == 13
     assert json.loads(METRICS.read_text(encoding="utf-8"))["quarantined"] == 1
 
 
@@ -187,7 +187,7 @@ def test_leaks_between_declared_splits_stop_the_stage_and_name_pairs(tree) -> No
     )
     assert lines[1] == "  s00 (train) and s01 (val): duplicates"
     assert len(lines) == 7
-    assert lines[6] == "  ... and 2 more"
+    assert lines[6] == "  ... and 2 more in data/leaks.json"
     assert not SPLITS.exists()
 
 
@@ -240,3 +240,37 @@ def test_a_damaged_table_of_splits_is_refused(tmp_path: Path, text: str, told: s
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(DataError, match=rf"{told}.*Run `dvc repro -f split`"):
         read_splits(tmp_path / "splits.csv")
+
+
+def test_every_leak_is_in_the_file_and_the_message_names_it(small_data) -> None:
+    small_data.run("ingest", "validate")
+    words = ["train", "val", "test"]
+    change_rows(lambda number, row: dataclasses.replace(row, declared_split=words[number % 3]))
+    say_near(*((f"s{number:02d}", f"s{number + 1:02d}") for number in range(7)))
+    small_data.write_recipe(split={"declared": {word: word for word in words}})
+    with pytest.raises(DataError, match=r"\.\.\. and 2 more in data/leaks.json"):
+        small_data.run("split")
+    leaks = json.loads(Path("data/leaks.json").read_text())
+    assert len(leaks) == 7
+    assert leaks[0] == {"keys": ["s00", "s01"], "splits": ["train", "val"], "bond": "duplicates"}
+
+
+def test_a_sample_that_moves_since_the_last_run_is_named(small_data, caplog: pytest.LogCaptureFixture) -> None:
+    small_data.run("ingest", "validate", "split")
+    before = read_splits(SPLITS)
+    small_data.run("split")
+    assert "moved" not in caplog.text
+    small_data.write_recipe(split={"seed": 5})
+    small_data.run("split")
+    moved = [key for key, split in read_splits(SPLITS).items() if before[key] != split]
+    assert f"split: {len(moved)} samples moved since the last run" in caplog.text
+    assert f"{moved[0]} ({before[moved[0]]} to {read_splits(SPLITS)[moved[0]]})" in caplog.text
+
+
+def test_every_sign_of_a_name_survives_the_tables(small_data) -> None:
+    small_data.run("ingest", "validate")
+    name = 'a\rb,"c"\nd\te'
+    change_rows(lambda number, row: dataclasses.replace(row, key=name, group=name) if number == 0 else row)
+    small_data.run("split")
+    assert name in read_splits(SPLITS)
+    assert len(read_splits(SPLITS)) == 12
