@@ -2,10 +2,9 @@
 
 Only PNG and deflate carry checksums. For them a damaged file is refused or gives the same pixels. The other formats can't
 tell a changed pixel from a drawn one: there the ledger's sha256 of the file's bytes is what differs, and the stages
-compare it.
+compare it (tests/pipeline/test_references.py).
 """
 
-import hashlib
 import random
 
 import numpy as np
@@ -70,7 +69,6 @@ def fuzz(num_cases: int, seed: int) -> tuple[int, int]:
     rng = random.Random(seed)
     files = every_format()
     whole = {name: read_image(named(data), CONFIG) for name, data in files.items()}
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     refused = read = 0
     for number in range(num_cases):
         name = rng.choice(list(files))
@@ -88,7 +86,6 @@ def fuzz(num_cases: int, seed: int) -> tuple[int, int]:
             assert image.shape[2] == 3
             is_same = np.array_equal(image, whole[name])
             assert is_same or not name.endswith(CHECKSUMMED), f"case {number} of seed {seed}: {name}"
-            assert is_same or hashlib.sha256(data).hexdigest() != hashes[name]
         try:
             read_mask([named(data)], INSTANCES)
         except DataError as error:
@@ -96,7 +93,7 @@ def fuzz(num_cases: int, seed: int) -> tuple[int, int]:
     return refused, read
 
 
-def test_damaged_files_are_refused_or_known_by_their_hash(capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_are_refused_or_decode_to_some_image(capfd: pytest.CaptureFixture[str]) -> None:
     refused, read = fuzz(400, seed=0)
     assert refused > 150
     assert read > 10
