@@ -117,6 +117,24 @@ def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """Kill a driver as a power cut of its host would, and wait until the training below it has ended.
+
+    Workers and controller notice it a little later and record checkpoints until then.
+    """
+    below = psutil.Process(process.pid).children(recursive=True)
+    training = [child for child in below if "Train" in " ".join(child.cmdline())]
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(training, timeout=60)
+    if left:
+        raise RuntimeError(f"these processes outlive their driver: {left}")
+    for child in below:
+        # What is idle, such as Ray's agents, would take a minute to notice.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
 def weights_of(folder: Path) -> str:
     """sha256 of the trained weights' file."""
     return hashlib.sha256((folder / "models" / "final" / "model.safetensors").read_bytes()).hexdigest()

@@ -16,6 +16,7 @@ from benchmarks.workspace import (
     TRAIN,
     change_recipe,
     commit,
+    kill_driver,
     make_workspace,
     run,
     start,
@@ -166,9 +167,7 @@ def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path,
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
     wait_for_step(tree, 12)
-    # Ray's processes notice that their driver is gone, as after a power cut of the driver's host.
-    process.kill()
-    process.wait()
+    kill_driver(process)
     run(tree, *TRAIN)
     assert weights(tree) == weights(road)
     from mlflow import MlflowClient
@@ -185,8 +184,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(road: Path, t
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
     wait_for_step(tree, 18)
-    process.kill()
-    process.wait()
+    kill_driver(process)
     # What Ray has recorded: a kill may leave a newer checkpoint that nobody was told of.
     (record,) = tree.glob(".unet/training/*/workers/checkpoint_manager_snapshot.json")
     kept = json.loads(record.read_text())["checkpoint_results"]
