@@ -65,7 +65,7 @@ def prepare(folder: Path, changes: dict[str, Any]) -> Path:
 def train_with_a_kill(folder: Path) -> str:
     """Kill one of two workers between two checkpoints, and let Ray Train go on."""
     process = start(folder, "dvc", "repro", "train", env={"UNET_WORKERS": "2"})
-    wait_for_step(folder, KILL_AFTER_STEP)
+    wait_for_step(folder, process, KILL_AFTER_STEP)
     training_workers(process)[0].send_signal(signal.SIGKILL)
     if process.wait():
         raise RuntimeError((folder / "start.log").read_text())

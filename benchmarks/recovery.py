@@ -66,8 +66,8 @@ def measure_local(folder: Path) -> dict[str, float]:
     begun = time.time()
     process = start(folder, *TRAIN, env={"UNET_WORKERS": "2"})
     try:
-        first = wait_for(folder, lambda told: bool(told.get("steps")))
-        wait_for_step(folder, DEATH_AFTER_STEP)
+        first = wait_for(folder, process, lambda told: bool(told.get("steps")))
+        wait_for_step(folder, process, DEATH_AFTER_STEP)
         victim = training_workers(process)[0]
         seconds = until_next_step(folder, lambda: victim.send_signal(signal.SIGKILL))
     finally:
@@ -85,8 +85,8 @@ def measure_host(folder: Path) -> dict[str, float]:
         begun = time.time()
         process = start(folder, *hosts.hosts[0].inside(*TRAIN), env=hosts.environment)
         try:
-            first = wait_for(folder, lambda told: told.get("workers") == 3)
-            wait_for_step(folder, DEATH_AFTER_STEP)
+            first = wait_for(folder, process, lambda told: told.get("workers") == 3)
+            wait_for_step(folder, process, DEATH_AFTER_STEP)
             seconds = until_next_step(folder, hosts.hosts[2].kill)
         finally:
             process.kill()

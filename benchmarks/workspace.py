@@ -85,20 +85,21 @@ def start(folder: Path, *command: str, env: Mapping[str, str] | None = None) -> 
         )
 
 
-def wait_for_step(folder: Path, step: int) -> None:
-    """Wait until the training that was started tells of `step`; RuntimeError after two minutes."""
-    wait_for(folder, lambda told: any(record["step"] == step for record in told.get("steps", ())))
+def wait_for_step(folder: Path, training: subprocess.Popen[str], step: int) -> None:
+    """Wait until the training tells of `step`; RuntimeError when it ended before, or after two minutes."""
+    wait_for(folder, training, lambda told: any(record["step"] == step for record in told.get("steps", ())))
 
 
-def wait_for(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Wait for a line of the journal of the training that was started; RuntimeError after two minutes."""
+def wait_for(folder: Path, training: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait for a line of the training's journal; RuntimeError when it ended before, or after two minutes."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while training.poll() is None and time.monotonic() < deadline:
         for told in read_journal(folder):
             if wanted(told):
                 return told
         time.sleep(0.1)
-    raise RuntimeError((folder / "start.log").read_text())
+    why = "still waiting after two minutes" if training.poll() is None else "the training ended before"
+    raise RuntimeError(f"{why}\n{(folder / 'start.log').read_text()}")
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

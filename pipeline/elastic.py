@@ -116,7 +116,8 @@ class GroupSize(ElasticScalingPolicy):  # type: ignore[misc]
         """While all is well: right after a checkpoint, so that a change of size loses no steps."""
         self._maybe_send_resource_request()
         reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
-        if any(told is not None and told.checkpoint is not None for told in reports):
+        # Not again before the look at the cluster that it brings: checkpoints may come faster than they settle.
+        if self._checkpoint_time is None and any(told and told.checkpoint is not None for told in reports):
             self._checkpoint_time = time.monotonic()
         if self._checkpoint_time is None or time.monotonic() - self._checkpoint_time < SETTLE_SECONDS:
             return NoopDecision()

@@ -135,7 +135,7 @@ def test_another_seed_gives_other_weights(road: Path, tmp_path: Path) -> None:
 def test_a_killed_worker_changes_nothing(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
-    wait_for_step(tree, 12)
+    wait_for_step(tree, process, 12)
     killed = training_workers(process)
     assert killed
     killed[0].send_signal(signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_a_mistake_that_one_worker_finds_ends_the_training_soon(road: Path, tmp_
     tree = copy_of(road, tmp_path / "tree", {"shard.codec": "png"})
     run(tree, "dvc", "repro", "shard")
     process = start(tree, *TRAIN, env={"UNET_WORKERS": "2"})
-    wait_for_step(tree, 2)
+    wait_for_step(tree, process, 2)
     shard = min((tree / "data" / "shards" / "train").glob("*.tar"))
     # In place: the workers have the file open.
     with shard.open("r+b") as stream:
@@ -166,7 +166,7 @@ def test_a_mistake_that_one_worker_finds_ends_the_training_soon(road: Path, tmp_
 def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
-    wait_for_step(tree, 12)
+    wait_for_step(tree, process, 12)
     kill_driver(process)
     run(tree, *TRAIN)
     assert weights(tree) == weights(road)
@@ -183,7 +183,7 @@ def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path,
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
-    wait_for_step(tree, 18)
+    wait_for_step(tree, process, 18)
     kill_driver(process)
     # What Ray has recorded: a kill may leave a newer checkpoint that nobody was told of.
     (record,) = tree.glob(".unet/training/*/workers/checkpoint_manager_snapshot.json")

@@ -155,9 +155,9 @@ class Watch:
             log.warning("train: %s", warning)
         self._resting, self.seconds = told["resting"], told["seconds"]
         if told["workers"] != self._workers:
-            if self._workers is not None:
-                log.info("train: %s now, before %d", _count_workers(told["workers"]), self._workers)
+            before = "" if self._workers is None else f", before {self._workers}"
             self._workers = told["workers"]
+            log.info("train: %s now%s", _count_workers(self._workers), before)
             self._bar.advance(0, self._note())
         for step in told["steps"]:
             if step["step"] not in self._steps:

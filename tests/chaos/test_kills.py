@@ -35,7 +35,7 @@ KILLS_PER_TRAINING = 7
 TINY = {
     "model.width": 4,
     "model.depth": 2,
-    "train.epochs": 8,
+    "train.epochs": 14,
     "train.lanes": 4,
     "train.samples_per_lane": 1,
     "train.validate_every_epochs": 2,

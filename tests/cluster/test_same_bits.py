@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 TINY = {
     "model.width": 4,
     "model.depth": 2,
-    "train.epochs": 14,
+    "train.epochs": 30,
     "train.lanes": 4,
     "train.samples_per_lane": 1,
     "train.validate_every_epochs": 2,
@@ -83,6 +84,14 @@ class Training:
         self._tree = tree
         self._process = start(tree, *hosts.hosts[0].inside(*TRAIN), env=hosts.environment)
 
+    def wait_for_workers(self, count: int) -> dict[str, Any]:
+        """What the first report of so many workers tells."""
+        return wait_for(self._tree, self._process, lambda told: told.get("workers") == count)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the step is done."""
+        wait_for_step(self._tree, self._process, step)
+
     def end(self) -> str:
         """Its weights; the training must have ended well."""
         assert self._process.wait(timeout=300) == 0, (self._tree / "start.log").read_text()
@@ -91,26 +100,26 @@ class Training:
 
 def test_three_hosts_train_what_one_worker_trains(tree: Path, three_hosts: Hosts, local_weights: str) -> None:
     training = Training(tree, three_hosts)
-    wait_for(tree, lambda told: told.get("workers") == 3)
+    training.wait_for_workers(3)
     assert training.end() == local_weights
-    assert "3 workers" in (tree / "start.log").read_text()
+    assert "train: 3 workers now" in (tree / "start.log").read_text()
     change_recipe(tree, None, {"train.seed": 1, "train.epochs": 1})
     assert Training(tree, three_hosts).end() != local_weights
 
 
 def test_a_host_killed_in_mid_epoch_changes_nothing(tree: Path, three_hosts: Hosts, local_weights: str) -> None:
     training = Training(tree, three_hosts)
-    wait_for_step(tree, 22)
+    training.wait_for_step(22)
     three_hosts.hosts[2].kill()
     killed = time.time()
-    told = wait_for(tree, lambda told: told.get("workers") == 2)
+    told = training.wait_for_workers(2)
     assert told["time_ms"] / 1000 - killed < 60
     assert training.end() == local_weights
 
 
 def test_a_link_cut_for_20_seconds_changes_nothing(tree: Path, three_hosts: Hosts, local_weights: str) -> None:
     training = Training(tree, three_hosts)
-    wait_for_step(tree, 22)
+    training.wait_for_step(22)
     three_hosts.cut(three_hosts.hosts[1])
     cut = time.time()
     time.sleep(20)
@@ -123,9 +132,9 @@ def test_a_link_cut_for_20_seconds_changes_nothing(tree: Path, three_hosts: Host
 
 def test_a_new_host_joins_a_training(tree: Path, two_hosts: Hosts, local_weights: str) -> None:
     training = Training(tree, two_hosts)
-    wait_for(tree, lambda told: told.get("workers") == 2)
+    training.wait_for_workers(2)
     two_hosts.add()
-    wait_for(tree, lambda told: told.get("workers") == 3)
+    training.wait_for_workers(3)
     steps = [record["step"] for told in read_journal(tree) for record in told.get("steps", ())]
     # It joined right after a checkpoint: hardly a step was done twice.
     assert len(steps) - len(set(steps)) <= 5

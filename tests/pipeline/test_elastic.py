@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,3 +145,20 @@ def test_a_group_that_is_well_does_not_shrink(group_size) -> None:
     for room["workers"] in (0, 2, 3):
         decision = policy.make_decision_for_running_worker_group(state, status(checkpoint=True))
         assert not hasattr(decision, "num_workers")
+
+
+def test_checkpoints_that_come_faster_than_they_settle_do_not_keep_a_group_from_growing(
+    group_size, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, room = group_size
+    monkeypatch.setattr("pipeline.elastic.SETTLE_SECONDS", 0.02)
+    state = SimpleNamespace(num_workers=2, start_time=0.0)
+    room["workers"] = 3
+
+    def decide() -> Any:
+        time.sleep(0.01)
+        return policy.make_decision_for_running_worker_group(state, status(checkpoint=True))
+
+    # The first look only begins the wait.
+    assert not hasattr(decide(), "num_workers")
+    assert any(hasattr(decide(), "num_workers") for _ in range(20))

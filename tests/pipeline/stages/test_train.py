@@ -127,6 +127,7 @@ def test_a_lost_worker_and_another_number_of_workers_are_told(watch, caplog: pyt
         seen.on_report({"lost": "a worker was lost, or its host.", "time_ms": 0})
         seen.on_report({**HISTORY[1], "workers": 1})
     assert [record.getMessage() for record in caplog.records] == [
+        "train: 2 workers now",
         "train: a worker was lost, or its host. Going on from the last checkpoint.",
         "train: 1 worker now, before 2",
     ]
