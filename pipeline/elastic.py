@@ -52,7 +52,9 @@ class Journal(UserCallback):  # type: ignore[misc]
         # Ranks carry neighbouring lanes in their order, so that this is all lanes of each step.
         of_ranks = [rank.get("samples", []) for rank in metrics]
         samples = [[lane for rank in step for lane in rank] for step in zip(*of_ranks, strict=True)]
-        self._write({**metrics[0], "samples": samples})
+        # Each once, whoever tells it.
+        warnings = list(dict.fromkeys(warning for rank in metrics for warning in rank.get("warnings", ())))
+        self._write({**metrics[0], "samples": samples, "warnings": warnings})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Called by Ray when workers died or raised; what is raised here ends the training, else Ray starts anew.

@@ -3,6 +3,7 @@
 The only module that reads environment variables; README.md shows them as a table.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ class Placement:
     processes: int | None = None
     """UNET_PROCESSES: processes that check files; by default one per core, of this machine or of the cluster."""
 
+    shards: str | None = None
+    """UNET_SHARDS: URL of a copy of data/shards, from which the training workers fetch; by default they read
+    data/shards itself."""
+    cache_dir: str = "~/.cache/unet"
+    """UNET_CACHE: folder for fetched shards, on each node's own disk; by default ~/.cache/unet."""
+    cache_gb: float = 20.0
+    """UNET_CACHE_GB: the most that they may take of it, in 10^9 bytes; by default 20."""
+
     @property
     def state_dir(self) -> Path:
         """Working files that are nobody's result: checkpoints of unfinished trainings, timings."""
@@ -61,6 +70,9 @@ def read_placement() -> Placement:
         workers=_read_workers("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
         processes=_read_count("UNET_PROCESSES"),
+        shards=_read_url("UNET_SHARDS"),
+        cache_dir=os.environ.get("UNET_CACHE") or Placement.cache_dir,
+        cache_gb=_read_gigabytes("UNET_CACHE_GB") or Placement.cache_gb,
     )
 
 
@@ -93,6 +105,28 @@ def _read_workers(name: str) -> Workers | None:
             f"Did you mean {numbers[1]}-{numbers[0]}?"
         )
     return Workers(least=numbers[0], most=numbers[1])
+
+
+def _read_url(name: str) -> str | None:
+    text = os.environ.get(name)
+    if text and "://" not in text:
+        raise RecipeError(
+            f"environment variable {name}: {text!r} is not a URL such as s3://bucket/shards. Correct or unset it."
+        )
+    return text or None
+
+
+def _read_gigabytes(name: str) -> float | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise RecipeError(f"environment variable {name}: {text!r} is not a number above 0. Correct or unset it.")
+    return number
 
 
 def _read_count(name: str) -> int | None:

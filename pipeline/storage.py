@@ -12,6 +12,10 @@ from typing import Any, BinaryIO
 from unet_core.errors import DataError, StorageError
 from unet_core.images import FileBytes
 
+PIECE_BYTES = 8 << 20
+#: What to do about a source's file that is not there.
+RESTORE = "Restore it, or remove the sample."
+
 
 def is_url(address: str) -> bool:
     """Whether an address names another place than this machine's disk."""
@@ -23,17 +27,26 @@ def join(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}" if root else name
 
 
-def read_file(root: str, name: str) -> FileBytes:
-    """Read the file `name` below `root`.
+def read_file(root: str, name: str, *, missing: str = RESTORE) -> FileBytes:
+    """Read the file `name` below `root`; `missing` tells people what to do where there is none.
 
     Raises DataError where there is no such file, StorageError where its place can't be reached.
     """
     address = join(root, name)
-    with _foreseen(address):
+    with _foreseen(address, missing=missing):
         if is_url(root):
             system, base = _file_system(root)
             return FileBytes(name=address, data=system.cat_file(join(base, name)))
         return FileBytes(name=address, data=Path(address).read_bytes())
+
+
+def read_pieces(root: str, name: str, *, missing: str) -> Iterator[bytes]:
+    """The bytes of the file `name` below `root`, a few megabytes at a time; errors as read_file's."""
+    with _foreseen(join(root, name), missing=missing):
+        system, base = _file_system(root)
+        with system.open(join(base, name), "rb", block_size=PIECE_BYTES, cache_type="readahead") as stream:
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
 
 
 @contextmanager
@@ -138,14 +151,14 @@ def _file_system(root: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _foreseen(address: str) -> Iterator[None]:
+def _foreseen(address: str, *, missing: str = RESTORE) -> Iterator[None]:
     """What can go wrong with an address, told in a sentence."""
     try:
         yield
     except (DataError, StorageError):
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"a file is missing: {_public(address)}. Restore it, or remove the sample.") from error
+        raise DataError(f"a file is missing: {_public(address)}. {missing}") from error
     except OSError as error:
         reason = error.strerror or _public(str(error))
         raise StorageError(

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,19 +12,23 @@ from typing import Any
 
 import torch
 
-from pipeline import cluster
+from pipeline import cluster, storage
 from pipeline.params import load_section
+from unet_core.cache import CachedShards
 from unet_core.checkpoint import read_newest, write_checkpoint
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan
-from unet_core.reader import ShardReader
+from unet_core.reader import MAX_OPEN, ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ImageConfig
 from unet_core.trainer import Report, TrainConfig, Trainer
 from unet_core.transforms import AugmentConfig
+
+#: What to do about a shard that is not in its remote place.
+COPY_AGAIN = "Copy data/shards there again, or correct UNET_SHARDS."
 
 
 def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
@@ -80,8 +85,7 @@ def train_worker(options: dict[str, Any]) -> None:
     # Ray starts workers elsewhere; the recipe lies in the working tree.
     os.chdir(options["root"])
     rank, world_size = cluster.rank_and_size()
-    shards = Path(options["shards"])
-    index = read_index(shards)
+    index = read_index(Path(options["shards"]))
     spec, config, augment = read_recipe(index)
     torch.set_num_threads(config.threads_per_worker)
     if options["use_gpu"]:
@@ -92,17 +96,46 @@ def train_worker(options: dict[str, Any]) -> None:
     state, warnings = read_newest(cluster.checkpoints())
     if state is not None:
         trainer.restore(state)
-    train = ShardReader(shards, index.of_split("train"))
-    loader = NotedLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
-    val = ShardReader(shards, index.of_split("val"))
+    with _shard_files(options) as files:
+        _fit(trainer, index, files, augment, options, warnings)
+
+
+@contextmanager
+def _shard_files(options: Mapping[str, Any]) -> Iterator[Path | CachedShards]:
+    """Where this worker's shards come from: the working tree, or a URL through the node's cache."""
+    url = options["shards_url"]
+    if url is None:
+        yield Path(options["shards"])
+        return
+    fetch = partial(storage.read_pieces, url, missing=COPY_AGAIN)
+    directory = Path(options["cache_dir"]).expanduser()
+    with CachedShards(directory, limit_bytes=int(options["cache_gb"] * 1e9), fetch=fetch) as cached:
+        yield cached
+
+
+def _fit(
+    trainer: Trainer,
+    index: ShardIndex,
+    files: Path | CachedShards,
+    augment: AugmentConfig,
+    options: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> None:
+    """Train to the end and report."""
+    config, tree = trainer.config, trainer.tree
+    # What is open can't be evicted from a cache: little more than the blocks that the lanes are in.
+    max_open = 2 * config.block_shards * (len(tree.lanes) + 1) if isinstance(files, CachedShards) else MAX_OPEN
+    train = ShardReader(files, index.of_split("train"), max_open=max_open)
+    val = ShardReader(files, index.of_split("val"), max_open=max_open)
+    loader = NotedLoader(train, trainer.spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     started = time.monotonic()
     for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
-        about = {**_record(told), "workers": world_size, "seconds": time.monotonic() - started}
+        about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
-        if warnings:
-            about["warnings"], warnings = warnings, []
-        kept = told.checkpoint if rank == 0 else None
-        cluster.report(about, partial(write_checkpoint, spec=spec, state=kept) if kept is not None else None)
+        about["warnings"] = [*warnings, *(files.take_warnings() if isinstance(files, CachedShards) else ())]
+        warnings = ()
+        kept = told.checkpoint if tree.rank == 0 else None
+        cluster.report(about, partial(write_checkpoint, spec=trainer.spec, state=kept) if kept is not None else None)
 
 
 def _record(told: Report) -> dict[str, Any]:

@@ -197,6 +197,35 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(road: Path, t
     assert weights(tree) == weights(road)
 
 
+def test_shards_fetched_from_s3_give_the_same_weights(road: Path, tmp_path: Path, s3_server) -> None:
+    import s3fs
+
+    system = s3fs.S3FileSystem(key=s3_server.key, secret=s3_server.secret, endpoint_url=s3_server.endpoint)
+    system.makedirs("shards")
+    system.put(str(road / "data" / "shards") + "/", "shards/copy/", recursive=True)
+    tree = copy_of(road, tmp_path / "tree")
+    places = {"UNET_SHARDS": "s3://shards/copy", "UNET_CACHE": str(tmp_path / "cache"), "UNET_CACHE_GB": "0.5"}
+    run(tree, *TRAIN, env={**s3_server.environment(), **places})
+    assert weights(tree) == weights(road)
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*.tar")}
+    index = json.loads((road / "data" / "shards" / "index.json").read_text())["shards"]
+    assert fetched == {Path(shard["name"]).name for shard in index if shard["split"] != "test"}
+
+
+def test_a_wrong_copy_of_the_shards_is_refused_before_a_cluster_starts(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    copy = shutil.copytree(road / "data" / "shards", tmp_path / "copy")
+    for sidecar in copy.glob("*/*.jsonl"):
+        sidecar.write_bytes(sidecar.read_bytes() + b"\n")
+    told = run(tree, *TRAIN, env={"UNET_SHARDS": f"file://{copy}"}, check=False)
+    assert "UNET_SHARDS holds other shards: " in told.splitlines()[-1]
+    for sidecar in copy.glob("*/*.jsonl"):
+        sidecar.unlink()
+    told = run(tree, *TRAIN, env={"UNET_SHARDS": f"file://{copy}"}, check=False)
+    assert "a file is missing: " in told.splitlines()[-1]
+    assert "Copy data/shards there again, or correct UNET_SHARDS." in told.splitlines()[-1]
+
+
 def test_predict_writes_masks_of_the_original_size(road: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -146,21 +146,32 @@ def write_sidecar(directory: Path, entry: ShardEntry, lines: bytes) -> None:
 
 def read_sidecar(directory: Path, shard_name: str) -> tuple[ShardEntry, list[bytes]]:
     """A shard's entry and one line a sample, checked against their hash; DataError where damaged or missing."""
+    return parse_sidecar(sidecar_bytes(directory, shard_name), where=str(directory / sidecar_name(shard_name)))
+
+
+def sidecar_bytes(directory: Path, shard_name: str) -> bytes:
+    """A shard's sidecar as it is; DataError where it is missing."""
     path = directory / sidecar_name(shard_name)
     try:
-        head, _, lines = path.read_bytes().partition(b"\n")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f shard`."
+        ) from error
+
+
+def parse_sidecar(text: bytes, *, where: str) -> tuple[ShardEntry, list[bytes]]:
+    """As read_sidecar, from the sidecar's bytes; `where` names it in errors."""
+    try:
+        head, _, lines = text.partition(b"\n")
         body = json.loads(head)
         if body.pop("format") != FORMAT_VERSION:
             raise ValueError("another format")
         entry = _shard_entry(body)
         if hashlib.sha256(lines).hexdigest() != entry.samples_sha256:
             raise ValueError("the hash of its samples differs")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f shard`."
-        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"the sidecar of a shard is damaged: {path}: {error}. Run `dvc repro -f shard`.") from error
+        raise DataError(f"the sidecar of a shard is damaged: {where}: {error}. Run `dvc repro -f shard`.") from error
     return entry, lines.splitlines()
 
 

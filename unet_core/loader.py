@@ -17,6 +17,9 @@ from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample, class_indices
 from unet_core.transforms import Augmentation, AugmentConfig, draw_window, pad_to, sample_seed
 
+#: Remote shards are fetched this many steps before their samples are read.
+AHEAD_STEPS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -69,7 +72,11 @@ class LaneLoader:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
             waiting: deque[Future[list[Batch]]] = deque()
             try:
+                for step in range(first, min(first + AHEAD_STEPS, plan.num_steps)):
+                    self._fetch_ahead(plan, lanes, step)
                 for step in range(first, plan.num_steps):
+                    if step + AHEAD_STEPS < plan.num_steps:
+                        self._fetch_ahead(plan, lanes, step + AHEAD_STEPS)
                     waiting.append(pool.submit(self._make_step, plan, epoch, lanes, step))
                     if len(waiting) > self._threads:
                         yield waiting.popleft().result()
@@ -78,6 +85,9 @@ class LaneLoader:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _fetch_ahead(self, plan: EpochPlan, lanes: Sequence[int], step: int) -> None:
+        self._reader.fetch_ahead([int(number) for lane in lanes for number in plan.lane_step(lane, step)])
 
     def _make_step(self, plan: EpochPlan, epoch: int, lanes: Sequence[int], step: int) -> list[Batch]:
         return [

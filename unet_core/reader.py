@@ -12,13 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from unet_core.codecs import Pixels, decode_array
 from unet_core.errors import DataError
 from unet_core.images import FileBytes, read_image
-from unet_core.index import ArrayPlace, Originals, SampleEntry, ShardEntry, read_sidecar, sample_entry
+from unet_core.index import (
+    ArrayPlace,
+    Originals,
+    SampleEntry,
+    ShardEntry,
+    parse_sidecar,
+    sample_entry,
+    sidecar_bytes,
+    sidecar_name,
+)
 from unet_core.masks import read_mask
 from unet_core.samples import Sample, Window
 
@@ -35,6 +45,8 @@ class OpenShard:
     lines: list[bytes]
     originals: Originals | None
     """How files that passed through are read."""
+    hold: object = None
+    """What keeps the shard's file where it is, for as long as this object lives."""
 
     def entry(self, number: int) -> SampleEntry:
         """What the sidecar tells of its sample `number`."""
@@ -82,12 +94,43 @@ class OpenShard:
         return array
 
 
+class ShardFiles(Protocol):
+    """Where shards come from."""
+
+    def open(self, entry: ShardEntry) -> OpenShard:
+        """The shard, ready to be read."""
+
+    def check(self, entry: ShardEntry) -> None:
+        """Find early that the shard can't be opened."""
+
+    def fetch_ahead(self, entries: Sequence[ShardEntry]) -> None:
+        """Make ready what will be opened soon."""
+
+
+class LocalShards:
+    """Shards below a directory of this machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self, entry: ShardEntry) -> OpenShard:
+        """The shard, mapped."""
+        return open_shard(self._directory, entry)
+
+    def check(self, entry: ShardEntry) -> None:
+        """Look at the size of the tar."""
+        _check_size(self._directory / entry.name, entry)
+
+    def fetch_ahead(self, entries: Sequence[ShardEntry]) -> None:
+        """They are here."""
+
+
 class ShardReader:
     """Reads the samples of some shards by number. Safe to use from several threads."""
 
-    def __init__(self, directory: Path, shards: Sequence[ShardEntry], *, max_open: int = MAX_OPEN) -> None:
+    def __init__(self, source: Path | ShardFiles, shards: Sequence[ShardEntry], *, max_open: int = MAX_OPEN) -> None:
         self.shards = tuple(shards)
-        self._directory = directory
+        self._files = LocalShards(source) if isinstance(source, Path) else source
         self._max_open = max_open
         self._ends = list(accumulate(shard.num_samples for shard in shards))
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -121,7 +164,12 @@ class ShardReader:
     def check_files(self) -> None:
         """Look at the size of every tar, before hours of training find that one is missing."""
         for shard in self.shards:
-            _check_size(self._directory / shard.name, shard)
+            self._files.check(shard)
+
+    def fetch_ahead(self, numbers: Sequence[int]) -> None:
+        """Make ready the shards of samples that will be read soon."""
+        wanted = sorted({bisect_right(self._ends, number) for number in numbers} - self._open.keys())
+        self._files.fetch_ahead([self.shards[shard] for shard in wanted])
 
     def _find(self, number: int) -> tuple[OpenShard, int]:
         if not 0 <= number < len(self):
@@ -136,7 +184,7 @@ class ShardReader:
                 self._open.move_to_end(number)
                 return shard
         # Outside the lock, so that one slow disk doesn't stop every thread; two may open the same shard at once.
-        shard = _open_shard(self._directory, self.shards[number])
+        shard = self._files.open(self.shards[number])
         with self._lock:
             self._open[number] = shard
             while len(self._open) > self._max_open:
@@ -145,18 +193,25 @@ class ShardReader:
         return shard
 
 
-def _open_shard(directory: Path, entry: ShardEntry) -> OpenShard:
+def open_shard(directory: Path, entry: ShardEntry, *, hold: object = None) -> OpenShard:
+    """Map a shard below a directory; DataError where it is missing or not the one that the index names."""
     path = directory / entry.name
     _check_size(path, entry)
-    found, lines = read_sidecar(directory, entry.name)
-    if found != entry or len(lines) != entry.num_samples:
-        raise DataError(
-            f"a shard is not the one that the index names: {path}: its sidecar is another run's. "
-            "Run `dvc checkout` or `dvc repro -f shard`."
-        )
+    sidecar = sidecar_bytes(directory, entry.name)
     with path.open("rb") as stream:
         data = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    return OpenShard(name=entry.name, data=data, lines=lines, originals=entry.originals)
+    return map_shard(data, sidecar, entry, where=str(path), hold=hold)
+
+
+def map_shard(data: Pixels, sidecar: bytes, entry: ShardEntry, *, where: str, hold: object = None) -> OpenShard:
+    """The shard with these bytes of its tar and its sidecar; `where` names it in errors."""
+    found, lines = parse_sidecar(sidecar, where=sidecar_name(where))
+    if found != entry or len(lines) != entry.num_samples:
+        raise DataError(
+            f"a shard is not the one that the index names: {where}: its sidecar is another run's. "
+            "Run `dvc checkout` or `dvc repro -f shard`."
+        )
+    return OpenShard(name=entry.name, data=data, lines=lines, originals=entry.originals, hold=hold)
 
 
 def _check_size(path: Path, entry: ShardEntry) -> None:

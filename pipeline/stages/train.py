@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cluster, identity, tracking
+from pipeline import cluster, identity, storage, tracking
 from pipeline.command import note_seconds
 from pipeline.json_file import write_json
 from pipeline.lineage import code_hash, data_state, git_state
@@ -20,10 +20,10 @@ from pipeline.params import RECIPE, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
-from pipeline.worker import read_recipe, train_worker
+from pipeline.worker import COPY_AGAIN, read_recipe, train_worker
 from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_model
 from unet_core.errors import TrainingError
-from unet_core.index import ShardIndex, read_index
+from unet_core.index import ShardIndex, read_index, sidecar_name
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.losses import weighted_loss
@@ -46,7 +46,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.
     least = placement.workers.least if placement.workers else 1
     with cluster.cluster(placement, least * config.threads_per_worker) as wait_for_cluster:
-        _check_early(index, shards, spec, config, augment)
+        _check_early(index, shards, spec, config, augment, placement.shards)
         training = training_key(shards, placement.root)
         work_dir = placement.state_dir / "training" / training
         client = tracking.connect(placement.tracking_uri, placement.experiment)
@@ -86,12 +86,16 @@ def training_key(shards: Path, root: Path) -> str:
 _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "augment": AugmentConfig}
 
 
-def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig) -> None:
+def _check_early(
+    index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, url: str | None
+) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     weighted_loss(config.loss, spec.class_map)
     plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
+    if url is not None:
+        _check_remote(index, shards, url)
     loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
@@ -106,6 +110,15 @@ def _check_early(index: ShardIndex, shards: Path, spec: ModelSpec, config: Train
         log.info("this processor has native bfloat16: train.precision: bfloat16 is faster here")
 
 
+def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:
+    """Look at the first shard's sidecar there: workers would wait minutes for a place that doesn't exist."""
+    name = sidecar_name(index.shards[0].name)
+    if storage.read_file(url, name, missing=COPY_AGAIN).data != (shards / name).read_bytes():
+        raise TrainingError(
+            f"UNET_SHARDS holds other shards: {name} there is not the one in {shards}. Copy {shards} there again."
+        )
+
+
 def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
     workers = f"{group.least} to {group.most}" if group.least < group.most else str(group.most)
@@ -113,6 +126,9 @@ def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Pa
     options = {
         "root": str(placement.root),
         "shards": str(shards.resolve()),
+        "shards_url": placement.shards,
+        "cache_dir": placement.cache_dir,
+        "cache_gb": placement.cache_gb,
         "loader_threads": placement.loader_threads,
         "use_gpu": group.use_gpu,
     }

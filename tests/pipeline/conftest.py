@@ -31,6 +31,9 @@ PLACEMENT = (
     "UNET_WORKERS",
     "UNET_LOADER_THREADS",
     "UNET_PROCESSES",
+    "UNET_SHARDS",
+    "UNET_CACHE",
+    "UNET_CACHE_GB",
 )
 
 

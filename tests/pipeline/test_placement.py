@@ -66,6 +66,36 @@ def test_workers_may_be_a_range(tree, monkeypatch: pytest.MonkeyPatch) -> None:
         assert read_placement().workers == workers
 
 
+def test_shards_may_be_fetched_from_a_url(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    placement = read_placement()
+    assert (placement.shards, placement.cache_dir, placement.cache_gb) == (None, "~/.cache/unet", 20.0)
+    for name, value in {
+        "UNET_SHARDS": "s3://bucket/shards", "UNET_CACHE": "/scratch/unet", "UNET_CACHE_GB": "0.5",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    placement = read_placement()
+    assert (placement.shards, placement.cache_dir, placement.cache_gb) == ("s3://bucket/shards", "/scratch/unet", 0.5)
+
+
+def test_a_folder_is_no_url_of_shards(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNET_SHARDS", "data/shards")
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == (
+        "environment variable UNET_SHARDS: 'data/shards' is not a URL such as s3://bucket/shards. Correct or unset it."
+    )
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "20 GB"])
+def test_a_size_that_is_none_is_refused(tree, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("UNET_CACHE_GB", value)
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == (
+        f"environment variable UNET_CACHE_GB: {value!r} is not a number above 0. Correct or unset it."
+    )
+
+
 @pytest.mark.parametrize(
     "value", ["0", "-1", "two", "1.5", "²", " ", "1-", "-", "0-4", "1-2-3", "1..4", "1 - 4", "1-x"]
 )
