@@ -93,7 +93,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]
     words += [
         f"-s3.config={folder / 's3.json'}",
         "-s3.port.iceberg=0",
-        "-volume.max=50",
+        # Each bucket takes several at once, and a session has many buckets.
+        "-volume.max=1000",
         "-master.volumeSizeLimitMB=64",
     ]
     words += ["-master.telemetry=false", *(f"-{name}={port}" for name, port in ports.items())]
