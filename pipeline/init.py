@@ -224,6 +224,7 @@ train:
   warmup_steps: 30
   decay_epochs: null
   loss: {{{loss}: 0.5, dice: 0.5}}
+  class_weights: none           # inverse or median of a class's pixels, or a list in the order of masks.classes
   gradient_clip: null
   validate_every_epochs: {every}
   checkpoint_every_steps: null

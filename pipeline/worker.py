@@ -53,7 +53,7 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
         deviation=deviation,
         precision=config.precision,
     )
-    return spec, config, load_section("augment", AugmentConfig)
+    return spec, config.with_class_weights(index.class_pixels("train")), load_section("augment", AugmentConfig)
 
 
 class NotedLoader(LaneLoader):

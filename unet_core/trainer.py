@@ -6,8 +6,8 @@ A worker of a group and a plain process run the same loop; how many workers ther
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,12 @@ from unet_core.backward import AllAtOnce, Backward, LaneByLane
 from unet_core.checkpoint import Position, TrainState, clone_weights
 from unet_core.errors import RecipeError, TrainingError
 from unet_core.loader import Batch, LaneLoader
-from unet_core.losses import weighted_loss
+from unet_core.losses import Loss, weighted_loss, weights_from_pixels
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
+from unet_core.samples import ClassMap
 from unet_core.validation import Validation, score_images, summarise
 
 
@@ -53,8 +54,10 @@ class TrainConfig:
     """Steps in which the learning rate rises from 0."""
     decay_epochs: int | None
     """For schedule step: epochs after which the learning rate is multiplied by 0.1, again and again."""
-    loss: Mapping[str, float]
-    """Name of a loss -> weight."""
+    loss: Mapping[str, Any]
+    """Name of a loss -> weight, or weight and arguments (losses.py)."""
+    class_weights: Literal["none", "inverse", "median"] | Sequence[float]
+    """How much each class counts in the losses: all alike, by its share of the training pixels, or as listed."""
     gradient_clip: float | None
     """Largest norm of the gradient; null leaves it alone."""
     validate_every_epochs: int
@@ -81,10 +84,18 @@ class TrainConfig:
             raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
-        if any(not weight > 0 for weight in self.loss.values()):
-            raise RecipeError(
-                f"train.loss: {dict(self.loss)}: weights must be above 0. Remove a loss that does not count."
-            )
+
+    def with_class_weights(self, class_pixels: Mapping[str, int]) -> "TrainConfig":
+        """The same with the numbers that `class_weights` stands for, of so many training pixels of each class."""
+        if self.class_weights not in ("inverse", "median"):
+            return self
+        return replace(self, class_weights=weights_from_pixels(self.class_weights, class_pixels))
+
+    def make_loss(self, class_map: ClassMap) -> Loss:
+        """The loss that these losses and weights make; RecipeError where they do not fit the masks."""
+        weights = None if self.class_weights == "none" else self.class_weights
+        assert not isinstance(weights, str), "with_class_weights comes first"
+        return weighted_loss(self.loss, class_map, weights)
 
     def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
         """The order of an epoch over shards with so many samples."""
@@ -152,7 +163,7 @@ class Trainer:
         self.config = config
         self.tree = tree
         self.device = device or torch.device("cpu")
-        self.loss = weighted_loss(config.loss, spec.class_map)
+        self.loss = config.make_loss(spec.class_map)
         torch.manual_seed(config.seed)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = UNet(spec).to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]

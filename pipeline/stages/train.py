@@ -26,7 +26,6 @@ from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index, sidecar_name
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
-from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import lanes_of_workers
 from unet_core.reader import ShardReader
@@ -90,7 +89,7 @@ def _check_early(
     index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, url: str | None
 ) -> None:
     """Find mistakes of the recipe before a cluster starts."""
-    weighted_loss(config.loss, spec.class_map)
+    config.make_loss(spec.class_map)
     plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()

@@ -42,3 +42,17 @@ def test_imagenets_statistics_are_for_8_bits_only(small_data) -> None:
         TrainingError, match=r"^model.input_statistics: imagenet is for images of 8 bits a channel, not"
     ):
         read_recipe(read_index(Path("data/shards")))
+
+
+def test_class_weights_become_numbers_of_the_training_images(small_data) -> None:
+    from pipeline.worker import read_recipe
+
+    small_data.run("ingest", "validate", "split", "shard")
+    index = read_index(Path("data/shards"))
+    pixels = index.class_pixels("train").values()
+    small_data.write_recipe(train={"class_weights": "inverse"})
+    _, config, _ = read_recipe(index)
+    assert config.class_weights == pytest.approx([sum(pixels) / len(pixels) / count for count in pixels])
+    small_data.write_recipe(train={"class_weights": [1.0, 2.5]})
+    _, config, _ = read_recipe(index)
+    assert config.class_weights == [1.0, 2.5]

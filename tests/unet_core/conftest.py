@@ -133,6 +133,7 @@ def make_config() -> Callable[..., TrainConfig]:
         warmup_steps=0,
         decay_epochs=None,
         loss={"bce": 0.5, "dice": 0.5},
+        class_weights="none",
         gradient_clip=None,
         validate_every_epochs=1,
         checkpoint_every_steps=None,

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from unet_core.errors import RecipeError
-from unet_core.losses import LOSSES, binary_cross_entropy, cross_entropy, soft_dice, weighted_loss
+from unet_core.losses import (
+    LOSSES,
+    binary_cross_entropy,
+    cross_entropy,
+    focal,
+    lovasz,
+    soft_dice,
+    tversky,
+    weighted_loss,
+    weights_from_pixels,
+)
 from unet_core.samples import IGNORE_INDEX, ClassMap
 
 
@@ -86,7 +96,155 @@ def test_smoothing_of_soft_dice_is_a_number_of_pixels() -> None:
     assert float(soft_dice(logits, masks, smooth=3.0)) == pytest.approx(1 - 3 / 5, rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, soft_dice])
+def draw(kind: str, *, images: int = 3, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random logits and masks."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(images, classes, 5, 6, generator=generator)
+    if kind == "multilabel":
+        return logits, torch.randint(0, 2, (images, classes, 5, 6), generator=generator)
+    return logits, torch.randint(0, classes, (images, 5, 6), generator=generator)
+
+
+def test_focal_loss_by_hand() -> None:
+    # Softmax of (log 1, log 3) is (1/4, 3/4).
+    logits = planes([math.log(1), math.log(1)], [math.log(3), math.log(3)])
+    expected = -(math.log(1 / 4) * (3 / 4) ** 2 + math.log(3 / 4) * (1 / 4) ** 2) / 2
+    assert float(focal(logits, torch.tensor([[[0, 1]]]))) == pytest.approx(expected, rel=1e-6)
+    logits, masks = planes([logit(0.8), logit(0.3)]), planes([1, 0])
+    expected = -(math.log(0.8) * 0.2**3 + math.log(0.7) * 0.3**3) / 2
+    assert float(focal(logits, masks, gamma=3.0)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "plain"), [("multiclass", cross_entropy), ("multilabel", binary_cross_entropy)])
+def test_focal_loss_without_focus_is_the_cross_entropy(kind: str, plain: Any) -> None:
+    logits, masks = draw(kind)
+    for weights in (None, torch.tensor([1.0, 3.0, 0.5])):
+        assert float(focal(logits, masks, weights, gamma=0)) == pytest.approx(
+            float(plain(logits, masks, weights)), rel=1e-5
+        )
+
+
+def test_gradients_are_finite_where_the_network_is_sure() -> None:
+    for kind in ("multiclass", "multilabel"):
+        for sign in (1, -1):
+            _, masks = draw(kind)
+            right = masks if kind == "multilabel" else torch.nn.functional.one_hot(masks, 3).movedim(-1, 1)
+            logits = (sign * 400.0 * (2 * right - 1)).requires_grad_()
+            names = ["focal", "tversky", "lovasz", "dice", "bce" if kind == "multilabel" else "cross_entropy"]
+            torch.stack([LOSSES[name](logits, masks) for name in names]).sum().backward()  # type: ignore[no-untyped-call]
+            assert logits.grad is not None
+            assert bool(logits.grad.isfinite().all())
+
+
+def test_tversky_loss_by_hand() -> None:
+    logits, masks = planes([logit(0.8), logit(0.4), logit(0.1)]), planes([1, 0, 1])
+    hits, extra, missed = 0.9, 0.4, 1.1
+    expected = 1 - (hits + 1) / (hits + 0.3 * extra + 0.7 * missed + 1)
+    assert float(tversky(logits, masks)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_tversky_loss_of_two_halves_is_dice(kind: str) -> None:
+    logits, masks = draw(kind)
+    halves = tversky(logits, masks, alpha=0.5, beta=0.5, smooth=0.5)
+    assert float(halves) == pytest.approx(float(soft_dice(logits, masks, smooth=1.0)), rel=1e-6)
+
+
+def test_lovasz_by_hand() -> None:
+    # Softmax of (z / 2, -z / 2) is the sigmoid of z.
+    logits = planes([logit(0.8), logit(0.4), logit(0.1)], [logit(0.2), logit(0.6), logit(0.9)]) / 2
+    masks = torch.tensor([[[1, 1, 0]]])
+    # Both classes have the errors 0.9, 0.8 and 0.4. Class 0 is the first of these pixels, without which its IoU is 0;
+    # class 1 the other two: the IoU falls from 1 to 2/3, 1/3 and 0.
+    expected = (0.9 + (0.9 + 0.8 + 0.4) / 3) / 2
+    assert float(lovasz(logits, masks)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("per", ["image", "batch"])
+@pytest.mark.parametrize("seed", range(5))
+def test_lovasz_of_sure_masks_is_one_minus_the_iou(per: Any, seed: int) -> None:
+    _, truth = draw("multiclass", classes=4, seed=seed)
+    _, seen = draw("multiclass", classes=4, seed=seed + 100)
+    truth[0, :2] = IGNORE_INDEX
+    truth[1] = truth[1].clamp(max=2)
+    logits = 200.0 * torch.nn.functional.one_hot(seen, 4).movedim(-1, 1)
+    groups = [slice(None)] if per == "batch" else [slice(n, n + 1) for n in range(len(truth))]
+    wanted = []
+    for group in groups:
+        known = truth[group] != IGNORE_INDEX
+        for k in range(4):
+            is_true, is_seen = truth[group] == k, (seen[group] == k) & known
+            if is_true.any():
+                wanted.append(1 - float((is_true & is_seen).sum() / (is_true | is_seen).sum()))
+    assert float(lovasz(logits, truth, per=per)) == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
+
+
+def test_lovasz_hinge_of_an_absent_class_is_its_worst_error() -> None:
+    assert float(lovasz(planes([-3.0, -0.5, -2.0]), planes([0, 0, 0]))) == pytest.approx(0.5)
+    assert float(lovasz(planes([-3.0, -1.5, -2.0]), planes([0, 0, 0]))) == 0
+
+
+def test_lovasz_of_nothing_is_zero() -> None:
+    assert float(lovasz(torch.randn(2, 3, 4, 4), torch.full((2, 4, 4), IGNORE_INDEX))) == 0
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_a_batch_of_one_image_is_that_image(name: str, kind: str) -> None:
+    logits, masks = draw(kind, images=1)
+    per_image, per_batch = LOSSES[name](logits, masks, per="image"), LOSSES[name](logits, masks, per="batch")
+    assert float(per_image) == pytest.approx(float(per_batch), rel=1e-6)
+    # And of several, it is not.
+    logits, masks = draw(kind)
+    per_image, per_batch = LOSSES[name](logits, masks, per="image"), LOSSES[name](logits, masks, per="batch")
+    assert float(per_image) != pytest.approx(float(per_batch), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_equal_class_weights_change_nothing_and_a_weight_of_zero_takes_a_class_out(name: str, kind: str) -> None:
+    if (name, kind) in {("bce", "multiclass"), ("cross_entropy", "multilabel")}:
+        return
+    logits, masks = draw(kind)
+    plain = float(LOSSES[name](logits, masks))
+    assert float(LOSSES[name](logits, masks, torch.full((3,), 7.0))) == pytest.approx(plain, rel=1e-5)
+    without = LOSSES[name](logits.requires_grad_(), masks, torch.tensor([1.0, 1.0, 0.0]))
+    assert float(without.detach()) != pytest.approx(plain, rel=1e-4)
+    if kind == "multilabel":
+        without.backward()
+        assert logits.grad is not None
+        assert not logits.grad[:, 2].any()
+
+
+def test_weighted_cross_entropy_is_torchs() -> None:
+    logits, masks = draw("multiclass")
+    masks[:, 0] = IGNORE_INDEX
+    weights = torch.tensor([0.5, 2.0, 5.0])
+    expected = torch.nn.functional.cross_entropy(logits, masks, weight=weights, ignore_index=IGNORE_INDEX)
+    assert float(cross_entropy(logits, masks, weights)) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_values_are_those_of_monai(kind: str) -> None:
+    from monai.losses import DiceLoss, FocalLoss, TverskyLoss
+
+    logits, masks = draw(kind)
+    planes_ = masks if kind == "multilabel" else torch.nn.functional.one_hot(masks, 3).movedim(-1, 1)
+    acts = {"sigmoid": True} if kind == "multilabel" else {"softmax": True}
+    for batch, per in ((False, "image"), (True, "batch")):
+        peer = DiceLoss(**acts, smooth_nr=1.0, smooth_dr=1.0, batch=batch)
+        ours = soft_dice(logits, masks, per=per)  # type: ignore[arg-type]
+        assert float(ours) == pytest.approx(float(peer(logits, planes_)), rel=1e-5)
+        peer = TverskyLoss(**acts, alpha=0.3, beta=0.7, smooth_nr=1.0, smooth_dr=1.0, batch=batch)
+        ours = tversky(logits, masks, per=per)  # type: ignore[arg-type]
+        assert float(ours) == pytest.approx(float(peer(logits, planes_)), rel=1e-5)
+    peer = FocalLoss(gamma=2.0, use_softmax=kind == "multiclass")
+    # Theirs of classes is the mean over the planes too, all but one of which are 0 in each pixel.
+    times = 3 if kind == "multiclass" else 1
+    assert float(focal(logits, masks)) == pytest.approx(times * float(peer(logits, planes_.float())), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, soft_dice, focal, tversky, lovasz])
 def test_ignored_pixels_change_neither_loss_nor_gradient(loss: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.randint(0, 3, (2, 4, 5), generator=generator)
@@ -123,16 +281,74 @@ def test_weighted_loss_is_computed_in_float32(shapes_map: ClassMap) -> None:
 
 def test_every_loss_fits_one_kind_of_mask(cells_map: ClassMap, shapes_map: ClassMap) -> None:
     masks = {"multiclass": torch.zeros(1, 2, 2, dtype=torch.int64), "multilabel": torch.zeros(1, 3, 2, 2)}
-    for class_map, names in ((cells_map, {"cross_entropy", "dice"}), (shapes_map, {"bce", "dice"})):
+    both = {"dice", "focal", "lovasz", "tversky"}
+    for class_map, names in ((cells_map, {"cross_entropy", *both}), (shapes_map, {"bce", *both})):
         value = weighted_loss(dict.fromkeys(names, 1.0), class_map)(torch.zeros(1, 3, 2, 2), masks[class_map.kind])
         assert math.isfinite(float(value))
-    assert set(LOSSES) == {"bce", "cross_entropy", "dice"}
+    assert set(LOSSES) == {"bce", "cross_entropy", *both}
 
 
 def test_unknown_loss_is_named(shapes_map: ClassMap) -> None:
     with pytest.raises(RecipeError) as caught:
-        weighted_loss({"dice": 1.0, "focal": 1.0}, shapes_map)
-    assert str(caught.value) == "unknown loss: train.loss: 'focal'. Choose from ['bce', 'cross_entropy', 'dice']."
+        weighted_loss({"dice": 1.0, "jaccard": 1.0}, shapes_map)
+    assert str(caught.value) == (
+        "unknown loss: train.loss: 'jaccard'. "
+        "Choose from ['bce', 'cross_entropy', 'dice', 'focal', 'lovasz', 'tversky']."
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"dice": 0.0}, "wrong value: train.loss.dice: weight: 0.0. Give a number above 0; leave out a loss that does "
+            "not count."),
+        ({"dice": {"smooth": 1.0}}, "missing argument: train.loss.dice: weight. Say how much it counts, such as "
+            "weight: 1.0."),
+        ({"focal": {"weight": 1, "gama": 2}}, "unknown argument: train.loss.focal: gama. It takes weight, gamma."),
+        ({"focal": {"weight": 1, "gamma": 0.5}}, "wrong value: train.loss.focal: gamma: 0.5. Give 0, or a number from 1."),
+        ({"dice": {"weight": 1, "smooth": 0}}, "wrong value: train.loss.dice: smooth: 0. Give a number of pixels above "
+            "0."),
+        ({"dice": {"weight": 1, "per": "lane"}}, "wrong value: train.loss.dice: per: lane. Give image or batch."),
+        ({"tversky": {"weight": 1, "beta": -1}}, "wrong value: train.loss.tversky: beta: -1. Give a number from 0."),
+        ({"bce": {"weight": True}}, "wrong value: train.loss.bce: weight: True. Give a number above 0; leave out a loss "
+            "that does not count."),
+        ({"bce": {"weight": 1, "smooth": 1}}, "unknown argument: train.loss.bce: smooth. It takes weight."),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(shapes_map: ClassMap, losses: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        weighted_loss(losses, shapes_map)
+    assert str(caught.value) == message
+
+
+def test_arguments_reach_their_loss(shapes_map: ClassMap) -> None:
+    logits, masks = draw("multilabel", classes=6)
+    total = weighted_loss({"dice": {"weight": 0.5, "per": "batch", "smooth": 3}, "focal": {"weight": 2}}, shapes_map)
+    expected = 0.5 * soft_dice(logits, masks, smooth=3, per="batch") + 2 * focal(logits, masks)
+    assert float(total(logits, masks)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_class_weights_that_do_not_fit_are_refused(cells_map: ClassMap) -> None:
+    with pytest.raises(RecipeError) as caught:
+        weighted_loss({"dice": 1.0}, cells_map, [1.0, 2.0])
+    assert str(caught.value) == (
+        f"train.class_weights: 2 weights for 3 classes. Give one each, in this order: {', '.join(cells_map.names)}."
+    )
+    for wrong in ([0, 0, 0], [1, -1, 1], [1, math.nan, 1]):
+        with pytest.raises(RecipeError, match=r"^train\.class_weights: .*: must not be negative, nor all 0\.$"):
+            weighted_loss({"dice": 1.0}, cells_map, wrong)
+
+
+def test_class_weights_of_pixels() -> None:
+    pixels = {"background": 90, "crop": 6, "weed": 3}
+    assert weights_from_pixels("inverse", pixels) == pytest.approx((33 / 90, 33 / 6, 33 / 3))
+    assert weights_from_pixels("median", pixels) == pytest.approx((6 / 90, 1, 2))
+    with pytest.raises(RecipeError) as caught:
+        weights_from_pixels("median", {"background": 90, "weed": 0})
+    assert str(caught.value) == (
+        "train.class_weights: median: no pixel of the training images is weed. "
+        "Give a list of weights, or remove the class."
+    )
 
 
 def test_loss_that_does_not_fit_the_masks_is_refused(shapes_map: ClassMap, cells_map: ClassMap) -> None:
