@@ -1,7 +1,8 @@
 """The U-Net (Ronneberger, Fischer, Brox 2015), padded so that the mask has the image's size.
 
 Every level is two 3x3 convolutions; 2x2 max pooling leads down, 2x2 transposed convolution up, and each
-decoder level sees the encoder's feature map of its size beside the upsampled one.
+decoder level sees the encoder's feature map of its size beside the upsampled one. The recipe may ask for residual
+blocks, attention gates, another activation or way up (docs/model.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from unet_core.errors import ModelError, RecipeError
 from unet_core.samples import ClassMap, ImageConfig
 
 Norm = Literal["none", "batch", "group", "instance"]
+Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu"]
+Upsampling = Literal["transposed", "resize"]
 
 #: Mean and deviation of ImageNet's channels (RGB, units of 0 to 1), as torchvision publishes them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,6 +37,14 @@ class ModelConfig:
     """Normalisation after each 3x3 convolution."""
     input_statistics: Literal["train", "imagenet"]
     """Mean and deviation that the first layer removes: the training images' own, or ImageNet's."""
+    activation: Activation = "relu"
+    """What follows each convolution and its normalisation."""
+    upsampling: Upsampling = "transposed"
+    """The way up: a 2x2 transposed convolution, or repeated pixels and a 3x3 convolution."""
+    residual: bool = False
+    """Each level adds its input to its output."""
+    attention: bool = False
+    """Gates decide which pixels of the encoder's feature maps pass to the decoder."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
@@ -79,16 +90,77 @@ class InputNormalisation(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """Twice: 3x3 convolution, normalisation, ReLU."""
+    """Twice: 3x3 convolution, normalisation, activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: ModelConfig) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
-            # A normalisation removes what a bias would add.
-            layers.append(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=norm == "none"))
-            layers += _norm_layers(norm, out_channels)
-            layers.append(nn.ReLU(inplace=True))
+            layers += _convolution(channels, out_channels, config, kernel_size=3)
+            layers.append(_activation(config.activation))
         super().__init__(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """As ConvBlock, but what comes in is added before the last activation (He et al. 2016, figure 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        *layers, self.activation = ConvBlock(in_channels, out_channels, config)
+        self.body = nn.Sequential(*layers)
+        # A projection also where the channels are as many: each level brings other channels than it takes.
+        self.shortcut = nn.Sequential(*_convolution(in_channels, out_channels, config, kernel_size=1))
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.body(feature_map) + self.shortcut(feature_map))
+        return out
+
+
+class AttentionGate(nn.Module):
+    """A weight from 0 to 1 for each pixel of a skip connection, chosen by what comes up (Oktay et al. 2018).
+
+    On the grid of the skip connection, where theirs is on the coarser one below: nothing is interpolated, whose
+    gradient has no fixed order of sums on GPUs.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        between = max(1, channels // 2)
+        self.of_skip = nn.Conv2d(channels, between, kernel_size=1, bias=False)
+        self.of_gate = nn.Conv2d(channels, between, kernel_size=1)
+        self.weigh = nn.Conv2d(between, 1, kernel_size=1)
+
+    def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
+        weight: Tensor = self.weigh((self.of_skip(skip) + self.of_gate(gate)).relu()).sigmoid()  # (N, 1, H, W)
+        return skip * weight
+
+
+def _convolution(in_channels: int, out_channels: int, config: ModelConfig, *, kernel_size: int) -> list[nn.Module]:
+    # A normalisation removes what a bias would add.
+    convolution = nn.Conv2d(
+        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=config.norm == "none"
+    )
+    return [convolution, *_norm_layers(config.norm, out_channels)]
+
+
+def _activation(name: Activation) -> nn.Module:
+    match name:
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "leaky_relu":
+            return nn.LeakyReLU(0.01, inplace=True)
+        case "elu":
+            return nn.ELU(inplace=True)
+        case "silu":
+            return nn.SiLU(inplace=True)
+        case "gelu":
+            return nn.GELU()
+
+
+def _upsample(below: int, level: int, upsampling: Upsampling) -> nn.Module:
+    if upsampling == "transposed":
+        return nn.ConvTranspose2d(below, level, kernel_size=2, stride=2)
+    # Repeated pixels: no checkerboards (Odena et al. 2016), and exact sums in the gradient.
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(below, level, 3, padding=1))
 
 
 def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
@@ -120,15 +192,14 @@ class UNet(nn.Module):
         # Instance norm needs more than one pixel at the deepest level.
         self.smallest = self.stride * (2 if config.norm == "instance" else 1)
         self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
+        block = ResidualBlock if config.residual else ConvBlock
         self.encoder = nn.ModuleList(
-            ConvBlock(before, after, config.norm)
-            for before, after in zip([spec.channels, *widths], widths, strict=False)
+            block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
         )
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(below, level, kernel_size=2, stride=2) for below, level in pairs
-        )
-        self.decoder = nn.ModuleList(ConvBlock(2 * level, level, config.norm) for _, level in pairs)
+        self.upsample = nn.ModuleList(_upsample(below, level, config.upsampling) for below, level in pairs)
+        self.gates = nn.ModuleList(AttentionGate(level) for _, level in pairs) if config.attention else None
+        self.decoder = nn.ModuleList(block(2 * level, level, config) for _, level in pairs)
         self.head = nn.Conv2d(config.width, spec.class_map.num_classes, kernel_size=1)
         self._initialise()
 
@@ -155,9 +226,11 @@ class UNet(nn.Module):
             feature_map = block(feature_map)  # (N, width * 2**level, H / 2**level, W / 2**level)
             skip_connections.append(feature_map)
         skip_connections.pop()
-        for upsample, block in zip(self.upsample, self.decoder, strict=True):
-            feature_map = torch.cat([upsample(feature_map), skip_connections.pop()], dim=1)
-            feature_map = block(feature_map)
+        for number, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
+            feature_map, skip = upsample(feature_map), skip_connections.pop()
+            if self.gates is not None:
+                skip = self.gates[number](skip, feature_map)
+            feature_map = block(torch.cat([feature_map, skip], dim=1))
         logits: Tensor = self.head(feature_map)
         return logits[..., :height, :width]
 

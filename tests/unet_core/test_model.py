@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelError, RecipeError
-from unet_core.model import InputNormalisation, ModelConfig, ModelSpec, UNet, tutorial_state
+from unet_core.model import AttentionGate, InputNormalisation, ModelConfig, ModelSpec, UNet, tutorial_state
 from unet_core.samples import ClassMap, ImageConfig
 
 NORMS = ("none", "batch", "group", "instance")
@@ -39,6 +39,69 @@ def test_every_weight_is_trained(make_spec: Callable[..., ModelSpec], norm: str)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+VARIANTS = (
+    *({"activation": name} for name in ("leaky_relu", "elu", "silu", "gelu")),
+    {"upsampling": "resize"},
+    {"residual": True},
+    {"attention": True},
+    {"activation": "gelu", "upsampling": "resize", "residual": True, "attention": True, "norm": "group", "width": 8},
+)
+
+
+def variant(spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
+    return replace(spec, config=replace(spec.config, **changes))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_knob_gives_another_network_that_trains_and_takes_every_size(
+    make_spec: Callable[..., ModelSpec], changes: dict[str, Any]
+) -> None:
+    spec, plain = variant(make_spec(norm="none"), changes), make_spec(norm="none")
+    torch.manual_seed(0)
+    model = UNet(spec)
+    image = images(2, 1, 20, 27)
+    logits = model(image)
+    assert logits.shape == (2, 6, 20, 27)
+    logits.square().mean().backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
+    torch.manual_seed(0)
+    assert not torch.equal(UNet(plain)(image), logits)
+    with torch.inference_mode():
+        assert model.eval()(images(1, 1, 1, 9)).isfinite().all()
+
+
+def test_a_residual_block_adds_what_comes_in(make_spec: Callable[..., ModelSpec]) -> None:
+    block = UNet(variant(make_spec(norm="batch"), {"residual": True})).eval().encoder[1]
+    incoming = torch.randn(1, 8, 6, 6)[:, : block.body[0].in_channels]  # type: ignore[index,union-attr]
+    nn.init.zeros_(block.body[3].weight)  # type: ignore[index,union-attr,arg-type]
+    torch.testing.assert_close(block(incoming), block.shortcut(incoming).relu())  # type: ignore[operator]
+
+
+def test_an_attention_gate_weighs_pixels_by_hand() -> None:
+    gate = AttentionGate(2)
+    for layer, weight in ((gate.of_skip, 1.0), (gate.of_gate, -1.0), (gate.weigh, 2.0)):
+        nn.init.constant_(layer.weight, weight)
+    for layer in (gate.of_gate, gate.weigh):
+        assert layer.bias is not None
+        nn.init.constant_(layer.bias, 0.5)
+    skip = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+    # relu(1 + 2 - (0.25 + 0.25) + 0.5) = 3; twice that and 0.5.
+    found = gate(skip, torch.tensor([0.25, 0.25]).view(1, 2, 1, 1))
+    torch.testing.assert_close(found, skip * torch.tensor(6.5).sigmoid())
+
+
+def test_repeated_pixels_make_no_checkerboard(make_spec: Callable[..., ModelSpec]) -> None:
+    flat = torch.ones(1, 8, 4, 4)
+    up = UNet(variant(make_spec(norm="none", width=4, depth=1), {"upsampling": "resize"})).upsample[0](flat)
+    inside = up[0, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inside, inside[:, :1, :1].expand_as(inside))
+
+
+def test_a_model_from_before_the_knobs_is_the_plain_one() -> None:
+    old = ModelConfig(width=4, depth=2, norm="batch", input_statistics="train")
+    assert (old.activation, old.upsampling, old.residual, old.attention) == ("relu", "transposed", False, False)
 
 
 @pytest.mark.parametrize(("width", "depth", "channels"), [(4, 1, 1), (4, 3, 3), (1, 2, 3)])
