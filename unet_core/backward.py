@@ -4,6 +4,7 @@ Exactly, with a pass for each lane and sums along the tree; or at once, with one
 DDP's own all-reduce, whose result follows the number of workers.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Protocol
@@ -23,7 +24,7 @@ from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, Partial
 class Backward(Protocol):
     """What a step of training needs."""
 
-    def run(self, batches: Sequence[Batch]) -> float:
+    def run(self, batches: Sequence[Batch], step: int) -> float:
         """Leave the mean gradient in the parameters, move the running statistics, give the mean loss."""
 
 
@@ -34,8 +35,11 @@ class LaneByLane:
     each bucket's exchange while the pass goes on.
     """
 
-    def __init__(self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device) -> None:
+    def __init__(
+        self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
+    ) -> None:
         self._loss = _loss_of(spec, loss, device)
+        self._draws = _Draws(spec, seed)
         self._tree = tree
         self._device = device
         self._gradients = GradientTree(model, tree)
@@ -45,11 +49,12 @@ class LaneByLane:
             self._network = DistributedDataParallel(model, forward_sync_buffers=False)
             self._network.register_comm_hook(None, self._gradients.hook)
 
-    def run(self, batches: Sequence[Batch]) -> float:
+    def run(self, batches: Sequence[Batch], step: int) -> float:
         """See `Backward`."""
         self._statistics.begin()
         scalars = PartialSums()
         for number, batch in enumerate(batches):
+            self._draws.begin(step, self._tree.lanes[number])
             exchange = isinstance(self._network, DistributedDataParallel) and number == len(batches) - 1
             loss = self._run_lane(batch, exchange=exchange)
             if not exchange:
@@ -75,8 +80,11 @@ class LaneByLane:
 class AllAtOnce:
     """One pass over all lanes of a worker, and DDP's all-reduce: quicker on some machines, equal to rounding only."""
 
-    def __init__(self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device) -> None:
+    def __init__(
+        self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
+    ) -> None:
         self._loss = _loss_of(spec, loss, device)
+        self._draws = _Draws(spec, seed)
         self._tree = tree
         self._device = device
         self._statistics = BatchStatistics(model)
@@ -84,9 +92,10 @@ class AllAtOnce:
         if tree.world_size > 1:
             self._network = DistributedDataParallel(model, forward_sync_buffers=False)
 
-    def run(self, batches: Sequence[Batch]) -> float:
+    def run(self, batches: Sequence[Batch], step: int) -> float:
         """See `Backward`."""
         self._statistics.begin()
+        self._draws.begin(step, self._tree.lanes[0])
         loss = self._loss(self._network, merge(batches))
         # DDP takes the mean over workers, whatever part of the lanes each of them has.
         (loss * (self._tree.share * self._tree.world_size)).backward()  # type: ignore[no-untyped-call]
@@ -95,6 +104,20 @@ class AllAtOnce:
             dist.all_reduce(means)
         self._statistics.finish(means[1:])
         return float(means[0])
+
+
+class _Draws:
+    """What dropout leaves out is a function of seed, step and lane: not of the worker, nor of what was drawn before."""
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        self._needed = spec.config.dropout > 0
+        self._seed = seed
+
+    def begin(self, step: int, lane: int) -> None:
+        """Before a forward pass."""
+        if self._needed:
+            digest = hashlib.sha256(f"dropout:{self._seed}:{step}:{lane}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def merge(batches: Sequence[Batch]) -> Batch:

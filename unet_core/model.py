@@ -45,10 +45,14 @@ class ModelConfig:
     """Each level adds its input to its output."""
     attention: bool = False
     """Gates decide which pixels of the encoder's feature maps pass to the decoder."""
+    dropout: float = 0.0
+    """Share of the values of the two deepest levels that a training step leaves out."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
             raise RecipeError(f"model: width {self.width}, depth {self.depth}: both must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"model.dropout: {self.dropout}: must be from 0 to below 1.")
         if self.norm == "group" and self.width % 8:
             raise RecipeError(f"model: group norm makes 8 groups, width {self.width} does not divide. Choose 8, 16 ...")
 
@@ -200,6 +204,8 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList(_upsample(below, level, config.upsampling) for below, level in pairs)
         self.gates = nn.ModuleList(AttentionGate(level) for _, level in pairs) if config.attention else None
         self.decoder = nn.ModuleList(block(2 * level, level, config) for _, level in pairs)
+        # At the end of the contracting path, as in the paper's network.
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Conv2d(config.width, spec.class_map.num_classes, kernel_size=1)
         self._initialise()
 
@@ -224,6 +230,8 @@ class UNet(nn.Module):
             if level:
                 feature_map = F.max_pool2d(feature_map, 2)
             feature_map = block(feature_map)  # (N, width * 2**level, H / 2**level, W / 2**level)
+            if level >= len(self.encoder) - 2:
+                feature_map = self.dropout(feature_map)
             skip_connections.append(feature_map)
         skip_connections.pop()
         for number, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):

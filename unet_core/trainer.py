@@ -172,7 +172,7 @@ class Trainer:
         self.best_score: float | None = None
         self.best_weights = clone_weights(self.model)
         make_backward = LaneByLane if config.exact else AllAtOnce
-        self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device)
+        self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device, config.seed)
 
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
@@ -250,7 +250,7 @@ class Trainer:
         """One optimizer step."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._update(self._backward.run(batches), batches, steps_per_epoch)
+        return self._update(self._backward.run(batches, self.position.step), batches, steps_per_epoch)
 
     def _update(self, loss: float, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
         step = self.position.step

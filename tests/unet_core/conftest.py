@@ -98,11 +98,9 @@ def shapes_dir(
 def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
     """A tiny network's description: width 8, depth 2."""
 
-    def make(
-        *, norm: Any = "batch", width: int = 8, depth: int = 2, channels: int = 1, class_map: ClassMap = shapes_map
-    ) -> ModelSpec:
+    def make(*, channels: int = 1, class_map: ClassMap = shapes_map, **config: Any) -> ModelSpec:
         return ModelSpec(
-            config=ModelConfig(width=width, depth=depth, norm=norm, input_statistics="train"),
+            config=ModelConfig(**{"width": 8, "depth": 2, "norm": "batch", "input_statistics": "train", **config}),
             images=ImageConfig(channels=channels),
             class_map=class_map,
             mean=(0.25,) * channels,

@@ -30,7 +30,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> 
     index = read_index(shards)
     mean, deviation = index.train_statistics()
     spec = ModelSpec(
-        config=ModelConfig(width=8, depth=2, norm=case["norm"], input_statistics="train"),
+        config=ModelConfig(width=8, depth=2, input_statistics="train", **case["model"]),
         images=ImageConfig(channels=index.channels),
         class_map=index.class_map,
         mean=mean,

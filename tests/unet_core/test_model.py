@@ -50,30 +50,25 @@ VARIANTS = (
 )
 
 
-def variant(spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
-    return replace(spec, config=replace(spec.config, **changes))
-
-
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_every_knob_gives_another_network_that_trains_and_takes_every_size(
     make_spec: Callable[..., ModelSpec], changes: dict[str, Any]
 ) -> None:
-    spec, plain = variant(make_spec(norm="none"), changes), make_spec(norm="none")
     torch.manual_seed(0)
-    model = UNet(spec)
+    model = UNet(make_spec(**{"norm": "none", **changes}))
     image = images(2, 1, 20, 27)
     logits = model(image)
     assert logits.shape == (2, 6, 20, 27)
     logits.square().mean().backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
     torch.manual_seed(0)
-    assert not torch.equal(UNet(plain)(image), logits)
+    assert not torch.equal(UNet(make_spec(norm="none"))(image), logits)
     with torch.inference_mode():
         assert model.eval()(images(1, 1, 1, 9)).isfinite().all()
 
 
 def test_a_residual_block_adds_what_comes_in(make_spec: Callable[..., ModelSpec]) -> None:
-    block = UNet(variant(make_spec(norm="batch"), {"residual": True})).eval().encoder[1]
+    block = UNet(make_spec(residual=True)).eval().encoder[1]
     incoming = torch.randn(1, 8, 6, 6)[:, : block.body[0].in_channels]  # type: ignore[index,union-attr]
     nn.init.zeros_(block.body[3].weight)  # type: ignore[index,union-attr,arg-type]
     torch.testing.assert_close(block(incoming), block.shortcut(incoming).relu())  # type: ignore[operator]
@@ -94,7 +89,7 @@ def test_an_attention_gate_weighs_pixels_by_hand() -> None:
 
 def test_repeated_pixels_make_no_checkerboard(make_spec: Callable[..., ModelSpec]) -> None:
     flat = torch.ones(1, 8, 4, 4)
-    up = UNet(variant(make_spec(norm="none", width=4, depth=1), {"upsampling": "resize"})).upsample[0](flat)
+    up = UNet(make_spec(norm="none", width=4, depth=1, upsampling="resize")).upsample[0](flat)
     inside = up[0, :, 1:-1, 1:-1]
     torch.testing.assert_close(inside, inside[:, :1, :1].expand_as(inside))
 
@@ -102,6 +97,21 @@ def test_repeated_pixels_make_no_checkerboard(make_spec: Callable[..., ModelSpec
 def test_a_model_from_before_the_knobs_is_the_plain_one() -> None:
     old = ModelConfig(width=4, depth=2, norm="batch", input_statistics="train")
     assert (old.activation, old.upsampling, old.residual, old.attention) == ("relu", "transposed", False, False)
+    assert old.dropout == 0
+
+
+def test_dropout_draws_in_training_and_only_there(make_spec: Callable[..., ModelSpec]) -> None:
+    model, image = UNet(make_spec(norm="none", dropout=0.5)), images(1, 1, 16, 16)
+    assert not torch.equal(model(image), model(image))
+    model.eval()
+    assert torch.equal(model(image), model(image))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_that_leaves_nothing_is_refused(make_spec: Callable[..., ModelSpec], dropout: float) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(dropout=dropout)
+    assert str(caught.value) == f"model.dropout: {dropout}: must be from 0 to below 1."
 
 
 @pytest.mark.parametrize(("width", "depth", "channels"), [(4, 1, 1), (4, 3, 3), (1, 2, 3)])

@@ -364,19 +364,22 @@ def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., Mod
 # Resuming
 
 
-@pytest.mark.parametrize(("stop_at", "norm"), [(1, "batch"), (4, "batch"), (6, "batch"), (4, "none")])
+@pytest.mark.parametrize(
+    ("stop_at", "model"),
+    [(1, {}), (4, {}), (6, {}), (4, {"norm": "none"}), (4, {"norm": "none", "dropout": 0.3})],
+)
 def test_resuming_gives_the_bits_of_an_undisturbed_run(
-    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, norm: str
+    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, model: dict[str, Any]
 ) -> None:  # fmt: skip
     config = make_config(epochs=3, checkpoint_every_steps=1, schedule="cosine", warmup_steps=2)
-    undisturbed, told = fit(config, norm=norm)
-    killed, loop = start(config, norm=norm)
+    undisturbed, told = fit(config, **model)
+    killed, loop = start(config, **model)
     for report in loop:
         if report.position.step == stop_at:
             write_checkpoint(tmp_path / "checkpoint", killed.spec, report.checkpoint)
             break
     loop.close()
-    resumed, told_later = fit(config, read_checkpoint(tmp_path / "checkpoint"), norm=norm)
+    resumed, told_later = fit(config, read_checkpoint(tmp_path / "checkpoint"), **model)
     assert losses(told_later) == losses(told)[stop_at:]
     assert same_weights(resumed.model.state_dict(), undisturbed.model.state_dict())
     assert same_weights(resumed.best_weights, undisturbed.best_weights)
@@ -449,18 +452,25 @@ def test_native_bfloat16_is_known_for_this_processor() -> None:
 def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
     """What each group of workers trains, one after the other."""
 
-    def case(norm: str, **changes: Any) -> dict[str, Any]:
+    def case(model: dict[str, Any], **changes: Any) -> dict[str, Any]:
         config = make_config(epochs=2, samples_per_lane=2, gradient_clip=0.5, schedule="cosine", **changes)
-        return {"norm": norm, "train": asdict(config)}
+        return {"model": model, "train": asdict(config)}
 
     return {
-        "batch": case("batch"),
-        "group": case("group"),
-        "none": case("none"),
-        "bfloat16": case("batch", precision="bfloat16"),
-        "contiguous": case("batch", channels_last=False),
-        "another seed": case("batch", seed=1),
-        "inexact": case("batch", exact=False),
+        "batch": case({"norm": "batch"}),
+        "group": case({"norm": "group"}),
+        "none": case({"norm": "none"}),
+        "bfloat16": case({"norm": "batch"}, precision="bfloat16"),
+        "contiguous": case({"norm": "batch"}, channels_last=False),
+        "knobs": case(
+            {"norm": "batch", "residual": True, "attention": True, "upsampling": "resize", "activation": "silu"}
+        ),
+        "dropout": case({"norm": "none", "dropout": 0.2}),
+        "class weights": case(
+            {"norm": "none"}, class_weights=[1.0, 2.0, 0.5, 1.0, 4.0, 1.0], loss={"lovasz": 1.0, "focal": 1.0}
+        ),
+        "another seed": case({"norm": "batch"}, seed=1),
+        "inexact": case({"norm": "batch"}, exact=False),
     }
 
 
@@ -491,7 +501,9 @@ def trained_by(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-@pytest.mark.parametrize("case", ["batch", "group", "none", "bfloat16", "contiguous"])
+@pytest.mark.parametrize(
+    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights"]
+)
 def test_every_number_of_workers_gives_the_same_bits(
     trained_by: Callable[[int], list[Any]], case: str, workers: int
 ) -> None:
