@@ -25,6 +25,12 @@ from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap
 from unet_core.validation import Validation, score_images, summarise
 
+#: Of DeepLab (Chen et al. 2017).
+POLY_POWER = 0.9
+#: One cycle (Smith and Topin 2018) as PyTorch has it: the share of steps in which the rate rises, and by what its
+#: highest value is divided in the first and the last step.
+CYCLE_RISE, CYCLE_FIRST, CYCLE_LAST = 0.3, 25.0, 25e4
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -45,11 +51,13 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"]
     channels_last: bool
     """Memory order of images and weights; faster on most processors."""
-    optimizer: Literal["adamw", "adam"]
+    optimizer: Literal["adamw", "adam", "sgd"]
+    """sgd has Nesterov's momentum of 0.9."""
     learning_rate: float
     """At its highest, after warm-up."""
     weight_decay: float
-    schedule: Literal["constant", "cosine", "step"]
+    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step"]
+    """How the learning rate falls after warm-up (docs/training.md)."""
     warmup_steps: int
     """Steps in which the learning rate rises from 0."""
     decay_epochs: int | None
@@ -71,6 +79,8 @@ class TrainConfig:
             raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")
         if self.schedule == "step" and not self.decay_epochs:
             raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
+        if self.schedule == "one_cycle" and self.warmup_steps:
+            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
@@ -109,17 +119,29 @@ class TrainConfig:
         )
 
 
+def _cosine(first: float, last: float, done: float) -> float:
+    """From `first` to `last` along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
     """Learning rate of a step: a pure function, so that resuming needs no scheduler state."""
     total = config.epochs * steps_per_epoch
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     match config.schedule:
         case "constant":
             return config.learning_rate
         case "cosine":
-            done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            return config.learning_rate * _cosine(1, 0, done)
+        case "poly":
+            return config.learning_rate * (1 - done) ** POLY_POWER
+        case "one_cycle":
+            peak = CYCLE_RISE * total - 1
+            if step <= peak:
+                return config.learning_rate * _cosine(1 / CYCLE_FIRST, 1, step / peak)
+            return config.learning_rate * _cosine(1, 1 / CYCLE_LAST, (step - peak) / max(1, total - 1 - peak))
         case "step":
             assert config.decay_epochs is not None
             return config.learning_rate * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
@@ -287,8 +309,14 @@ class Trainer:
 
 
 def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimizer]
-    return make(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+        case "adam":
+            return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

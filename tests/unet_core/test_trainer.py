@@ -113,6 +113,40 @@ def test_cosine_begins_after_the_warm_up(make_config: Callable[..., TrainConfig]
     assert found[-1] < 1e-3
 
 
+def torchs_rates(make: Callable[..., Any], steps: int, rate: float) -> list[float]:
+    """What a scheduler of PyTorch's does with the rate."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    scheduler, seen = make(optimizer), []
+    for _ in range(steps):
+        seen.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step() if len(seen) < steps else None
+    return seen
+
+
+def test_poly_and_one_cycle_are_pytorchs(make_config: Callable[..., TrainConfig]) -> None:
+    from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
+
+    config = make_config(schedule="poly", epochs=4, learning_rate=0.2)
+    expected = torchs_rates(lambda optimizer: PolynomialLR(optimizer, 40, power=0.9), 40, 0.2)
+    assert rates(config) == pytest.approx(expected, rel=1e-9)
+    config = make_config(schedule="one_cycle", epochs=4, learning_rate=0.2)
+    expected = torchs_rates(lambda optimizer: OneCycleLR(optimizer, 0.2, 40, cycle_momentum=False), 40, 0.2)
+    assert rates(config) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_the_shortest_cycle_has_a_rate_in_each_step(make_config: Callable[..., TrainConfig], epochs: int) -> None:
+    config = make_config(schedule="one_cycle", epochs=epochs)
+    assert all(0 < rate <= config.learning_rate for rate in rates(config, steps_per_epoch=1))
+
+
+def test_one_cycle_with_another_warm_up_is_refused(make_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(schedule="one_cycle", warmup_steps=5)
+    assert str(caught.value) == "train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0."
+
+
 def test_step_schedule_divides_by_ten_again_and_again(make_config: Callable[..., TrainConfig]) -> None:
     found = rates(make_config(learning_rate=1.0, schedule="step", decay_epochs=2, epochs=6))
     expected = [1.0] * 20 + [0.1] * 20 + [0.01] * 20
@@ -469,6 +503,7 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
         "class weights": case(
             {"norm": "none"}, class_weights=[1.0, 2.0, 0.5, 1.0, 4.0, 1.0], loss={"lovasz": 1.0, "focal": 1.0}
         ),
+        "sgd": case({"norm": "batch"}, optimizer="sgd"),
         "another seed": case({"norm": "batch"}, seed=1),
         "inexact": case({"norm": "batch"}, exact=False),
     }
@@ -502,7 +537,7 @@ def trained_by(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights"]
+    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd"]
 )
 def test_every_number_of_workers_gives_the_same_bits(
     trained_by: Callable[[int], list[Any]], case: str, workers: int
