@@ -21,7 +21,7 @@ from unet_core.errors import RegistryError
 from unet_core.hashing import hash_file
 from unet_core.index import ShardIndex, read_index
 from unet_core.plan import plan_epoch
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 
 FORMAT_VERSION = 1
 IDENTITY_NAME = "identity.json"

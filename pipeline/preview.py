@@ -13,7 +13,7 @@ from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.reader import ShardReader
 from unet_core.samples import Array, ClassMap
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 from unet_core.transforms import AugmentConfig
 
 

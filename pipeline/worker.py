@@ -24,7 +24,8 @@ from unet_core.plan import EpochPlan
 from unet_core.reader import MAX_OPEN, ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ImageConfig
-from unet_core.trainer import Report, TrainConfig, Trainer
+from unet_core.train_config import TrainConfig
+from unet_core.trainer import Report, Trainer
 from unet_core.transforms import AugmentConfig
 
 #: What to do about a shard that is not in its remote place.

@@ -26,6 +26,7 @@ from unet_core.samples import ClassMap, ImageConfig
 FORMAT_VERSION = 2
 #: Models of version 1 say how many channels their images have, and nothing else of them; all had 8 bits.
 READABLE_VERSIONS = (1, 2)
+AVERAGE_NAME = "averaged.safetensors"
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "model.json"
 
@@ -96,6 +97,9 @@ class TrainState:
     last_weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     """The optimizer's own state_dict."""
+    averaged_weights: Mapping[str, Tensor] | None = None
+    """Their moving average, where the recipe asks for one."""
+    validations_since_best: int = 0
 
 
 def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> None:
@@ -103,12 +107,15 @@ def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> Non
     partial = _new_partial(directory)
     _write_model_files(partial, spec, state.best_weights)
     _save(_storable(state.last_weights), partial / "last.safetensors")
+    if state.averaged_weights is not None:
+        _save(_storable(state.averaged_weights), partial / AVERAGE_NAME)
     tensors, plain = _split_optimizer(state.optimizer)
     _save(tensors, partial / "train_state.safetensors")
     about = {
         "format": FORMAT_VERSION,
         "position": asdict(state.position),
         "best_score": state.best_score,
+        "validations_since_best": state.validations_since_best,
         "optimizer": plain,
         "sha256": {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))},
     }
@@ -134,6 +141,8 @@ def read_checkpoint(directory: Path) -> TrainState:
         best_weights=_read_tensors(directory / WEIGHTS_NAME),
         last_weights=_read_tensors(directory / "last.safetensors"),
         optimizer=_join_optimizer(_read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
+        averaged_weights=_read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
+        validations_since_best=about.get("validations_since_best", 0),
     )
 
 

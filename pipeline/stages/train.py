@@ -29,7 +29,8 @@ from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import lanes_of_workers
 from unet_core.reader import ShardReader
-from unet_core.trainer import TrainConfig, has_native_bfloat16
+from unet_core.train_config import TrainConfig
+from unet_core.trainer import has_native_bfloat16
 from unet_core.transforms import AugmentConfig
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ class Watch:
         self._validations: dict[int, dict[str, Any]] = {}
         self._bar: Progress | None = None
         self._resting = 0
+        self._num_steps = 0
         self._workers: int | None = None
         self._val_loss: float | None = None
         self.failure: str | None = None
@@ -168,7 +170,7 @@ class Watch:
             self._bar = Progress(total=told["num_steps"], label="train", unit="steps")
         for warning in told.get("warnings", ()):
             log.warning("train: %s", warning)
-        self._resting, self.seconds = told["resting"], told["seconds"]
+        self._resting, self.seconds, self._num_steps = told["resting"], told["seconds"], told["num_steps"]
         if told["workers"] != self._workers:
             before = "" if self._workers is None else f", before {self._workers}"
             self._workers = told["workers"]
@@ -236,7 +238,8 @@ class Watch:
     def summary(self) -> str:
         """One line for people."""
         best = self.best()
-        return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+        early = "" if len(self._steps) >= self._num_steps else f", ended early, after step {max(self._steps)}"
+        return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training){early}"
 
 
 def _count_workers(count: int) -> str:

@@ -20,7 +20,7 @@ from pipeline.stages.validate import ValidateConfig
 from unet_core.errors import DataError, RecipeError, StorageError, UnetError
 from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 
 SOURCE = Path("mine")
 

@@ -16,7 +16,7 @@ from unet_core.errors import RecipeError
 from unet_core.model import ModelConfig
 from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 from unet_core.transforms import AugmentConfig
 
 CLASSES: Mapping[str, Any] = {

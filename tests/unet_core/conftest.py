@@ -17,7 +17,7 @@ from unet_core.packing import pack_all
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 
 # The same examples on every machine, and no directory of them in the working tree.
 configuration.set_hypothesis_home_dir(str(Path(tempfile.gettempdir()) / "hypothesis-of-unet-core"))

@@ -21,7 +21,8 @@ from unet_core.model import ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree, PartialSums
 from unet_core.samples import ImageConfig
-from unet_core.trainer import TrainConfig, Trainer
+from unet_core.train_config import TrainConfig
+from unet_core.trainer import Trainer
 from unet_core.transforms import AugmentConfig
 
 

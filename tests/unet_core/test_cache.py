@@ -17,7 +17,7 @@ from unet_core.errors import DataError, StorageError
 from unet_core.index import ShardEntry, read_index, sidecar_name
 from unet_core.loader import LaneLoader
 from unet_core.reader import ShardReader
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 from unet_core.transforms import AugmentConfig
 
 SPAWN = multiprocessing.get_context("spawn")

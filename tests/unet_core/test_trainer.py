@@ -20,16 +20,8 @@ from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap, ImageConfig, Sample
-from unet_core.trainer import (
-    Report,
-    TrainConfig,
-    Trainer,
-    Validation,
-    has_native_bfloat16,
-    learning_rate_at,
-    score_images,
-    summarise,
-)
+from unet_core.train_config import TrainConfig, learning_rate_at
+from unet_core.trainer import Report, Trainer, Validation, has_native_bfloat16, score_images, summarise
 from unet_core.transforms import AugmentConfig
 
 Fit = Callable[..., tuple[Trainer, list[Report]]]
@@ -399,13 +391,22 @@ def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., Mod
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "model"),
-    [(1, {}), (4, {}), (6, {}), (4, {"norm": "none"}), (4, {"norm": "none", "dropout": 0.3})],
+    ("stop_at", "changes"),
+    [
+        (1, ({}, {})),
+        (4, ({}, {})),
+        (6, ({}, {})),
+        (4, ({"norm": "none"}, {})),
+        (4, ({"norm": "none", "dropout": 0.3}, {})),
+        (4, ({}, {"optimizer": "sgd"})),
+        (4, ({}, {"ema_decay": 0.9, "patience": 5})),
+    ],
 )
 def test_resuming_gives_the_bits_of_an_undisturbed_run(
-    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, model: dict[str, Any]
+    tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, changes: tuple[Any, Any]
 ) -> None:  # fmt: skip
-    config = make_config(epochs=3, checkpoint_every_steps=1, schedule="cosine", warmup_steps=2)
+    model, train = changes
+    config = make_config(epochs=3, checkpoint_every_steps=1, schedule="cosine", warmup_steps=2, **train)
     undisturbed, told = fit(config, **model)
     killed, loop = start(config, **model)
     for report in loop:
@@ -419,6 +420,46 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
     assert same_weights(resumed.best_weights, undisturbed.best_weights)
     assert resumed.best_score == undisturbed.best_score
     assert resumed.position == undisturbed.position
+    if undisturbed.average is not None:
+        assert resumed.average is not None
+        assert same_weights(resumed.average.model.state_dict(), undisturbed.average.model.state_dict())
+
+
+def test_averaged_weights_are_the_moving_average_of_each_step(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(epochs=2, ema_decay=0.6, checkpoint_every_steps=1))
+    name = "head.weight"
+    mean = trainer.model.state_dict()[name].clone().double()
+    for step, report in enumerate(loop):
+        decay = min(0.6, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * report.checkpoint.last_weights[name].double()
+        torch.testing.assert_close(report.checkpoint.averaged_weights[name].double(), mean, rtol=1e-5, atol=1e-7)
+    assert trainer.position.step == 2 * STEPS_PER_EPOCH
+    # They are what is validated and kept.
+    assert same_weights(trainer.best_weights, trainer.average.model.state_dict()) or trainer.validations_since_best
+    assert not same_weights(trainer.best_weights, trainer.model.state_dict())
+
+
+def test_training_ends_when_validation_gets_no_better(
+    start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    # A rate that changes no weight: the first validation stays the best.
+    trainer, reports = fit(make_config(epochs=9, patience=2, learning_rate=1e-30, weight_decay=0.0), norm="none")
+    assert [report.position.epoch for report in reports if report.validation] == [1, 2, 3]
+    assert reports[-1].checkpoint is not None
+    assert trainer.position.epoch == 3
+    # And it has ended for good.
+    again, loop = start(make_config(epochs=9, patience=2), reports[-1].checkpoint, norm="none")
+    assert list(loop) == []
+    assert again.position == trainer.position
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
+def test_a_decay_that_is_no_average_is_refused(make_config: Callable[..., TrainConfig], decay: float) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(ema_decay=decay)
+    assert str(caught.value) == f"train.ema_decay: {decay}: must be between 0 and 1, or null."
 
 
 def test_resuming_a_finished_training_does_nothing(
@@ -504,6 +545,7 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
             {"norm": "none"}, class_weights=[1.0, 2.0, 0.5, 1.0, 4.0, 1.0], loss={"lovasz": 1.0, "focal": 1.0}
         ),
         "sgd": case({"norm": "batch"}, optimizer="sgd"),
+        "ema": case({"norm": "batch"}, ema_decay=0.9),
         "another seed": case({"norm": "batch"}, seed=1),
         "inexact": case({"norm": "batch"}, exact=False),
     }
@@ -537,7 +579,7 @@ def trained_by(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd"]
+    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd", "ema"]
 )
 def test_every_number_of_workers_gives_the_same_bits(
     trained_by: Callable[[int], list[Any]], case: str, workers: int
@@ -552,7 +594,11 @@ def test_every_number_of_workers_gives_the_same_bits(
 @pytest.mark.slow
 def test_every_case_gives_other_bits(trained_by: Callable[[int], list[Any]], cases: dict[str, Any]) -> None:
     # Otherwise equal hashes would prove nothing. Only the memory order may or may not change bits.
-    found = {name: result["hash"] for name, result in trained_by(1)[0].items() if name not in ("contiguous", "sums")}
+    found = {
+        name: result["hash"] + result["best"]
+        for name, result in trained_by(1)[0].items()
+        if name not in ("contiguous", "sums")
+    }
     assert len(set(found.values())) == len(cases) - 1
 
 

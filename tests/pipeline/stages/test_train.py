@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.params import load_section
 from unet_core.errors import TrainingError
-from unet_core.trainer import TrainConfig
+from unet_core.train_config import TrainConfig
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,138 @@
+"""Recipe section `train`, and the learning rate of each step that follows from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from unet_core.errors import RecipeError
+from unet_core.losses import Loss, weighted_loss, weights_from_pixels
+from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.samples import ClassMap
+
+#: Of DeepLab (Chen et al. 2017).
+POLY_POWER = 0.9
+#: One cycle (Smith and Topin 2018) as PyTorch has it: the share of steps in which the rate rises, and by what its
+#: highest value is divided in the first and the last step.
+CYCLE_RISE, CYCLE_FIRST, CYCLE_LAST = 0.3, 25.0, 25e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Recipe section `train`: everything about training that may change its result."""
+
+    seed: int
+    epochs: int
+    lanes: int
+    """Parallel streams of samples, a power of two: the largest number of workers that can ever train."""
+    samples_per_lane: int
+    """Samples that a step takes from each lane; a batch has lanes * samples_per_lane."""
+    block_shards: int
+    """Samples are shuffled among this many neighbouring shards."""
+    exact: bool
+    """The same bits for every number of workers; false: DDP's own sums, equal to rounding, in one pass a worker."""
+    threads_per_worker: int
+    """Threads of a worker's arithmetic; part of the recipe, since sums inside an operation follow it."""
+    precision: Literal["float32", "bfloat16"]
+    channels_last: bool
+    """Memory order of images and weights; faster on most processors."""
+    optimizer: Literal["adamw", "adam", "sgd"]
+    """sgd has Nesterov's momentum of 0.9."""
+    learning_rate: float
+    """At its highest, after warm-up."""
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step"]
+    """How the learning rate falls after warm-up (docs/training.md)."""
+    warmup_steps: int
+    """Steps in which the learning rate rises from 0."""
+    decay_epochs: int | None
+    """For schedule step: epochs after which the learning rate is multiplied by 0.1, again and again."""
+    loss: Mapping[str, Any]
+    """Name of a loss -> weight, or weight and arguments (losses.py)."""
+    class_weights: Literal["none", "inverse", "median"] | Sequence[float] = "none"
+    """How much each class counts in the losses: all alike, by its share of the training pixels, or as listed."""
+    gradient_clip: float | None
+    """Largest norm of the gradient; null leaves it alone."""
+    validate_every_epochs: int
+    checkpoint_every_steps: int | None
+    """Extra checkpoints between validations; null makes one after each validation only."""
+    select_by: Literal["dice", "loss"]
+    """What decides on validation which weights are the best: highest mean Dice or lowest loss."""
+    ema_decay: float | None = None
+    """Validate and keep the exponential moving average of the weights with this decay per step; null: the weights."""
+    patience: int | None = None
+    """Validations in a row without a better score after which training ends; null: never before the last epoch."""
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.lanes & (self.lanes - 1):
+            raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")
+        if self.schedule == "step" and not self.decay_epochs:
+            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
+        if self.schedule == "one_cycle" and self.warmup_steps:
+            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
+        for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise RecipeError(f"train.ema_decay: {self.ema_decay}: must be between 0 and 1, or null.")
+        for name in ("checkpoint_every_steps", "decay_epochs", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1, or null.")
+        for name in ("seed", "warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise RecipeError(f"train.{name}: {getattr(self, name)}: must not be negative.")
+        if not 0 < self.learning_rate < math.inf:
+            raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
+
+    def with_class_weights(self, class_pixels: Mapping[str, int]) -> "TrainConfig":
+        """The same with the numbers that `class_weights` stands for, of so many training pixels of each class."""
+        if self.class_weights not in ("inverse", "median"):
+            return self
+        return replace(self, class_weights=weights_from_pixels(self.class_weights, class_pixels))
+
+    def make_loss(self, class_map: ClassMap) -> Loss:
+        """The loss that these losses and weights make; RecipeError where they do not fit the masks."""
+        weights = None if self.class_weights == "none" else self.class_weights
+        assert not isinstance(weights, str), "with_class_weights comes first"
+        return weighted_loss(self.loss, class_map, weights)
+
+    def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
+        """The order of an epoch over shards with so many samples."""
+        return plan_epoch(
+            shard_sizes,
+            seed=self.seed,
+            epoch=epoch,
+            lanes=self.lanes,
+            samples_per_lane=self.samples_per_lane,
+            block_shards=self.block_shards,
+        )
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    """From `first` to `last` along half a cosine."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
+    """Learning rate of a step: a pure function, so that resuming needs no scheduler state."""
+    total = config.epochs * steps_per_epoch
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    match config.schedule:
+        case "constant":
+            return config.learning_rate
+        case "cosine":
+            return config.learning_rate * _cosine(1, 0, done)
+        case "poly":
+            return config.learning_rate * (1 - done) ** POLY_POWER
+        case "one_cycle":
+            peak = CYCLE_RISE * total - 1
+            if step <= peak:
+                return config.learning_rate * _cosine(1 / CYCLE_FIRST, 1, step / peak)
+            return config.learning_rate * _cosine(1, 1 / CYCLE_LAST, (step - peak) / max(1, total - 1 - peak))
+        case "step":
+            assert config.decay_epochs is not None
+            return config.learning_rate * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
