@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", type=Path, default=Path("reports/preview.png"), help="the picture")
     preview.add_argument("--count", type=int, default=16, help="number of samples")
     preview.add_argument("--epoch", type=int, default=0)
+    overfit = command("overfit", "train on one batch until the loss is near zero: can the network learn?", _overfit)
+    overfit.add_argument("--out", type=Path, default=Path("reports/overfit.png"), help="the picture")
+    overfit.add_argument("--steps", type=int, default=500, help="steps at most")
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
     predict = command("predict", "write masks and overlays for images", _predict)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
@@ -106,6 +109,12 @@ def _preview(parsed: argparse.Namespace) -> None:
     from pipeline.preview import preview
 
     preview(shards=SHARDS, out=parsed.out, count=parsed.count, epoch=parsed.epoch)
+
+
+def _overfit(parsed: argparse.Namespace) -> None:
+    from pipeline.overfit import overfit
+
+    overfit(shards=SHARDS, out=parsed.out, steps=parsed.steps)
 
 
 def _promote(_: argparse.Namespace) -> None:

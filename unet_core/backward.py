@@ -38,7 +38,7 @@ class LaneByLane:
     def __init__(
         self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
     ) -> None:
-        self._loss = _loss_of(spec, loss, device)
+        self._loss = batch_loss(spec, loss, device)
         self._draws = _Draws(spec, seed)
         self._tree = tree
         self._device = device
@@ -83,7 +83,7 @@ class AllAtOnce:
     def __init__(
         self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
     ) -> None:
-        self._loss = _loss_of(spec, loss, device)
+        self._loss = batch_loss(spec, loss, device)
         self._draws = _Draws(spec, seed)
         self._tree = tree
         self._device = device
@@ -129,7 +129,9 @@ def merge(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _loss_of(spec: ModelSpec, loss: Loss, device: torch.device) -> Callable[[nn.Module, Batch], Tensor]:
+def batch_loss(spec: ModelSpec, loss: Loss, device: torch.device) -> Callable[[nn.Module, Batch], Tensor]:
+    """The loss of a network on a batch, in the recipe's precision."""
+
     def compute(network: nn.Module, batch: Batch) -> Tensor:
         with autocast(device, spec.precision):
             logits = network(batch.images.to(device))

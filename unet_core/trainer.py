@@ -66,7 +66,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = UNet(spec).to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
-        self.optimizer = _make_optimizer(self.model, config)
+        self.optimizer = make_optimizer(self.model, config)
         self.position = Position()
         self.best_score: float | None = None
         self.best_weights = clone_weights(self.model)
@@ -224,7 +224,8 @@ class WeightAverage:
                 mean.copy_(values[name])
 
 
-def _make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that the recipe names."""
     weights, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
     match config.optimizer:
         case "adamw":

@@ -1,0 +1,96 @@
+"""`unet overfit`: train on one batch until the loss is near zero. What fails here can't succeed on all the data."""
+
+import math
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.command import say
+from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
+from pipeline.progress import Progress
+from pipeline.worker import read_recipe
+from unet_core.backward import batch_loss, merge
+from unet_core.errors import RecipeError, TrainingError
+from unet_core.index import read_index
+from unet_core.inference import autocast, predict_mask
+from unet_core.loader import Batch, LaneLoader
+from unet_core.model import ModelSpec, UNet
+from unet_core.reader import ShardReader
+from unet_core.samples import Array
+from unet_core.trainer import make_optimizer
+
+#: Near zero is this part of what the losses' weights sum up to.
+NEAR_ZERO = 0.05
+#: Rows of the picture.
+MAX_SHOWN = 8
+
+
+def overfit(*, shards: Path, out: Path, steps: int) -> None:
+    """Train on the first batch of the first epoch; a picture of it. TrainingError if the loss stays."""
+    if steps < 1:
+        raise RecipeError(f"unet overfit: --steps {steps}: must be at least 1.")
+    index = read_index(shards)
+    spec, config, augment = read_recipe(index)
+    # What keeps a network from learning a batch by heart.
+    spec = replace(spec, config=replace(spec.config, dropout=0.0))
+    config = replace(config, weight_decay=0.0)
+    train = index.of_split("train")
+    loader = LaneLoader(ShardReader(shards, train), spec.class_map, augment, seed=config.seed)
+    plan = config.plan([shard.num_samples for shard in train], epoch=0)
+    (lanes,) = islice(loader.steps(plan, epoch=0, lanes=range(config.lanes)), 1)
+    batch = merge(lanes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    model = UNet(spec).to(device)
+    compute = batch_loss(spec, config.make_loss(spec.class_map), device)
+    optimizer = make_optimizer(model, config)
+    goal = NEAR_ZERO * sum(_weight(told) for told in config.loss.values())
+    losses: list[float] = []
+    shown, begun = Progress(total=steps, label="overfit", unit="steps"), time.monotonic()
+    while len(losses) < steps and (not losses or losses[-1] > goal):
+        optimizer.zero_grad()
+        loss = compute(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        shown.advance(1, f"loss {losses[-1]:.4f}")
+        if not math.isfinite(losses[-1]):
+            break
+    shown.close()
+    _draw(out, model, spec, batch)
+    _tell(losses, goal, len(batch.keys), out, time.monotonic() - begun)
+
+
+def _tell(losses: list[float], goal: float, num_samples: int, out: Path, seconds: float) -> None:
+    what = f"{losses[-1]:.4f} after {len(losses)} steps on {num_samples} samples, {losses[0]:.4f} before"
+    if not losses[-1] <= goal:
+        raise TrainingError(
+            f"the loss does not come near zero: {what}; {goal:.4f} was wanted. Look at {out}: do masks belong to their "
+            "images? Else raise --steps or model.width, or change train.learning_rate."
+        )
+    say(f"the network can learn its data: loss {what} ({seconds:.0f} s). {out}: image, mask, what it predicts")
+
+
+def _weight(told: object) -> float:
+    weight = told["weight"] if isinstance(told, dict) else told
+    assert isinstance(weight, int | float)
+    return weight
+
+
+def _draw(out: Path, model: UNet, spec: ModelSpec, batch: Batch) -> None:
+    model.eval()
+    device = next(model.parameters()).device
+    rows: list[list[Array]] = []
+    for image, mask in islice(zip(batch.images, batch.masks, strict=True), MAX_SHOWN):
+        with torch.inference_mode(), autocast(device, spec.precision):
+            logits = model(image[None].to(device))[0].float().cpu()
+        true = mask.numpy()
+        if spec.class_map.kind == "multilabel":
+            true = np.ascontiguousarray(true.transpose(1, 2, 0))
+        masks = [paint_mask(found, spec.class_map) for found in (true, predict_mask(logits, spec))]
+        rows.append([fit(as_rgb(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))), *map(fit, masks)])
+    write_picture(out, grid(rows))
