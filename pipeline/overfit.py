@@ -45,7 +45,8 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     batch = merge(lanes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
-    model = UNet(spec).to(device)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = UNet(spec).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     compute = batch_loss(spec, config.make_loss(spec.class_map), device)
     optimizer = make_optimizer(model, config)
     goal = NEAR_ZERO * sum(_weight(told) for told in config.loss.values())
@@ -82,12 +83,12 @@ def _weight(told: object) -> float:
 
 
 def _draw(out: Path, model: UNet, spec: ModelSpec, batch: Batch) -> None:
-    model.eval()
     device = next(model.parameters()).device
+    # In training mode and at once, as the loss saw it: batch norm's running statistics lag behind by many steps.
+    with torch.inference_mode(), autocast(device, spec.precision):
+        of_images = model(batch.images.to(device)).float().cpu()
     rows: list[list[Array]] = []
-    for image, mask in islice(zip(batch.images, batch.masks, strict=True), MAX_SHOWN):
-        with torch.inference_mode(), autocast(device, spec.precision):
-            logits = model(image[None].to(device))[0].float().cpu()
+    for image, mask, logits in islice(zip(batch.images, batch.masks, of_images, strict=True), MAX_SHOWN):
         true = mask.numpy()
         if spec.class_map.kind == "multilabel":
             true = np.ascontiguousarray(true.transpose(1, 2, 0))
