@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--epoch", type=int, default=0)
     overfit = command("overfit", "train on one batch until the loss is near zero: can the network learn?", _overfit)
     overfit.add_argument("--out", type=Path, default=Path("reports/overfit.png"), help="the picture")
-    overfit.add_argument("--steps", type=int, default=500, help="steps at most")
+    overfit.add_argument("--steps", type=int, default=1000, help="steps at most")
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
     predict = command("predict", "write masks and overlays for images", _predict)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")

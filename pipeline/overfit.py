@@ -24,7 +24,7 @@ from unet_core.samples import Array
 from unet_core.trainer import make_optimizer
 
 #: Near zero is this part of what the losses' weights sum up to.
-NEAR_ZERO = 0.05
+NEAR_ZERO = 0.02
 #: Rows of the picture.
 MAX_SHOWN = 8
 

@@ -23,7 +23,7 @@ def sharded(small_data):
 def test_a_batch_is_learned_by_heart_and_drawn(sharded, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline.overfit import overfit
 
-    overfit(shards=SHARDS, out=OUT, steps=400)
+    overfit(shards=SHARDS, out=OUT, steps=1000)
     told = capsys.readouterr().out
     assert told.startswith("the network can learn its data: loss 0.0")
     with Image.open(OUT) as picture:
