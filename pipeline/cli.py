@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
     predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
+    predict.add_argument("--exact", action="store_true", help="tiles that change nothing, slower")
+    predict.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored forms, 8 times slower")
     reproduce = command("reproduce", "train a recorded run again and say whether the bits are the same", _reproduce)
     reproduce.add_argument("name", metavar="RUN_OR_MODEL", help="run id, models:/unet@champion or models:/unet/3")
     command("summary", "say where things stand", _summary)
@@ -126,7 +128,7 @@ def _promote(_: argparse.Namespace) -> None:
 def _predict(parsed: argparse.Namespace) -> None:
     from pipeline.predict import predict
 
-    predict(parsed.paths, out=parsed.out, model=parsed.model)
+    predict(parsed.paths, out=parsed.out, model=parsed.model, exact=parsed.exact, tta=parsed.tta)
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:

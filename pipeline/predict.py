@@ -26,7 +26,7 @@ from unet_core.samples import Array, ClassMap
 log = logging.getLogger(__name__)
 
 
-def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
+def predict(paths: Sequence[Path], *, out: Path, model: str, exact: bool = False, tta: bool = False) -> None:
     """Predict all images; `model` is a registry address or a model directory."""
     images = [path for path in find_images(paths) if not path.resolve().is_relative_to(out.resolve())]
     if not images:
@@ -41,7 +41,7 @@ def predict(paths: Sequence[Path], *, out: Path, model: str) -> None:
     names = _names(images)
     for path in progress(images, total=len(images), label="predict", unit="images"):
         image = read_image(read_file("", str(path)), spec.images)
-        mask = predict_sample(network, spec, image)
+        mask = predict_sample(network, spec, image, exact=exact, tta=tta)
         _write_mask(out / "masks", names[path], mask, spec.class_map)
         write_picture(out / "overlays" / f"{names[path]}.png", overlay(image, mask, spec.class_map))
     say(f"{len(images)} masks in {out / 'masks'}, overlays in {out / 'overlays'}")

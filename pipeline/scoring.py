@@ -10,7 +10,7 @@ from pipeline.scores import ScoreRow
 from unet_core.checkpoint import read_model, weights_hash
 from unet_core.counts import Counts
 from unet_core.errors import RegistryError
-from unet_core.inference import predict_logits, predict_mask
+from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
@@ -51,6 +51,7 @@ def _row(key: str, number: int, count: Counts, class_map: ClassMap) -> ScoreRow:
     )
 
 
-def predict_sample(model: UNet, spec: ModelSpec, image: Array) -> Array:
-    """The encoded mask of one image."""
-    return predict_mask(predict_logits(model, spec, image), spec)
+def predict_sample(model: UNet, spec: ModelSpec, image: Array, *, exact: bool = False, tta: bool = False) -> Array:
+    """The encoded mask of one image; in exact tiles, or as the mean of its symmetric forms, if asked for."""
+    predict = predict_symmetric if tta else predict_logits
+    return predict_mask(predict(model, spec, image, exact=exact), spec)

@@ -1,4 +1,4 @@
-"""Image of any size -> logits, by overlapping tiles whose weights fall towards their borders."""
+"""Image of any size -> logits, in tiles: fast ones that fade into each other, or exact ones, which change nothing."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,7 @@ from unet_core.errors import ModelError
 from unet_core.metrics import predict_planes
 from unet_core.model import ModelSpec
 from unet_core.samples import Array, Window
+from unet_core.tiling import exact_tiles
 
 #: Side of a tile and overlap of neighbours, in pixels. An image that fits in one tile is predicted whole.
 TILE_PX = 768
@@ -17,11 +18,19 @@ OVERLAP_PX = 64
 
 
 def predict_logits(
-    model: nn.Module, spec: ModelSpec, image: Array, *, tile_px: int = TILE_PX, overlap_px: int = OVERLAP_PX
+    model: nn.Module,
+    spec: ModelSpec,
+    image: Array,
+    *,
+    exact: bool = False,
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
 ) -> Tensor:
     """Predict one image (H, W, C), uint8 or uint16 as the model was trained; logits (K, H, W) float32 on the CPU.
 
-    Raises ModelError for an image whose number of channels the model does not take.
+    `exact` tiles overlap as far as the network looks and give the whole image's logits, to rounding; the others overlap
+    by `overlap_px` and differ a little near their borders. Raises ModelError for an image whose number of channels
+    the model does not take, and for exact tiles of a network whose normalisation follows the tile.
     """
     if image.ndim != 3 or image.shape[2] != spec.channels:
         raise ModelError(
@@ -31,14 +40,48 @@ def predict_logits(
     height, width = image.shape[:2]
     if height <= tile_px and width <= tile_px:
         return _predict_tile(model, spec, image)
+    if exact:
+        return _predict_exactly(model, spec, image, tile_px)
     total = torch.zeros(spec.class_map.num_classes, height, width)
     weights = torch.zeros(height, width)
     for tile in _tiles(height, width, tile_px, overlap_px, stride=2**spec.config.depth):
-        rows, columns = slice(tile.top, tile.top + tile.height), slice(tile.left, tile.left + tile.width)
+        rows, columns = _slices(tile)
         weight = _ramp(tile.height, overlap_px)[:, None] * _ramp(tile.width, overlap_px)[None, :]
         total[:, rows, columns] += weight * _predict_tile(model, spec, image[rows, columns])
         weights[rows, columns] += weight
     return total / weights
+
+
+def predict_symmetric(model: nn.Module, spec: ModelSpec, image: Array, *, exact: bool = False) -> Tensor:
+    """Mean logits of the image's eight turned and mirrored forms (the group D4), as predict_logits gives them."""
+    total = torch.zeros(())
+    for mirrored in (False, True):
+        for turns in range(4):
+            form = np.rot90(image[:, ::-1] if mirrored else image, turns)
+            logits = torch.rot90(predict_logits(model, spec, form, exact=exact), -turns, dims=(1, 2))
+            total = total + (logits.flip(2) if mirrored else logits)
+    return total / 8
+
+
+def _predict_exactly(model: nn.Module, spec: ModelSpec, image: Array, tile_px: int) -> Tensor:
+    if spec.config.norm in ("group", "instance"):
+        raise ModelError(
+            f"no exact tiles with model.norm: {spec.config.norm}, whose statistics are those of the tile. "
+            "Predict without --exact, or train with norm batch or none."
+        )
+    height, width = image.shape[:2]
+    logits = torch.empty(spec.class_map.num_classes, height, width)
+    for tile in exact_tiles(height, width, spec.config, tile_px=tile_px):
+        seen = _predict_tile(model, spec, image[_slices(tile.seen)])
+        top, left = tile.kept.top - tile.seen.top, tile.kept.left - tile.seen.left
+        logits[(slice(None), *_slices(tile.kept))] = seen[
+            :, top : top + tile.kept.height, left : left + tile.kept.width
+        ]
+    return logits
+
+
+def _slices(window: Window) -> tuple[slice, slice]:
+    return slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
 
 
 def predict_mask(logits: Tensor, spec: ModelSpec) -> Array:

@@ -4,16 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unet_core.errors import ModelError
-from unet_core.inference import predict_logits, predict_mask
+from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import Array, ClassMap, ImageConfig
 from unet_core.synthetic import draw_shapes
+from unet_core.tiling import receptive_radius
 
 PAIR = ClassMap(kind="multiclass", classes={"a": 0, "b": 1, "c": 2})
 THREE = ModelSpec(
@@ -171,6 +172,69 @@ def test_far_from_its_border_a_tile_gives_the_logits_of_the_whole_image(
     tiled = predict_logits(model, spec, image, tile_px=96, overlap_px=40)
     # Columns from 96 belong to the second tile alone, which begins before column 57; the rest borders on the end.
     torch.testing.assert_close(tiled[..., 100:120], whole[..., 100:120], rtol=0, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 260), st.integers(1, 260), st.integers(0, 60))
+def test_exact_tiles_give_the_logits_of_the_whole_image(
+    trained: tuple[UNet, ModelSpec], height: int, width: int, more: int
+) -> None:
+    model, spec = trained
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 1), dtype=np.uint8)
+    whole = predict_logits(model, spec, image, tile_px=1000)
+    tile_px = 2 * (receptive_radius(spec.config) + 4) + 4 + more
+    exact = predict_logits(model, spec, image, exact=True, tile_px=tile_px)
+    torch.testing.assert_close(exact, whole, rtol=0, atol=1e-4)
+
+
+def test_fast_tiles_differ_from_the_whole_image_where_exact_ones_do_not(trained: tuple[UNet, ModelSpec]) -> None:
+    model, spec = trained
+    image = np.random.default_rng(0).integers(0, 256, (250, 250, 1), dtype=np.uint8)
+    whole = predict_logits(model, spec, image, tile_px=1000)
+    fast = predict_logits(model, spec, image, tile_px=128, overlap_px=16)
+    assert float((fast - whole).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_exact_tiles_of_a_network_that_looks_at_the_whole_tile_are_refused(
+    make_spec: Callable[..., ModelSpec], norm: str
+) -> None:
+    spec = make_spec(norm=norm)
+    model, image = UNet(spec).eval(), np.zeros((200, 200, 1), dtype=np.uint8)
+    with pytest.raises(ModelError) as caught:
+        predict_logits(model, spec, image, exact=True, tile_px=128)
+    assert str(caught.value) == (
+        f"no exact tiles with model.norm: {norm}, whose statistics are those of the tile. "
+        "Predict without --exact, or train with norm batch or none."
+    )
+    # An image that fits in one tile is exact anyway.
+    assert predict_logits(model, spec, image, exact=True).shape == (6, 200, 200)
+
+
+def test_symmetric_prediction_turns_with_the_image(trained: tuple[UNet, ModelSpec]) -> None:
+    model, spec = trained
+    image = draw_shapes(seed=2, number=0, height=40, width=60)[0][..., None]
+    straight = predict_symmetric(model, spec, image)
+    turned = predict_symmetric(model, spec, np.rot90(image))
+    torch.testing.assert_close(turned, torch.rot90(straight, 1, dims=(1, 2)), rtol=0, atol=1e-4)
+    mirrored = predict_symmetric(model, spec, image[:, ::-1])
+    torch.testing.assert_close(mirrored, straight.flip(2), rtol=0, atol=1e-4)
+    assert not torch.allclose(straight, predict_logits(model, spec, image), atol=1e-3)
+
+
+def test_symmetric_prediction_is_the_mean_by_hand() -> None:
+    class Corner(Echo):
+        """1 in the first row and column of what it sees."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.zeros(images.shape)
+            logits[..., 0, 0] = 1
+            return logits
+
+    logits = predict_symmetric(Corner(), THREE, coordinates(4, 6))
+    expected = torch.zeros(4, 6)
+    expected[[0, 0, -1, -1], [0, -1, 0, -1]] = 2 / 8
+    assert torch.equal(logits[0], expected)
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32() -> None:

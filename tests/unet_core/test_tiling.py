@@ -1,0 +1,86 @@
+"""How far a network looks, and tiles that follow from it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unet_core.errors import ModelError
+from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.tiling import exact_tiles, receptive_radius
+
+KNOBS: tuple[dict[str, Any], ...] = (
+    {},
+    {"depth": 1},
+    {"depth": 3},
+    {"upsampling": "resize"},
+    {"residual": True, "attention": True, "upsampling": "resize"},
+)
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_the_radius_is_as_far_as_a_gradient_reaches(make_spec: Callable[..., ModelSpec], knobs: dict[str, Any]) -> None:
+    spec = make_spec(**{"norm": "none", "width": 2, **knobs})
+    model = UNet(spec).double()
+    # Positive weights: nothing cancels, and no unit sleeps.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.abs() + 0.01
+    side, stride = 256, 2**spec.config.depth
+    farthest = 0
+    for place in range(side // 2, side // 2 + stride):
+        # Along a line: rows and columns are treated alike. Averages instead of maxima pass a gradient to all they see.
+        image = torch.full((1, 1, side, stride), 255.0, dtype=torch.float64, requires_grad=True)
+        _with_average_pooling(model, image)[0, 0, place, 0].backward()
+        assert image.grad is not None
+        (touched,) = np.nonzero(image.grad[0, 0].abs().sum(dim=1).numpy())
+        farthest = max(farthest, place - touched.min(), touched.max() - place)
+    assert receptive_radius(spec.config) == farthest
+
+
+def _with_average_pooling(model: UNet, image: torch.Tensor) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet_core.model.F.max_pool2d", torch.nn.functional.avg_pool2d)
+        logits: torch.Tensor = model(image)
+    return logits
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 3), st.integers(0, 60))
+def test_kept_parts_cover_the_image_once_and_are_out_of_reach_of_their_tiles_border(
+    height: int, width: int, depth: int, more: int
+) -> None:
+    config = ModelConfig(width=2, depth=depth, norm="none", input_statistics="train")
+    stride, radius = 2**depth, receptive_radius(config)
+    tile_px = 2 * (radius + stride) + stride + more
+    covered = np.zeros((height, width), dtype=int)
+    for tile in exact_tiles(height, width, config, tile_px=tile_px):
+        covered[_slices(tile.kept)] += 1
+        for axis, length in (("top", height), ("left", width)):
+            size = "height" if axis == "top" else "width"
+            first, kept = getattr(tile.seen, axis), getattr(tile.kept, axis)
+            last, kept_last = first + getattr(tile.seen, size), kept + getattr(tile.kept, size)
+            assert first % stride == 0
+            assert getattr(tile.seen, size) <= tile_px
+            assert first == 0 or kept - first >= radius
+            assert last == length or last - kept_last >= radius
+    assert (covered == 1).all()
+
+
+def _slices(window: Any) -> tuple[slice, slice]:
+    return slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+
+
+def test_tiles_that_are_too_small_are_refused_and_needed_only_for_large_images() -> None:
+    config = ModelConfig(width=2, depth=4, norm="none", input_statistics="train")
+    with pytest.raises(ModelError) as caught:
+        list(exact_tiles(600, 100, config, tile_px=128))
+    radius = receptive_radius(config)
+    assert str(caught.value) == (
+        f"tiles of 128 pixels are too small: the network looks {radius} pixels far. "
+        f"Make them larger than {2 * (radius + 16) + 16}."
+    )
+    (only,) = exact_tiles(100, 128, config, tile_px=128)
+    assert only.seen == only.kept
