@@ -46,7 +46,7 @@ class LaneByLane:
         self._statistics = BatchStatistics(model)
         self._network: nn.Module = model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(model, forward_sync_buffers=False)
+            self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
             self._network.register_comm_hook(None, self._gradients.hook)
 
     def run(self, batches: Sequence[Batch], step: int) -> float:
@@ -90,7 +90,7 @@ class AllAtOnce:
         self._statistics = BatchStatistics(model)
         self._network: nn.Module = model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(model, forward_sync_buffers=False)
+            self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def run(self, batches: Sequence[Batch], step: int) -> float:
         """See `Backward`."""

@@ -2,11 +2,10 @@
 
 Floating-point addition is not associative. So every sum over lanes (gradients, loss, batch statistics) is
 taken in one fixed binary tree: inside a worker by merging partial sums of equal size, between workers by
-recursive halving and doubling, nearest neighbour first. Numbers of workers that are no powers of two gather all
-partial sums instead, and add them in the same order.
+recursive halving and doubling, nearest neighbour first. Where the number of workers is no power of two, some carry half
+as many lanes as the others; these come in pairs of siblings, and fold their sums into one before that.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -24,31 +23,18 @@ class LaneTree:
         self.num_lanes = lanes
         self.rank = rank
         self.world_size = world_size
-        self._shares = lanes_of_workers(lanes=lanes, workers=world_size)
+        shares = lanes_of_workers(lanes=lanes, workers=world_size)
+        self.lanes = shares[rank]
+        largest = max(len(share) for share in shares)
+        # Of two siblings with half a share the first speaks for both: with them speakers are a power of two.
+        self._speakers = [number for number, share in enumerate(shares) if share.start % largest == 0]
         # One thread: sums travel in the order in which they were begun, while the backward pass goes on.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lane-tree")
-
-    @property
-    def lanes(self) -> range:
-        """The lanes of this worker."""
-        return self._shares[self.rank]
 
     @property
     def share(self) -> float:
         """Part of the lanes that this worker has, 0 to 1."""
         return len(self.lanes) / self.num_lanes
-
-    def add(self, partials: Sequence[Tensor]) -> Tensor:
-        """Sum of the workers' partial sums (in order of rank), along the tree."""
-        by_share = {(share.start, len(share)): part for share, part in zip(self._shares, partials, strict=True)}
-
-        def subtree(first: int, size: int) -> Tensor:
-            if (first, size) in by_share:
-                return by_share[first, size]
-            half = size // 2
-            return subtree(first, half) + subtree(first + half, half)
-
-        return subtree(0, self.num_lanes)
 
     def all_reduce(self, partial: Tensor) -> Tensor:
         """Sum over all workers, in the memory of `partial`; every rank must call it, in the same order."""
@@ -75,26 +61,34 @@ class LaneTree:
         return future
 
     def _exchange(self, partial: Tensor) -> Tensor:
-        if self.world_size & (self.world_size - 1):
-            parts = [torch.empty_like(partial) for _ in range(self.world_size)]
-            dist.all_gather(parts, partial)
-            return partial.copy_(self.add(parts))
-        return self._halve_and_double(partial)
+        """Fold siblings with half a share, sum among the speakers, and hand the sum back."""
+        nothing = partial.new_empty(0)
+        if self.rank not in self._speakers:
+            _swap(self.rank - 1, partial, nothing)
+            return _swap(self.rank - 1, nothing, partial)
+        sibling = self.rank + 1
+        has_sibling = sibling < self.world_size and sibling not in self._speakers
+        if has_sibling:
+            partial.add_(_swap(sibling, nothing, torch.empty_like(partial)))
+        self._halve_and_double(partial)
+        if has_sibling:
+            _swap(sibling, partial, nothing)
+        return partial
 
-    def _halve_and_double(self, partial: Tensor) -> Tensor:
-        """Recursive halving, nearest neighbour first, then doubling (Rabenseifner 2004).
+    def _halve_and_double(self, partial: Tensor) -> None:
+        """Recursive halving, nearest neighbour first, then doubling (Rabenseifner 2004), among the speakers.
 
         On the way down each of two neighbours sums one half of what both hold; on the way up they swap the sums. In
-        every step a neighbour stands for the sibling subtree of the same size, so the additions are those of `add`.
+        every step a neighbour stands for the sibling subtree of the same size, so the additions are those of the tree.
         """
         flat, start, end = partial.view(-1), 0, partial.numel()
+        position = self._speakers.index(self.rank)
         steps: list[tuple[int, Tensor, Tensor]] = []
-        for level in range(self.world_size.bit_length() - 1):
-            neighbour = self.rank ^ (1 << level)
+        for level in range(len(self._speakers).bit_length() - 1):
+            neighbour = self._speakers[position ^ (1 << level)]
             middle = (start + end) // 2
-            is_lower = self.rank < neighbour
             mine, theirs = (start, middle), (middle, end)
-            if not is_lower:
+            if neighbour < self.rank:
                 mine, theirs = theirs, mine
             kept, given = flat[slice(*mine)], flat[slice(*theirs)]
             # Two operands: their order changes no bit.
@@ -103,7 +97,6 @@ class LaneTree:
             start, end = mine
         for neighbour, kept, given in reversed(steps):
             _swap(neighbour, kept, given)
-        return partial
 
 
 def _swap(neighbour: int, give: Tensor, take: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Trainer:
         records: list[StepRecord] = []
         batches = loader.steps(plan, epoch=epoch, lanes=self.tree.lanes, first=self.position.step_in_epoch)
         for lane_batches in batches:
-            records.append(self._step(lane_batches, plan.num_steps))
+            records.append(self.step(lane_batches, steps_per_epoch=plan.num_steps))
             done = self.position
             self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
             if self.position.step_in_epoch == plan.num_steps:
@@ -155,7 +155,7 @@ class Trainer:
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
 
-    def _step(self, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
+    def step(self, batches: list[Batch], *, steps_per_epoch: int) -> StepRecord:
         """One optimizer step."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)

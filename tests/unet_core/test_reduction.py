@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.model import ModelSpec, UNet
-from unet_core.plan import lanes_of_workers
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
 
 LANES = 8
@@ -93,15 +92,6 @@ def test_no_more_parts_are_held_than_the_tree_is_deep(leaves: list[Tensor]) -> N
 
 
 # The tree above the workers
-
-
-@pytest.mark.parametrize("workers", range(1, LANES + 1))
-def test_sum_has_the_same_bits_for_every_number_of_workers(leaves: list[Tensor], workers: int) -> None:
-    shares = lanes_of_workers(lanes=LANES, workers=workers)
-    partials = [partial_sum(leaves[share.start : share.stop]) for share in shares]
-    for rank in range(workers):
-        tree = LaneTree(lanes=LANES, rank=rank, world_size=workers)
-        assert torch.equal(tree.add(partials), tree_sum(leaves))
 
 
 def test_each_worker_carries_its_share() -> None:

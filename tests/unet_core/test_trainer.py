@@ -558,7 +558,7 @@ def trained_by(
     """Results of every rank of a group of so many gloo processes."""
     directory = tmp_path_factory.mktemp("workers")
     about = {
-        "world_sizes": [1, 2, 3, 4, 8],
+        "world_sizes": list(range(1, 9)),
         "shards": str(shapes_dir),
         "directory": str(directory),
         "cases": cases,
@@ -616,7 +616,7 @@ def test_plain_sums_follow_the_number_of_workers_to_rounding(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("workers", range(1, 9))
 def test_vectors_of_every_length_are_summed_along_the_tree(
     trained_by: Callable[[int], list[Any]], workers: int
 ) -> None:
