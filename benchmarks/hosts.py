@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.workspace import words_of
+
 PORT = 6379
 #: What makes the head notice a dead host within seconds; Ray's own values take about a minute when nothing answers.
 HEALTH_CHECKS = {
@@ -68,7 +70,7 @@ class Host:
 
     def training_workers(self) -> list[psutil.Process]:
         """Its processes of Ray's training workers."""
-        return [process for process in self.processes() if "RayTrainWorker" in _words(process)]
+        return [process for process in self.processes() if "RayTrainWorker" in words_of(process)]
 
     def kill(self) -> None:
         """End all that runs on it, as a power cut does."""
@@ -176,13 +178,6 @@ def ray_hosts(count: int) -> Iterator[Hosts]:
             yield hosts
         finally:
             hosts.remove_all()
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _ip(*words: str) -> str:

@@ -60,7 +60,7 @@ def main() -> None:
 def in_group(workers: int, measure: Callable[[int, int], Any], count: int) -> Any:
     """What rank 0 of a group of gloo processes found with `measure(rank, count)`."""
     with tempfile.TemporaryDirectory() as scratch:
-        multiprocessing.spawn(_work, (workers, scratch, measure, count), nprocs=workers)  # type: ignore[attr-defined]
+        multiprocessing.spawn(_work, (workers, scratch, measure, count), nprocs=workers)  # type: ignore[attr-defined, no-untyped-call]
         return json.loads(Path(scratch, "found.json").read_text())
 
 

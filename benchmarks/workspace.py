@@ -115,7 +115,15 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 def training_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of Ray's training workers below a driver."""
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    return [child for child in children if "RayTrainWorker" in words_of(child)]
+
+
+def words_of(process: psutil.Process) -> str:
+    """Its command line; none where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def kill_driver(process: subprocess.Popen[str]) -> None:
@@ -124,7 +132,7 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
     Workers and controller notice it a little later and record checkpoints until then.
     """
     below = psutil.Process(process.pid).children(recursive=True)
-    training = [child for child in below if "Train" in " ".join(child.cmdline())]
+    training = [child for child in below if "Train" in words_of(child)]
     process.kill()
     process.wait()
     _, left = psutil.wait_procs(training, timeout=60)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +50,7 @@ def reproduce(name: str, *, shards: Path) -> None:
         model, metrics = tree / ".unet/out/model", tree / ".unet/out/train.json"
         _train(tree, found, model, metrics)
         sha256 = weights_hash(model)
+        differences += plan_differences(record.plans_sha256, _recorded_plans(model.parent))
         again = json.loads(metrics.read_text(encoding="utf-8"))
     if sha256 == record.weights_sha256:
         say(f"the same bits: sha256 {sha256}")
@@ -73,6 +74,14 @@ def input_differences(recorded: Mapping[str, str], here: Mapping[str, str]) -> l
     """Inputs of the restored tree whose hash is not the recorded one."""
     names = sorted({*recorded, *here})
     return [f"input {name}" for name in names if recorded.get(name) != here.get(name)]
+
+
+def plan_differences(recorded: Sequence[str], again: Sequence[str]) -> list[str]:
+    """The first epoch that had other samples, or the same in another order; what follows comes of it."""
+    for epoch, (old, new) in enumerate(zip(recorded, again, strict=False)):
+        if old != new:
+            return [f"plan of epoch {epoch}: recorded {old[:12]}, now {new[:12]}"]
+    return [] if len(recorded) == len(again) else [f"epochs: recorded {len(recorded)}, now {len(again)}"]
 
 
 def explain(record: Identity, sha256: str, scores: Mapping[str, object], differences: list[str]) -> str:
@@ -190,6 +199,12 @@ def _train(tree: Path, shards: Path, model: Path, metrics: Path) -> None:
             raise
     if code:
         raise TrainingError(f"the recorded training did not run here: exit code {code}; its own message stands above.")
+
+
+def _recorded_plans(out: Path) -> Sequence[str]:
+    """Plans of the training that the worktree has just recorded beside its results, by its own code."""
+    (path,) = out.glob(f"mlruns/**/{identity.IDENTITY_NAME}")
+    return identity.read_identity(path).plans_sha256
 
 
 def _git(root: Path, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.workspace import TRAIN, change_recipe, make_workspace, run, start, weights_of
+from benchmarks.workspace import TRAIN, change_recipe, make_workspace, run, start, weights_of, words_of
 from pipeline.worker import hash_keys
 from unet_core.index import read_index
 from unet_core.plan import plan_epoch
@@ -84,7 +84,7 @@ class Training:
         time.sleep(self._rng.uniform(0, 3))
         kind = self._rng.choices(list(VICTIMS), [weight for _, weight in VICTIMS.values()])[0]
         family = self._family()
-        victims = [self._process] if kind == "driver" else [p for p in family if VICTIMS[kind][0] in _words(p)]
+        victims = [self._process] if kind == "driver" else [p for p in family if VICTIMS[kind][0] in words_of(p)]
         if self._process.poll() is not None or not victims:
             return self._process.poll() is None
         self._rng.choice(victims).kill()
@@ -124,13 +124,6 @@ class Training:
 
     def _last_step(self) -> int:
         return max((record["step"] for told in self.told() for record in told.get("steps", ())), default=-1)
-
-
-def _words(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _end(family: list[psutil.Process]) -> None:

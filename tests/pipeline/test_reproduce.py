@@ -1,18 +1,29 @@
 """Restoring a recorded source tree, refusals, and training again with real Ray and MLflow."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks.workspace import change_recipe, make_workspace, run
-from pipeline.identity import Identity
-from pipeline.lineage import Source, source_state
-from pipeline.reproduce import environment_differences, explain, input_differences, restored
-from unet_core.errors import RegistryError
+from benchmarks.workspace import change_recipe, make_workspace, run, start, training_workers
+from pipeline.identity import Identity, read_identity
+from pipeline.lineage import Source, data_state, source_state
+from pipeline.reproduce import (
+    environment_differences,
+    explain,
+    find_shards,
+    input_differences,
+    plan_differences,
+    restored,
+)
+from unet_core.errors import DataError, RegistryError
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
 
@@ -104,31 +115,96 @@ def test_other_bits_are_explained() -> None:
     assert text.endswith("Validation, recorded and now: val_loss 0.5 and 0.6, val_dice 0.7 and 0.6.")
 
 
-@pytest.mark.slow
-def test_a_dirty_run_is_reproduced_by_other_workers_and_a_tampered_record_is_told(tmp_path: Path) -> None:
+def test_the_first_epoch_of_other_samples_is_named() -> None:
+    assert plan_differences(["a", "b", "c"], ["a", "x", "y"]) == ["plan of epoch 1: recorded b, now x"]
+    assert plan_differences(["a", "b"], ["a"]) == ["epochs: recorded 2, now 1"]
+    assert plan_differences(["a"], ["a"]) == []
+
+
+# Real trainings
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree whose recipe was changed before it was trained, and whose recipe and code were changed since."""
     tiny = {"model.width": 4, "model.depth": 2, "train.epochs": 1, "train.lanes": 2, "train.samples_per_lane": 1}
-    tree = make_workspace(tmp_path / "tree", "shapes", {**tiny, "shard.target_mb": 2.0})
+    tree = make_workspace(tmp_path_factory.mktemp("trained") / "tree", "shapes", {**tiny, "shard.target_mb": 2.0})
     env = {"UNET_WORKERS": "1", "PYTHONPATH": str(tree)}
     change_recipe(tree, None, {"train.learning_rate": 0.02})
     run(tree, "unet", "shapes", "data/raw/shapes", "--count", "40", env=env)
     run(tree, "unet", "add", env=env)
     run(tree, "dvc", "repro", "register", env=env)
-    model = (tree / "models/final/model.safetensors").read_bytes()
     change_recipe(tree, None, {"train.learning_rate": 0.5})
     with (tree / "unet_core" / "model.py").open("a") as stream:
         stream.write("raise RuntimeError('not this one')\n")
-    command = (sys.executable, "-m", "pipeline.cli", "reproduce", "models:/unet/1")
-    # The command runs from the project's code, the training from the recorded one.
-    here = {"UNET_WORKERS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
-    start = "import sys; sys.path[:1] = []; from pipeline.cli import main; main()"
-    command = (sys.executable, "-c", start, *command[3:])
-    assert "the same bits: sha256 " in run(tree, *command, env=here)
-    assert (tree / "models/final/model.safetensors").read_bytes() == model
-    (path,) = (tree / "mlruns").rglob("identity.json")
-    body = json.loads(path.read_text())
+    return tree
+
+
+# The command runs from the project's code, the training from the recorded one.
+REPRODUCE = (
+    *(sys.executable, "-c", "import sys; sys.path[:1] = []; from pipeline.cli import main; main()"),
+    *("reproduce", "models:/unet/1"),
+)
+HERE = {"UNET_WORKERS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def assert_nothing_left(tree: Path) -> None:
+    assert git(tree, "worktree", "list").count("\n") == 1
+    assert not list((tree / ".unet" / "reproduce").iterdir())
+
+
+@pytest.mark.slow
+def test_a_dirty_run_is_reproduced_by_other_workers_and_a_tampered_record_is_told(trained: Path) -> None:
+    model = (trained / "models/final/model.safetensors").read_bytes()
+    assert "the same bits: sha256 " in run(trained, *REPRODUCE, env=HERE)
+    assert (trained / "models/final/model.safetensors").read_bytes() == model
+    (path,) = (trained / "mlruns").rglob("identity.json")
+    text = path.read_text()
+    body = json.loads(text)
     body["recipe"] = body["recipe"].replace("train:\n  seed: 0", "train:\n  seed: 1")
     path.write_text(json.dumps(body))
-    text = run(tree, *command, env=here, check=False)
-    assert "other bits: recorded sha256 " in text
-    assert "What differs: input recipe.train. Validation" in text
-    assert not list((tree / ".unet" / "reproduce").iterdir())
+    told = run(trained, *REPRODUCE, env=HERE, check=False)
+    path.write_text(text)
+    assert "other bits: recorded sha256 " in told
+    assert "What differs: input recipe.train; plan of epoch 0: recorded " in told
+    assert_nothing_left(trained)
+
+
+@pytest.mark.slow
+def test_an_interrupted_reproduction_leaves_nothing_behind(trained: Path) -> None:
+    process = start(trained, *REPRODUCE, env=HERE)
+    deadline = time.monotonic() + 120
+    while not training_workers(process) and time.monotonic() < deadline:
+        assert process.poll() is None, (trained / "start.log").read_text()
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert "interrupted" in (trained / "start.log").read_text()
+    assert_nothing_left(trained)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_shards_that_are_gone_here_come_from_dvcs_remote(trained: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(trained, tmp_path / "tree")
+    run(tree, "dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    run(tree, "dvc", "push", "data/shards")
+    shards = tree / "data" / "shards"
+    index = data_state(shards)["data.index_sha256"]
+    for folder in (shards, tree / ".dvc" / "cache"):
+        shutil.rmtree(folder)
+    (path,) = (tree / "mlruns").rglob("identity.json")
+    recorded = read_identity(path)
+    with restored(tree, recorded) as worktree:
+        found = find_shards(tree, worktree, Path("data/shards"), recorded)
+        assert found == worktree / "data" / "shards"
+        assert data_state(found)["data.index_sha256"] == index
+    shutil.rmtree(tmp_path / "store")
+    shutil.rmtree(tree / ".dvc" / "cache")
+    with (
+        restored(tree, recorded) as worktree,
+        pytest.raises(DataError, match="^the recorded shards are missing: data/shards with index "),
+    ):
+        find_shards(tree, worktree, Path("data/shards"), recorded)
