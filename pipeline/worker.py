@@ -19,7 +19,7 @@ from unet_core.checkpoint import read_newest, write_checkpoint
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
 from unet_core.loader import Batch, LaneLoader
-from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
+from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan
 from unet_core.reader import MAX_OPEN, ShardReader
 from unet_core.reduction import LaneTree

@@ -4,7 +4,7 @@ import pytest
 
 from unet_core.errors import TrainingError
 from unet_core.index import read_index
-from unet_core.model import IMAGENET_DEVIATION, IMAGENET_MEAN
+from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 pytestmark = pytest.mark.slow
 
