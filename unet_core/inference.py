@@ -40,7 +40,8 @@ def predict_logits(
     height, width = image.shape[:2]
     if height <= tile_px and width <= tile_px:
         return _predict_tile(model, spec, image)
-    if exact:
+    # Without padding, a tile's border is mirrored where the image goes on: as in the paper, nothing of that is kept.
+    if exact or (spec.config.padding == "none" and spec.config.norm in ("none", "batch")):
         return _predict_exactly(model, spec, image, tile_px)
     total = torch.zeros(spec.class_map.num_classes, height, width)
     weights = torch.zeros(height, width)

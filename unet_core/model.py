@@ -1,18 +1,20 @@
-"""The U-Net (Ronneberger, Fischer, Brox 2015), padded so that the mask has the image's size.
+"""The U-Net (Ronneberger, Fischer, Brox 2015), whose mask has the image's size.
 
 Every level is two 3x3 convolutions; 2x2 max pooling leads down, 2x2 transposed convolution up, and each
 decoder level sees the encoder's feature map of its size beside the upsampled one. The recipe may ask for residual
-blocks, attention gates, another activation or way up (docs/model.md).
+blocks, attention gates, another activation or way up, the paper's form without padding, the dense skip connections
+of U-Net++, and heads at several levels (docs/model.md).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet_core.errors import ModelError
-from unet_core.model_config import Activation, ModelConfig, ModelSpec, Norm, Upsampling
+from unet_core.model_config import Activation, ModelConfig, ModelSpec, Norm
 
 # Who builds a network needs its description, too.
 __all__ = ["AttentionGate", "InputNormalisation", "ModelConfig", "ModelSpec", "UNet", "tutorial_state"]
@@ -56,7 +58,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential(*_convolution(in_channels, out_channels, config, kernel_size=1))
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.body(feature_map) + self.shortcut(feature_map))
+        body = self.body(feature_map)
+        out: Tensor = self.activation(body + self.shortcut(_centre(feature_map, body)))
         return out
 
 
@@ -80,10 +83,9 @@ class AttentionGate(nn.Module):
 
 
 def _convolution(in_channels: int, out_channels: int, config: ModelConfig, *, kernel_size: int) -> list[nn.Module]:
+    padding = kernel_size // 2 if config.padding == "zeros" else 0
     # A normalisation removes what a bias would add.
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=config.norm == "none"
-    )
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=config.norm == "none")
     return [convolution, *_norm_layers(config.norm, out_channels)]
 
 
@@ -101,11 +103,17 @@ def _activation(name: Activation) -> nn.Module:
             return nn.GELU()
 
 
-def _upsample(below: int, level: int, upsampling: Upsampling) -> nn.Module:
-    if upsampling == "transposed":
+def _upsample(below: int, level: int, config: ModelConfig) -> nn.Module:
+    if config.upsampling == "transposed":
         return nn.ConvTranspose2d(below, level, kernel_size=2, stride=2)
     # Repeated pixels: no checkerboards (Odena et al. 2016), and exact sums in the gradient.
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(below, level, 3, padding=1))
+    repeat = nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Sequential(repeat, nn.Conv2d(below, level, 3, padding=1 if config.padding == "zeros" else 0))
+
+
+def _block(in_channels: int, out_channels: int, config: ModelConfig) -> nn.Module:
+    block = ResidualBlock if config.residual else ConvBlock
+    return block(in_channels, out_channels, config)
 
 
 def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
@@ -120,34 +128,63 @@ def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
             return [nn.InstanceNorm2d(channels, affine=True)]
 
 
+class NestedDecoder(nn.Module):
+    """The grid of U-Net++ (Zhou et al. 2018): the block at (level, step) sees all earlier ones of its level, and the
+    one before it of the level below, upsampled. Step 0 is the encoder.
+    """
+
+    def __init__(self, widths: Sequence[int], config: ModelConfig) -> None:
+        super().__init__()
+        self.upsample, self.block = nn.ModuleDict(), nn.ModuleDict()
+        for step in range(1, len(widths)):
+            for level, (width, below) in enumerate(pairwise(widths[: len(widths) - step + 1])):
+                self.upsample[f"{level}_{step}"] = _upsample(below, width, config)
+                self.block[f"{level}_{step}"] = _block((step + 1) * width, width, config)
+
+    def forward(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's maps, the finest first -> the maps of the finest level, step by step."""
+        grid = [[feature_map] for feature_map in encoded]
+        for step in range(1, len(grid)):
+            for level, row in enumerate(grid[:-step]):
+                upsampled = self.upsample[f"{level}_{step}"](grid[level + 1][step - 1])
+                row.append(self.block[f"{level}_{step}"](torch.cat([upsampled, *row], dim=1)))
+        return grid[0][1:]
+
+
 class UNet(nn.Module):
     """A U-Net for images of any size, also sizes that its stride does not divide.
 
     Shape:
         images: (N, C, H, W), levels 0 to 255, or to 65535 where images.bits is 16, of any dtype
-        logits: (N, K, H, W)
+        logits: (N, K, H, W); in training with deep supervision a tuple of it and of the coarser levels' logits,
+            (N, K, ceil(H / s), ceil(W / s)) for each s of `config.head_strides`
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         config = spec.config
         widths = [config.width * 2**level for level in range(config.depth + 1)]
+        self.config = config
         self.channels = spec.channels
         self.stride = 2**config.depth
-        # Instance norm needs more than one pixel at the deepest level.
-        self.smallest = self.stride * (2 if config.norm == "instance" else 1)
         self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
-        block = ResidualBlock if config.residual else ConvBlock
         self.encoder = nn.ModuleList(
-            block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
+            _block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
         )
-        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.upsample = nn.ModuleList(_upsample(below, level, config.upsampling) for below, level in pairs)
-        self.gates = nn.ModuleList(AttentionGate(level) for _, level in pairs) if config.attention else None
-        self.decoder = nn.ModuleList(block(2 * level, level, config) for _, level in pairs)
         # At the end of the contracting path, as in the paper's network.
         self.dropout = nn.Dropout(config.dropout)
+        if config.nested:
+            self.nested = NestedDecoder(widths, config)
+        else:
+            pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+            self.upsample = nn.ModuleList(_upsample(below, level, config) for below, level in pairs)
+            self.gates = nn.ModuleList(AttentionGate(level) for _, level in pairs) if config.attention else None
+            self.decoder = nn.ModuleList(_block(2 * level, level, config) for _, level in pairs)
         self.head = nn.Conv2d(config.width, spec.class_map.num_classes, kernel_size=1)
+        self.coarse_heads = nn.ModuleList(
+            nn.Conv2d(config.width * stride, spec.class_map.num_classes, kernel_size=1)
+            for stride in config.head_strides[1:]
+        )
         self._initialise()
 
     def _initialise(self) -> None:
@@ -158,35 +195,81 @@ class UNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         if images.shape[1] != self.channels:
             raise ModelError(
                 f"the model takes {self.channels} channels, the image has {images.shape[1]}. "
                 "Convert the image, or train a model for such images."
             )
+        encoded = self._encode(self._frame(self.normalise(images)))
+        *coarse, finest = self.nested(encoded) if self.config.nested else self._decode(encoded)
         height, width = images.shape[-2:]
-        feature_map = self._pad(self.normalise(images))
-        skip_connections = []
+        logits: Tensor = self.head(finest)[..., :height, :width]
+        if not (self.training and self.coarse_heads):
+            return logits
+        others = [
+            head(feature_map)[..., : -(-height // stride), : -(-width // stride)]
+            for head, feature_map, stride in zip(
+                self.coarse_heads, reversed(coarse), self.config.head_strides[1:], strict=False
+            )
+        ]
+        return (logits, *others)
+
+    def _encode(self, feature_map: Tensor) -> list[Tensor]:
+        encoded: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             if level:
                 feature_map = F.max_pool2d(feature_map, 2)
             feature_map = block(feature_map)  # (N, width * 2**level, H / 2**level, W / 2**level)
             if level >= len(self.encoder) - 2:
                 feature_map = self.dropout(feature_map)
-            skip_connections.append(feature_map)
-        skip_connections.pop()
+            encoded.append(feature_map)
+        return encoded
+
+    def _decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's maps, the finest first -> the decoder's, the finest last."""
+        *skip_connections, feature_map = encoded
+        decoded: list[Tensor] = []
         for number, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
-            feature_map, skip = upsample(feature_map), skip_connections.pop()
+            feature_map = upsample(feature_map)
+            skip = _centre(skip_connections.pop(), feature_map)
             if self.gates is not None:
                 skip = self.gates[number](skip, feature_map)
             feature_map = block(torch.cat([feature_map, skip], dim=1))
-        logits: Tensor = self.head(feature_map)
-        return logits[..., :height, :width]
+            decoded.append(feature_map)
+        return decoded
 
-    def _pad(self, images: Tensor) -> Tensor:
-        """Repeat the last row and column until the stride divides both sides."""
-        below, right = (max(-length % self.stride, self.smallest - length) for length in images.shape[-2:])
+    def _frame(self, images: Tensor) -> Tensor:
+        """Add at right and below what the stride asks for: the last row and column repeated.
+
+        Without padding, mirror the image so far around it that the output covers it (the paper's figure 2).
+        """
+        config = self.config
+        # What the way up takes off: at each level two convolutions, and one more after repeated pixels.
+        of_level = 0 if config.padding == "zeros" else 6 if config.upsampling == "resize" else 4
+        taken = of_level * (self.stride - 1)
+        # Instance norm needs more than one pixel at the deepest level.
+        smallest = self.stride * (2 if config.norm == "instance" else 1) - taken
+        below, right = (max(-(length + taken) % self.stride, smallest - length) for length in images.shape[-2:])
+        if config.padding == "none":
+            return _mirror(images, config.margin_px, (below, right))
         return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+
+
+def _mirror(images: Tensor, margin_px: int, more: tuple[int, int]) -> Tensor:
+    """Mirror images at their outermost pixels, as often as needed, by a margin and by `more` below and at right."""
+    for axis, length, further in zip((2, 3), images.shape[2:], more, strict=True):
+        places = torch.arange(-margin_px, length + margin_px + further, device=images.device)
+        period = max(1, 2 * (length - 1))
+        images = images.index_select(axis, torch.minimum(places % period, -places % period))
+    return images
+
+
+def _centre(feature_map: Tensor, like: Tensor) -> Tensor:
+    """The middle of a feature map, as large as another."""
+    (height, width), (rows, columns) = like.shape[2:], feature_map.shape[2:]
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return feature_map[..., top : top + height, left : left + width]
 
 
 def tutorial_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

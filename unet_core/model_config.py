@@ -37,6 +37,13 @@ class ModelConfig:
     """Gates decide which pixels of the encoder's feature maps pass to the decoder."""
     dropout: float = 0.0
     """Share of the values of the two deepest levels that a training step leaves out."""
+    padding: Literal["zeros", "none"] = "zeros"
+    """What 3x3 convolutions see beyond the border: zeros; or none, as in the paper: they take the border off, and the
+    network mirrors the image so far that the mask has its size."""
+    nested: bool = False
+    """U-Net++: dense skip connections through blocks of their own."""
+    deep_supervision: int = 0
+    """How many decoder levels below the last are trained to give the mask, too, by heads that prediction leaves out."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
@@ -45,6 +52,50 @@ class ModelConfig:
             raise RecipeError(f"model.dropout: {self.dropout}: must be from 0 to below 1.")
         if self.norm == "group" and self.width % 8:
             raise RecipeError(f"model: group norm makes 8 groups, width {self.width} does not divide. Choose 8, 16 ...")
+        self._check_nested()
+        self._check_deep_supervision()
+
+    def _check_nested(self) -> None:
+        if self.nested and self.attention:
+            raise RecipeError("model.nested: U-Net++ has no attention gates. Set model.attention: false.")
+        if self.nested and self.padding == "none":
+            raise RecipeError("model.nested: U-Net++ joins maps of one size. Set model.padding: zeros.")
+
+    def _check_deep_supervision(self) -> None:
+        if not 0 <= self.deep_supervision < self.depth:
+            raise RecipeError(
+                f"model.deep_supervision: {self.deep_supervision}: must be from 0 to {self.depth - 1}: a decoder of "
+                f"depth {self.depth} has no more levels below its last."
+            )
+        if self.deep_supervision and self.padding == "none":
+            raise RecipeError(
+                "model.deep_supervision: without padding, coarse levels do not lie on the mask's grid. "
+                "Set model.padding: zeros, or model.deep_supervision: 0."
+            )
+
+    @property
+    def head_strides(self) -> tuple[int, ...]:
+        """Sides, in pixels of the image, of what a pixel of each head's logits stands for; the prediction's first."""
+        return tuple(1 if self.nested else 2**level for level in range(self.deep_supervision + 1))
+
+    @property
+    def cropped_px(self) -> tuple[int, ...]:
+        """How many pixels of the encoder's map of each level, on each side, its skip connection leaves out.
+
+        Without padding, a 3x3 convolution takes one off.
+        """
+        if self.padding == "zeros":
+            return (0,) * self.depth
+        below, cropped = 2, []
+        for _ in range(self.depth):
+            cropped.append(2 * below + (self.upsampling == "resize"))
+            below = 2 + cropped[-1] + 2
+        return tuple(reversed(cropped))
+
+    @property
+    def margin_px(self) -> int:
+        """How much smaller than its input, on each side, the network's output is; the image is mirrored so far."""
+        return 0 if self.padding == "zeros" else 2 + self.cropped_px[0] + 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,24 +27,39 @@ def receptive_radius(config: ModelConfig) -> int:
 
 
 def _span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
-    """First and last input pixel, along one axis, that the output pixel at `place` depends on."""
-    first = last = place
-    reached: list[tuple[int, int]] = []
-    for level in range(config.depth):
-        # Two 3x3 convolutions of the decoder, whose skip connection is the encoder's output of this level.
-        first, last = first - 2, last + 2
-        reached.append(_through_encoder(level, first, last))
-        if config.upsampling == "resize":
-            first, last = first - 1, last + 1
-        first, last = first // 2, last // 2
-    reached.append(_through_encoder(config.depth, first, last))
-    return min(first for first, _ in reached), max(last for _, last in reached)
+    """First and last pixel of the image, along one axis, that the logits at `place` depend on."""
+    first, last = _through_decoder(config, 0, config.depth, place, place)
+    return first - config.margin_px, last - config.margin_px
 
 
-def _through_encoder(level: int, first: int, last: int) -> tuple[int, int]:
-    for _ in range(level):
-        first, last = 2 * (first - 2), 2 * (last + 2) + 1
-    return first - 2, last + 2
+def _through_decoder(config: ModelConfig, level: int, step: int, first: int, last: int) -> tuple[int, int]:
+    """What the decoder's pixels `first` to `last` of a level depend on; `step` counts the blocks from the encoder's.
+
+    Places are counted in each map on its own: without padding, a convolution's pixel stands at the first of the three
+    that it sees, and a skip connection's at another than in the encoder's map.
+    """
+    if step == 0:
+        return _through_encoder(config, level, first, last)
+    first, last = _through_convolutions(config, 2, first, last)
+    # In U-Net++, the latest block of the level has seen what the earlier ones have, and more.
+    cropped = config.cropped_px[level]
+    beside = _through_decoder(config, level, step - 1 if config.nested else 0, first + cropped, last + cropped)
+    if config.upsampling == "resize":
+        first, last = _through_convolutions(config, 1, first, last)
+    below = _through_decoder(config, level + 1, step - 1, first // 2, last // 2)
+    return min(beside[0], below[0]), max(beside[1], below[1])
+
+
+def _through_encoder(config: ModelConfig, level: int, first: int, last: int) -> tuple[int, int]:
+    first, last = _through_convolutions(config, 2, first, last)
+    if level == 0:
+        return first, last
+    return _through_encoder(config, level - 1, 2 * first, 2 * last + 1)
+
+
+def _through_convolutions(config: ModelConfig, count: int, first: int, last: int) -> tuple[int, int]:
+    before = count if config.padding == "zeros" else 0
+    return first - before, last + 2 * count - before
 
 
 def exact_tiles(height: int, width: int, config: ModelConfig, *, tile_px: int) -> Iterator[Tile]:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,35 @@ def test_exact_tiles_give_the_logits_of_the_whole_image(
     tile_px = 2 * (receptive_radius(spec.config) + 4) + 4 + more
     exact = predict_logits(model, spec, image, exact=True, tile_px=tile_px)
     torch.testing.assert_close(exact, whole, rtol=0, atol=1e-4)
+
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"residual": True, "attention": True, "upsampling": "resize"},
+    {"nested": True, "deep_supervision": 1},
+    {"padding": "none"},
+    {"padding": "none", "residual": True, "attention": True, "upsampling": "resize"},
+)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 140), st.integers(1, 140), st.integers(8, 40))
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_exact_tiles_suit_every_network(variant: dict[str, Any], height: int, width: int, more: int) -> None:
+    spec = replace(THREE, config=replace(THREE.config, width=2, **variant))
+    torch.manual_seed(0)
+    model = UNet(spec).eval()
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = predict_logits(model, spec, image, tile_px=1000)
+    tile_px = 2 * (receptive_radius(spec.config) + 4) + 4 + more
+    # Without padding, tiles are exact without being asked for it.
+    exact = predict_logits(model, spec, image, exact=spec.config.padding == "zeros", tile_px=tile_px)
+    torch.testing.assert_close(exact, whole, rtol=0, atol=1e-4 * max(1, float(whole.abs().max())))
+
+
+def test_an_unpadded_network_whose_norm_follows_the_tile_is_predicted_in_fading_tiles() -> None:
+    spec = replace(THREE, config=replace(THREE.config, width=8, padding="none", norm="group"))
+    image = np.random.default_rng(0).integers(0, 256, (90, 100, 3), dtype=np.uint8)
+    assert predict_logits(UNet(spec).eval(), spec, image, tile_px=64, overlap_px=16).shape == (3, 90, 100)
 
 
 def test_fast_tiles_differ_from_the_whole_image_where_exact_ones_do_not(trained: tuple[UNet, ModelSpec]) -> None:

@@ -46,6 +46,10 @@ VARIANTS = (
     {"upsampling": "resize"},
     {"residual": True},
     {"attention": True},
+    {"nested": True},
+    {"nested": True, "depth": 3, "residual": True, "upsampling": "resize", "dropout": 0.2},
+    {"padding": "none"},
+    {"padding": "none", "depth": 3, "residual": True, "attention": True, "upsampling": "resize", "norm": "instance"},
     {"activation": "gelu", "upsampling": "resize", "residual": True, "attention": True, "norm": "group", "width": 8},
 )
 
@@ -97,7 +101,7 @@ def test_repeated_pixels_make_no_checkerboard(make_spec: Callable[..., ModelSpec
 def test_a_model_from_before_the_knobs_is_the_plain_one() -> None:
     old = ModelConfig(width=4, depth=2, norm="batch", input_statistics="train")
     assert (old.activation, old.upsampling, old.residual, old.attention) == ("relu", "transposed", False, False)
-    assert old.dropout == 0
+    assert (old.dropout, old.padding, old.nested, old.deep_supervision) == (0, "zeros", False, 0)
 
 
 def test_dropout_draws_in_training_and_only_there(make_spec: Callable[..., ModelSpec]) -> None:
@@ -177,6 +181,134 @@ def test_width_that_group_norm_can_not_divide_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         ModelConfig(width=12, depth=2, norm="group", input_statistics="train")
     assert str(caught.value) == "model: group norm makes 8 groups, width 12 does not divide. Choose 8, 16 ..."
+
+
+# The paper's network
+
+
+#: Sides of the feature maps in figure 1 of the paper, after each 3x3 convolution; 572 pixels go in.
+PAPER_WAY_DOWN = [(570, 568), (282, 280), (138, 136), (66, 64), (30, 28)]
+PAPER_WAY_UP = [(54, 52), (102, 100), (198, 196), (390, 388)]
+
+
+def test_every_level_of_the_unpadded_network_has_the_papers_pixels(make_spec: Callable[..., ModelSpec]) -> None:
+    model = UNet(make_spec(norm="none", width=1, depth=4, padding="none")).eval()
+    sides: list[tuple[int, ...]] = []
+    for block in [*model.encoder, *model.decoder]:
+        for layer in (block[0], block[2]):  # type: ignore[index]
+            layer.register_forward_hook(lambda _, taken, made: sides.append((taken[0].shape[2], *made.shape[2:])))
+    with torch.inference_mode():
+        logits = model(images(1, 1, 388, 388))
+    assert sides[0][0] == 572
+    assert logits.shape == (1, 6, 388, 388)
+    expected = [side for level in PAPER_WAY_DOWN + PAPER_WAY_UP for side in level]
+    assert [side[1:] for side in sides] == [(side, side) for side in expected]
+
+
+def test_the_unpadded_network_computes_what_the_paper_draws(make_spec: Callable[..., ModelSpec]) -> None:
+    torch.manual_seed(0)
+    model = UNet(make_spec(norm="none", width=2, depth=2, padding="none")).eval()
+    layer: Any = model.get_submodule
+    image = images(1, 1, 23, 36)
+    # Depth 2 takes 20 pixels from each side; 23 and 36 are no outputs of whole levels, 24 and 36 are.
+    framed = nn.functional.pad(model.normalise(image), (20, 20, 20, 21), mode="reflect")
+    assert (model.config.cropped_px, model.config.margin_px) == ((16, 4), 20)
+    with torch.inference_mode():
+        level_0 = layer("encoder.0")(framed)
+        level_1 = layer("encoder.1")(nn.functional.max_pool2d(level_0, 2))
+        level_2 = layer("encoder.2")(nn.functional.max_pool2d(level_1, 2))
+        up_1 = layer("decoder.0")(torch.cat([layer("upsample.0")(level_2), level_1[..., 4:-4, 4:-4]], dim=1))
+        up_0 = layer("decoder.1")(torch.cat([layer("upsample.1")(up_1), level_0[..., 16:-16, 16:-16]], dim=1))
+        torch.testing.assert_close(model(image), layer("head")(up_0)[..., :23, :36])
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "resize"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (13, 40)])
+def test_an_unpadded_network_gives_a_mask_of_any_images_size(
+    make_spec: Callable[..., ModelSpec], norm: str, upsampling: str, height: int, width: int
+) -> None:
+    model = UNet(make_spec(norm=norm, padding="none", upsampling=upsampling)).eval()
+    with torch.inference_mode():
+        logits = model(images(2, 1, height, width))
+    assert logits.shape == (2, 6, height, width)
+    assert logits.isfinite().all()
+
+
+# U-Net++
+
+
+def test_the_grid_of_nested_skips_by_hand(make_spec: Callable[..., ModelSpec]) -> None:
+    model = UNet(make_spec(norm="none", depth=2, nested=True)).eval()
+    block, up = model.nested.block, model.nested.upsample
+    assert sorted(block) == ["0_1", "0_2", "1_1"]
+    level_0, level_1, level_2 = torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 4), torch.rand(1, 32, 2, 2)
+    node_01 = block["0_1"](torch.cat([up["0_1"](level_1), level_0], dim=1))
+    node_11 = block["1_1"](torch.cat([up["1_1"](level_2), level_1], dim=1))
+    node_02 = block["0_2"](torch.cat([up["0_2"](node_11), level_0, node_01], dim=1))
+    found = model.nested([level_0, level_1, level_2])
+    torch.testing.assert_close(found, [node_01, node_02])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"attention": True}, "model.nested: U-Net++ has no attention gates. Set model.attention: false."),
+        ({"padding": "none"}, "model.nested: U-Net++ joins maps of one size. Set model.padding: zeros."),
+    ],
+)
+def test_knobs_that_nested_skips_have_no_place_for_are_refused(
+    make_spec: Callable[..., ModelSpec], knobs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(nested=True, **knobs)
+    assert str(caught.value) == message
+
+
+# Deep supervision
+
+
+@pytest.mark.parametrize(
+    ("knobs", "sizes"),
+    [({}, [(21, 27), (11, 14), (6, 7)]), ({"nested": True}, [(21, 27)] * 3)],
+    ids=["plain", "nested"],
+)
+def test_coarse_levels_give_the_mask_in_training_and_only_there(
+    make_spec: Callable[..., ModelSpec], knobs: dict[str, Any], sizes: list[tuple[int, int]]
+) -> None:
+    model, image = UNet(make_spec(depth=3, deep_supervision=2, **knobs)), images(2, 1, 21, 27)
+    outputs = model(image)
+    assert [tuple(logits.shape) for logits in outputs] == [(2, 6, *size) for size in sizes]
+    sum(logits.square().mean() for logits in outputs).backward()
+    assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
+    assert model.eval()(image).shape == (2, 6, 21, 27)
+
+
+def test_coarse_heads_leave_the_prediction_as_it_is(make_spec: Callable[..., ModelSpec]) -> None:
+    plain, supervised = UNet(make_spec()).eval(), UNet(make_spec(deep_supervision=1)).eval()
+    missing, unexpected = supervised.load_state_dict(plain.state_dict(), strict=False)
+    assert (missing, unexpected) == (["coarse_heads.0.weight", "coarse_heads.0.bias"], [])
+    assert torch.equal(supervised(images(1, 1, 16, 16)), plain(images(1, 1, 16, 16)))
+
+
+@pytest.mark.parametrize("levels", [-1, 2])
+def test_deep_supervision_of_levels_that_are_not_there_is_refused(
+    make_spec: Callable[..., ModelSpec], levels: int
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(depth=2, deep_supervision=levels)
+    assert str(caught.value) == (
+        f"model.deep_supervision: {levels}: must be from 0 to 1: a decoder of depth 2 has no more levels below its last."
+    )
+
+
+def test_deep_supervision_without_padding_is_refused(make_spec: Callable[..., ModelSpec]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(padding="none", deep_supervision=1)
+    assert str(caught.value) == (
+        "model.deep_supervision: without padding, coarse levels do not lie on the mask's grid. "
+        "Set model.padding: zeros, or model.deep_supervision: 0."
+    )
 
 
 # The tutorial's network

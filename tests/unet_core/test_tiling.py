@@ -19,13 +19,18 @@ KNOBS: tuple[dict[str, Any], ...] = (
     {"depth": 3},
     {"upsampling": "resize"},
     {"residual": True, "attention": True, "upsampling": "resize"},
+    {"padding": "none"},
+    {"padding": "none", "depth": 3, "residual": True, "attention": True},
+    {"padding": "none", "upsampling": "resize"},
+    {"nested": True},
+    {"nested": True, "depth": 3, "upsampling": "resize", "deep_supervision": 2},
 )
 
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
 def test_the_radius_is_as_far_as_a_gradient_reaches(make_spec: Callable[..., ModelSpec], knobs: dict[str, Any]) -> None:
     spec = make_spec(**{"norm": "none", "width": 2, **knobs})
-    model = UNet(spec).double()
+    model = UNet(spec).double().eval()
     # Positive weights: nothing cancels, and no unit sleeps.
     for parameter in model.parameters():
         parameter.data = parameter.data.abs() + 0.01
