@@ -39,7 +39,8 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     spec = replace(spec, config=replace(spec.config, dropout=0.0))
     config = replace(config, weight_decay=0.0)
     train = index.of_split("train")
-    loader = LaneLoader(ShardReader(shards, train), spec.class_map, augment, seed=config.seed)
+    border = config.read_border_weight(spec.class_map)
+    loader = LaneLoader(ShardReader(shards, train), spec.class_map, augment, seed=config.seed, border=border)
     plan = config.plan([shard.num_samples for shard in train], epoch=0)
     (lanes,) = islice(loader.steps(plan, epoch=0, lanes=range(config.lanes)), 1)
     batch = merge(lanes)
@@ -47,7 +48,7 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     torch.manual_seed(config.seed)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = UNet(spec).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    compute = batch_loss(spec, config.make_loss(spec.class_map), device)
+    compute = batch_loss(spec, config.make_loss(spec), device)
     optimizer = make_optimizer(model, config)
     goal = NEAR_ZERO * sum(_weight(told) for told in config.loss.values())
     losses: list[float] = []
@@ -86,7 +87,8 @@ def _draw(out: Path, model: UNet, spec: ModelSpec, batch: Batch) -> None:
     device = next(model.parameters()).device
     # In training mode and at once, as the loss saw it: batch norm's running statistics lag behind by many steps.
     with torch.inference_mode(), autocast(device, spec.precision):
-        of_images = model(batch.images.to(device)).float().cpu()
+        outputs = model(batch.images.to(device))
+    of_images = (outputs[0] if spec.config.deep_supervision else outputs).float().cpu()
     rows: list[list[Array]] = []
     for image, mask, logits in islice(zip(batch.images, batch.masks, of_images, strict=True), MAX_SHOWN):
         true = mask.numpy()

@@ -128,7 +128,9 @@ def _fit(
     max_open = 2 * config.block_shards * (len(tree.lanes) + 1) if isinstance(files, CachedShards) else MAX_OPEN
     train = ShardReader(files, index.of_split("train"), max_open=max_open)
     val = ShardReader(files, index.of_split("val"), max_open=max_open)
-    loader = NotedLoader(train, trainer.spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+    class_map = trainer.spec.class_map
+    border = config.read_border_weight(class_map)
+    loader = NotedLoader(train, class_map, augment, seed=config.seed, threads=options["loader_threads"], border=border)
     started = time.monotonic()
     for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unet_core.deep_supervision import HeadsLoss
 from unet_core.inference import autocast
 from unet_core.loader import Batch
-from unet_core.losses import Loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
 
@@ -36,7 +36,7 @@ class LaneByLane:
     """
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
+        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, seed: int
     ) -> None:
         self._loss = batch_loss(spec, loss, device)
         self._draws = _Draws(spec, seed)
@@ -81,7 +81,7 @@ class AllAtOnce:
     """One pass over all lanes of a worker, and DDP's all-reduce: quicker on some machines, equal to rounding only."""
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: Loss, tree: LaneTree, device: torch.device, seed: int
+        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, seed: int
     ) -> None:
         self._loss = batch_loss(spec, loss, device)
         self._draws = _Draws(spec, seed)
@@ -122,20 +122,23 @@ class _Draws:
 
 def merge(batches: Sequence[Batch]) -> Batch:
     """The samples of several lanes as one batch."""
+    borders = [batch.border for batch in batches if batch.border is not None]
     return Batch(
         keys=tuple(key for batch in batches for key in batch.keys),
         images=torch.cat([batch.images for batch in batches]),
         masks=torch.cat([batch.masks for batch in batches]),
+        border=torch.cat(borders) if borders else None,
     )
 
 
-def batch_loss(spec: ModelSpec, loss: Loss, device: torch.device) -> Callable[[nn.Module, Batch], Tensor]:
+def batch_loss(spec: ModelSpec, loss: HeadsLoss, device: torch.device) -> Callable[[nn.Module, Batch], Tensor]:
     """The loss of a network on a batch, in the recipe's precision."""
 
     def compute(network: nn.Module, batch: Batch) -> Tensor:
         with autocast(device, spec.precision):
-            logits = network(batch.images.to(device))
+            outputs = network(batch.images.to(device))
         masks = batch.masks.to(device)
-        return loss(logits, masks.long() if masks.dim() == 3 else masks)
+        border = None if batch.border is None else batch.border.to(device)
+        return loss(outputs, masks.long() if masks.dim() == 3 else masks, border)
 
     return compute

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from unet_core.border import BorderWeight, border_weights
 from unet_core.errors import TrainingError
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
@@ -30,13 +31,22 @@ class Batch:
     """(N, C, H, W) uint8 or uint16, channels last in memory."""
     masks: torch.Tensor
     """(N, H, W) uint8 class indices, or (N, K, H, W) uint8 planes; `mask_to_tensor`'s kind once on the device."""
+    border: torch.Tensor | None = None
+    """(N, H, W) float32 weights of the background between cells, where the recipe asks for them."""
 
 
 class LaneLoader:
     """Serves the training batches of some lanes."""
 
     def __init__(
-        self, reader: ShardReader, class_map: ClassMap, augment: AugmentConfig, *, seed: int, threads: int = 1
+        self,
+        reader: ShardReader,
+        class_map: ClassMap,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        threads: int = 1,
+        border: BorderWeight | None = None,
     ) -> None:
         self._reader = reader
         self._class_map = class_map
@@ -44,6 +54,7 @@ class LaneLoader:
         self._augmentation = Augmentation(augment, class_map)
         self._seed = seed
         self._threads = threads
+        self._border = border
         if augment.crop_px is None:
             self._check_one_size()
         if reader.shards:
@@ -112,4 +123,9 @@ class LaneLoader:
             images=images.permute(0, 3, 1, 2),
             # Widened to int64 on the device: eight times fewer bytes to move.
             masks=masks if masks.dim() == 3 else masks.permute(0, 3, 1, 2),
+            border=None if self._border is None else self._weigh(samples, self._border),
         )
+
+    def _weigh(self, samples: Sequence[Sample], border: BorderWeight) -> torch.Tensor:
+        weights = [border_weights(sample.mask, self._class_map, border) for sample in samples]
+        return torch.from_numpy(np.stack(weights))

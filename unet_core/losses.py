@@ -3,14 +3,15 @@
 Shapes everywhere: logits (N, K, H, W); masks (N, H, W) int64 class indices with `IGNORE_INDEX`, or
 (N, K, H, W) zeros and ones for overlapping classes; class weights (K,) or None, where all count alike.
 
-In training, a batch here is what one lane takes in a step: `train.samples_per_lane` images.
+In training, a batch here is what one lane takes in a step: `train.samples_per_lane` images. `border` are the weights of
+border.py, (N, H, W), which a pixel has beside that of its class.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +21,12 @@ from torch.nn import functional as F
 from unet_core.errors import RecipeError
 from unet_core.samples import IGNORE_INDEX, ClassMap
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, masks) -> a number to be made small."""
+
+class Loss(Protocol):
+    """Logits, masks and border weights -> a number to be made small."""
+
+    def __call__(self, logits: Tensor, masks: Tensor, border: Tensor | None = None, /) -> Tensor: ...
+
 
 Per = Literal["image", "batch"]
 ClassWeighting = Literal["inverse", "median"]
@@ -34,15 +39,22 @@ def binary_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None =
     )
 
 
-def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over the pixels that belong to a class, each with its class's weight; 0 where none does."""
-    return _mean_of_pixels(-_log_likelihood(logits, masks), masks, weights)
+def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None, border: Tensor | None = None) -> Tensor:
+    """Mean over the pixels that belong to a class, each with its weight; 0 where none does."""
+    return _mean_of_pixels(-_log_likelihood(logits, masks), masks, weights, border)
 
 
-def focal(logits: Tensor, masks: Tensor, weights: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
+def focal(
+    logits: Tensor,
+    masks: Tensor,
+    weights: Tensor | None = None,
+    border: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+) -> Tensor:
     """Mean of -(1 - p)^gamma log p, where p is the probability of what is true (Lin et al. 2017)."""
     log_p = _log_likelihood(logits, masks)
-    return _mean_of_pixels(-((1 - log_p.exp()) ** gamma) * log_p, masks, weights)
+    return _mean_of_pixels(-((1 - log_p.exp()) ** gamma) * log_p, masks, weights, border)
 
 
 def soft_dice(
@@ -123,13 +135,14 @@ def _log_likelihood(logits: Tensor, masks: Tensor) -> Tensor:
     return torch.where(valid, chosen, 0)
 
 
-def _mean_of_pixels(values: Tensor, masks: Tensor, weights: Tensor | None) -> Tensor:
+def _mean_of_pixels(values: Tensor, masks: Tensor, weights: Tensor | None, border: Tensor | None = None) -> Tensor:
     if values.dim() == 4:
         return values.mean() if weights is None else _mean_of_classes(values.mean(dim=(2, 3)), weights)
     valid = masks != IGNORE_INDEX
-    if weights is None:
+    if weights is None and border is None:
         return values.sum() / valid.sum().clamp(min=1)
-    of_pixels = torch.where(valid, weights[torch.where(valid, masks, 0)], 0)
+    of_pixels = torch.ones_like(values) if weights is None else weights[torch.where(valid, masks, 0)]
+    of_pixels = torch.where(valid, of_pixels if border is None else of_pixels + border, 0)
     return (values * of_pixels).sum() / of_pixels.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
@@ -160,6 +173,9 @@ LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "tversky": tversky,
 }
 
+#: Losses that weigh pixels one by one.
+PIXEL_LOSSES = ("cross_entropy", "focal")
+
 #: Argument of a loss -> whether a value makes sense, and which do.
 ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "weight": (lambda value: _is_number(value) and value > 0, "a number above 0; leave out a loss that does not count"),
@@ -183,10 +199,14 @@ def weighted_loss(losses: Mapping[str, Any], class_map: ClassMap, class_weights:
     terms = [_read_term(name, losses[name], class_map) for name in losses]
     weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
-    def loss(logits: Tensor, masks: Tensor) -> Tensor:
+    def loss(logits: Tensor, masks: Tensor, border: Tensor | None = None, /) -> Tensor:
         logits = logits.float()
         of_classes = None if weights is None else weights.to(logits.device)
-        return torch.stack([weight * term(logits, masks, of_classes) for weight, term in terms]).sum()
+        extra = [{"border": border} if name in PIXEL_LOSSES and border is not None else {} for name in losses]
+        values = [
+            weight * term(logits, masks, of_classes, **more) for (weight, term), more in zip(terms, extra, strict=True)
+        ]
+        return torch.stack(values).sum()
 
     return loss
 
@@ -215,6 +235,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def are_weights(values: Sequence[Any]) -> bool:
+    """Whether these are numbers of which none is negative, and not all 0."""
+    return all(_is_number(value) and value >= 0 for value in values) and any(values)
+
+
 def _check_class_weights(weights: Sequence[float] | None, class_map: ClassMap) -> None:
     if weights is None:
         return
@@ -223,7 +248,7 @@ def _check_class_weights(weights: Sequence[float] | None, class_map: ClassMap) -
             f"train.class_weights: {len(weights)} weights for {class_map.num_classes} classes. "
             f"Give one each, in this order: {', '.join(class_map.names)}."
         )
-    if not (all(_is_number(weight) and weight >= 0 for weight in weights) and any(weights)):
+    if not are_weights(weights):
         raise RecipeError(f"train.class_weights: {list(weights)}: must not be negative, nor all 0.")
 
 

@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from unet_core.border import BorderWeight
+from unet_core.deep_supervision import HeadsLoss, supervised_loss
 from unet_core.errors import RecipeError
-from unet_core.losses import Loss, weighted_loss, weights_from_pixels
+from unet_core.losses import PIXEL_LOSSES, weighted_loss, weights_from_pixels
+from unet_core.model_config import ModelSpec
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.samples import ClassMap
 
@@ -62,6 +65,10 @@ class TrainConfig:
     """Validate and keep the exponential moving average of the weights with this decay per step; null: the weights."""
     patience: int | None = None
     """Validations in a row without a better score after which training ends; null: never before the last epoch."""
+    border_weight: Mapping[str, float] | None = None
+    """w0 and sigma_px: how much more background counts between cells that lie close together (border.py)."""
+    deep_supervision_weights: Sequence[float] | None = None
+    """How much each head of model.deep_supervision counts, the prediction's first; null: 1, 1/2, 1/4 ..."""
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
@@ -92,11 +99,23 @@ class TrainConfig:
             return self
         return replace(self, class_weights=weights_from_pixels(self.class_weights, class_pixels))
 
-    def make_loss(self, class_map: ClassMap) -> Loss:
-        """The loss that these losses and weights make; RecipeError where they do not fit the masks."""
+    def make_loss(self, spec: ModelSpec) -> HeadsLoss:
+        """The loss that these losses and weights make; RecipeError where they do not fit the masks or the network."""
         weights = None if self.class_weights == "none" else self.class_weights
         assert not isinstance(weights, str), "with_class_weights comes first"
-        return weighted_loss(self.loss, class_map, weights)
+        loss = weighted_loss(self.loss, spec.class_map, weights)
+        return supervised_loss(loss, spec.config, self.deep_supervision_weights)
+
+    def read_border_weight(self, class_map: ClassMap) -> BorderWeight | None:
+        """How borders between cells are weighted; RecipeError where masks or losses know no weights of pixels."""
+        if self.border_weight is None:
+            return None
+        if not any(name in PIXEL_LOSSES for name in self.loss):
+            raise RecipeError(
+                f"train.border_weight: none of the losses weighs pixels: {', '.join(self.loss)}. Add one of "
+                f"{', '.join(PIXEL_LOSSES)} to train.loss, or remove the weight."
+            )
+        return BorderWeight.of_recipe(self.border_weight, class_map)
 
     def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
         """The order of an epoch over shards with so many samples."""

@@ -62,7 +62,7 @@ class Trainer:
         self.config = config
         self.tree = tree
         self.device = device or torch.device("cpu")
-        self.loss = config.make_loss(spec.class_map)
+        self.loss = config.make_loss(spec)
         torch.manual_seed(config.seed)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = UNet(spec).to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]

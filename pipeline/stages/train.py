@@ -90,13 +90,15 @@ def _check_early(
     index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, url: str | None
 ) -> None:
     """Find mistakes of the recipe before a cluster starts."""
-    config.make_loss(spec.class_map)
+    config.make_loss(spec)
     plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
     if url is not None:
         _check_remote(index, shards, url)
-    loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
+    border = config.read_border_weight(spec.class_map)
+    train = ShardReader(shards, index.of_split("train"))
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
         "train: %d epochs of %d steps; %d samples rest in each epoch",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from unet_core.border import BorderWeight, border_weights
 from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
@@ -86,6 +87,25 @@ def test_objects_come_as_foreground_and_sixteen_bits_as_they_are(tmp_path: Path)
         assert (batch.images.dtype, batch.masks.dtype) == (torch.uint16, torch.uint8)
         np.testing.assert_array_equal(batch.images[0, 0].numpy(), sample.image[..., 0])
         np.testing.assert_array_equal(batch.masks[0].numpy(), sample.mask > 0)
+
+
+def test_border_weights_are_those_of_the_mask_as_the_network_sees_it(
+    tmp_path: Path, random_sample: Callable[..., Sample], cells_map: ClassMap
+) -> None:
+    entry = write_shard(tmp_path, "train/a.tar", "content", pack_all([random_sample(key) for key in "abcd"], cells_map))
+    reader, weight = ShardReader(tmp_path, [entry]), BorderWeight(w0=10, sigma_px=2)
+    augment = AugmentConfig(crop_px=8, transforms=[{"name": "D4", "p": 1.0}])
+    made = plan_epoch([4], seed=0, epoch=0, lanes=2, samples_per_lane=2, block_shards=1)
+    plain = LaneLoader(reader, cells_map, augment, seed=0)
+    weighted = LaneLoader(reader, cells_map, augment, seed=0, border=weight, threads=2)
+    for without, batch in zip(
+        *(next(iter(loader.steps(made, epoch=0, lanes=range(2)))) for loader in (plain, weighted)), strict=True
+    ):
+        assert without.border is None
+        assert torch.equal(batch.masks, without.masks)
+        assert batch.border is not None
+        expected = [border_weights(mask.numpy(), cells_map, weight) for mask in batch.masks]
+        np.testing.assert_array_equal(batch.border, np.stack(expected))
 
 
 def test_whole_images_come_as_they_are(

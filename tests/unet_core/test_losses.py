@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -242,6 +243,29 @@ def test_values_are_those_of_monai(kind: str) -> None:
     # Theirs of classes is the mean over the planes too, all but one of which are 0 in each pixel.
     times = 3 if kind == "multiclass" else 1
     assert float(focal(logits, masks)) == pytest.approx(times * float(peer(logits, planes_.float())), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, partial(focal, gamma=0.0)], ids=["cross_entropy", "focal"])
+def test_border_weights_are_added_to_those_of_the_classes(loss: Any) -> None:
+    logits = planes([math.log(1), math.log(1), 0.0], [math.log(3), math.log(3), 0.0])
+    masks = torch.tensor([[[0, 1, IGNORE_INDEX]]])
+    border = torch.tensor([[[0.5, 0.0, 100.0]]])
+    first, second = -math.log(1 / 4), -math.log(3 / 4)
+    assert float(loss(logits, masks, None, border)) == pytest.approx((1.5 * first + second) / 2.5, rel=1e-6)
+    expected = (2.5 * first + 4 * second) / 6.5
+    assert float(loss(logits, masks, torch.tensor([2.0, 4.0]), border)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_border_weights_reach_the_losses_of_pixels_in_a_sum(cells_map: ClassMap) -> None:
+    logits, masks = draw("multiclass")
+    border = torch.rand(masks.shape, generator=torch.Generator().manual_seed(0))
+    loss = weighted_loss({"cross_entropy": 0.5, "dice": 0.25, "focal": {"weight": 1.0, "gamma": 1}}, cells_map)
+    expected = (
+        0.5 * cross_entropy(logits, masks, None, border)
+        + 0.25 * soft_dice(logits, masks)
+        + focal(logits, masks, None, border, gamma=1.0)
+    )
+    torch.testing.assert_close(loss(logits, masks, border), expected)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, soft_dice, focal, tversky, lovasz])

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from unet_core.backward import merge
+from unet_core.border import BorderWeight
 from unet_core.checkpoint import TrainState, read_checkpoint, write_checkpoint
 from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
@@ -193,12 +195,63 @@ def test_loss_of_another_kind_of_mask_is_refused_before_training(
         Trainer(make_spec(), make_config(loss={"cross_entropy": 1.0}), LaneTree(lanes=4))
 
 
+def test_border_weights_without_a_loss_of_pixels_are_refused(
+    make_config: Callable[..., TrainConfig], cells_map: ClassMap
+) -> None:
+    weight = {"w0": 10.0, "sigma_px": 5.0}
+    assert make_config().read_border_weight(cells_map) is None
+    config = make_config(loss={"dice": 0.5, "focal": {"weight": 0.5}}, border_weight=weight)
+    assert config.read_border_weight(cells_map) == BorderWeight(w0=10, sigma_px=5)
+    with pytest.raises(RecipeError) as caught:
+        make_config(loss={"dice": 0.5, "lovasz": 0.5}, border_weight=weight).read_border_weight(cells_map)
+    assert str(caught.value) == (
+        "train.border_weight: none of the losses weighs pixels: dice, lovasz. Add one of cross_entropy, focal to "
+        "train.loss, or remove the weight."
+    )
+
+
 # The loop
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_training_lowers_the_loss(fit: Fit, make_config: Callable[..., TrainConfig], norm: str) -> None:
-    _, reports = fit(make_config(epochs=12, lanes=2, validate_every_epochs=12), norm=norm)
+@pytest.mark.parametrize("exact", [True, False])
+def test_border_weights_reach_the_loss_of_a_step(
+    tmp_path: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig],
+    random_sample: Callable[..., Sample], cells_map: ClassMap, exact: bool,
+) -> None:  # fmt: skip
+    from unet_core.packing import pack_all
+    from unet_core.shards import write_shard
+
+    entry = write_shard(tmp_path, "train/a.tar", "content", pack_all([random_sample(key) for key in "abcd"], cells_map))
+    reader = ShardReader(tmp_path, [entry])
+    # A rate of nothing: the network stays, and losses differ by their weights only.
+    config = make_config(epochs=1, lanes=2, loss={"cross_entropy": 1.0}, learning_rate=1e-30, exact=exact)
+    found = {}
+    for border in (None, BorderWeight(w0=10, sigma_px=2)):
+        trainer = Trainer(make_spec(class_map=cells_map, channels=3, norm="none"), config, LaneTree(lanes=2))
+        loader = LaneLoader(reader, cells_map, AugmentConfig(crop_px=8), seed=0, border=border)
+        batches = next(iter(loader.steps(config.plan([4], epoch=0), epoch=0, lanes=range(2))))
+        found[border] = losses(list(trainer.fit(loader, reader, [4])))[0]
+        taken = batches if exact else [merge(batches)]
+        with torch.no_grad():
+            by_hand = [trainer.loss(trainer.model(batch.images), batch.masks.long(), batch.border) for batch in taken]
+        assert found[border] == pytest.approx(float(torch.stack(by_hand).mean()), rel=1e-5)
+    assert len(set(found.values())) == 2
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"norm": "batch"},
+        {"norm": "group"},
+        {"norm": "none"},
+        {"deep_supervision": 1},
+        {"nested": True, "deep_supervision": 1},
+        {"padding": "none"},
+    ],
+    ids=str,
+)
+def test_training_lowers_the_loss(fit: Fit, make_config: Callable[..., TrainConfig], model: dict[str, Any]) -> None:
+    _, reports = fit(make_config(epochs=12, lanes=2, validate_every_epochs=12), **model)
     found = losses(reports)
     assert sum(found[-6:]) < 0.75 * sum(found[:6])
 
@@ -541,6 +594,9 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
             {"norm": "batch", "residual": True, "attention": True, "upsampling": "resize", "activation": "silu"}
         ),
         "dropout": case({"norm": "none", "dropout": 0.2}),
+        "deep supervision": case({"norm": "batch", "deep_supervision": 1}, deep_supervision_weights=[1.0, 0.3]),
+        "nested": case({"norm": "batch", "nested": True, "deep_supervision": 1}),
+        "unpadded": case({"norm": "batch", "padding": "none"}),
         "class weights": case(
             {"norm": "none"}, class_weights=[1.0, 2.0, 0.5, 1.0, 4.0, 1.0], loss={"lovasz": 1.0, "focal": 1.0}
         ),
@@ -579,8 +635,12 @@ def trained_by(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd", "ema"]
-)
+    "case",
+    [
+        "batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "deep supervision", "nested", "unpadded",
+        "class weights", "sgd", "ema",
+    ],
+)  # fmt: skip
 def test_every_number_of_workers_gives_the_same_bits(
     trained_by: Callable[[int], list[Any]], case: str, workers: int
 ) -> None:
