@@ -88,18 +88,33 @@ def _check_keys(
 def _build(cls: type[Config], body: Any, where: str) -> Config:
     if not isinstance(body, dict):
         raise RecipeError(f"wrong type: {where}: expected keys and values, got {body!r}.")
+    presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
+    body = _with_preset(presets, body, where)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     optional = [
         name
         for name, field in fields.items()
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     ]
-    _check_keys(body, list(fields), where, whole=True, optional=optional)
+    own = ["preset"] if presets else []
+    _check_keys(body, [*own, *fields], where, whole=True, optional=[*own, *optional])
     hints = typing.get_type_hints(cls)
     for name, value in body.items():
         if not _fits(value, hints[name]):
             raise RecipeError(f"wrong type: {where}.{name}: expected {_describe(hints[name])}, got {value!r}.")
     return cls(**body)
+
+
+def _with_preset(presets: Mapping[str, Mapping[str, Any]], body: dict[str, Any], where: str) -> dict[str, Any]:
+    """The keys of the preset that a section names, and its own, which go before."""
+    if not presets or "preset" not in body:
+        return body
+    name = body["preset"]
+    if name not in presets:
+        near = difflib.get_close_matches(str(name), presets, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known presets: {', '.join(presets)}."
+        raise RecipeError(f"unknown preset: {where}: {name}. {hint}")
+    return {**presets[name], **{key: value for key, value in body.items() if key != "preset"}}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,7 +1,8 @@
 """Recipe section `model`, and what a model remembers of its training: with it a network is built again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from unet_core.errors import RecipeError
 from unet_core.samples import ClassMap, ImageConfig
@@ -15,9 +16,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
+#: Networks that a recipe may name, `preset: small`, and change knob by knob. A model remembers the knobs alone: what a
+#: name means may change later.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tutorial": {"width": 64, "depth": 4, "norm": "none", "input_statistics": "imagenet"},
+    # Dropout is in the authors' published network; the paper gives it no number.
+    "paper": {
+        "width": 64, "depth": 4, "norm": "none", "input_statistics": "train", "padding": "none", "dropout": 0.5,
+    },
+    "small": {"width": 16, "depth": 4, "norm": "group", "input_statistics": "train"},
+    "base": {"width": 32, "depth": 4, "norm": "group", "input_statistics": "train"},
+    "large": {"width": 64, "depth": 4, "norm": "group", "input_statistics": "train", "residual": True},
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Recipe section `model`."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     width: int
     """Channels of the first level; each level below has twice as many."""

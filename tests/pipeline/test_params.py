@@ -1,5 +1,6 @@
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.register import RegisterConfig
 from pipeline.stages.shard import ShardConfig
 from pipeline.stages.validate import ValidateConfig
+from unet_core.checkpoint import read_model, write_model
 from unet_core.errors import RecipeError
-from unet_core.model import ModelConfig
+from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.model_config import PRESETS
 from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
 from unet_core.train_config import TrainConfig
@@ -92,6 +95,63 @@ def test_values_arrive_as_written(tmp_path: Path) -> None:
         weights={"bce": 1, "dice": 0.5},
         entries=[{"name": "D4", "p": 1.0}],
     )
+
+
+def load_model(tmp_path: Path, body: str) -> ModelConfig:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"model: {body}\n", encoding="utf-8")
+    return load_section("model", ModelConfig, path)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_whole_network(tmp_path: Path, name: str) -> None:
+    assert load_model(tmp_path, f"{{preset: {name}}}") == ModelConfig(**PRESETS[name])
+
+
+def test_knobs_beside_a_preset_go_before(tmp_path: Path) -> None:
+    found = load_model(tmp_path, "{width: 24, preset: small, attention: true}")
+    assert found == replace(ModelConfig(**PRESETS["small"]), width=24, attention=True)
+
+
+def test_the_preset_of_the_tutorial_is_its_recipes_network(tmp_path: Path) -> None:
+    (recipe,) = (path for path in RECIPES if path.stem == "tutorial")
+    assert load_model(tmp_path, "{preset: tutorial}") == load_section("model", ModelConfig, recipe)
+
+
+def test_a_model_remembers_the_knobs_that_its_preset_stood_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_model(tmp_path, "{preset: small}")
+    spec = ModelSpec(
+        config=config,
+        images=ImageConfig(channels=1),
+        class_map=ClassMap(kind="multilabel", classes={"cell": 1}),
+        mean=(0.5,),
+        deviation=(0.5,),
+        precision="float32",
+    )
+    write_model(tmp_path / "model", spec, UNet(spec).state_dict())
+    monkeypatch.setattr(ModelConfig, "presets", {"small": {**PRESETS["small"], "width": 99}})
+    written = json.loads((tmp_path / "model/model.json").read_text(encoding="utf-8"))["config"]
+    assert (written["width"], written["norm"], "preset" in written) == (16, "group", False)
+    assert read_model(tmp_path / "model")[1].config == config
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{preset: smal}", "unknown preset: {path}: model: smal. Did you mean small?"),
+        ("{preset: 3}", "unknown preset: {path}: model: 3. Known presets: tutorial, paper, small, base, large."),
+        ("{presets: small}", "unknown key: {path}: model: presets. Did you mean preset?"),
+        ("{preset: small, widht: 3}", "unknown key: {path}: model: widht. Did you mean width?"),
+    ],
+)
+def test_a_preset_that_is_not_there_is_refused(tmp_path: Path, body: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_model(tmp_path, body)
+    assert str(caught.value) == message.format(path=tmp_path / "params.yaml")
+
+
+def test_presets_belong_to_sections_that_have_some(tmp_path: Path) -> None:
+    assert "unknown key" in refusal(tmp_path, f"{{{GOOD}, preset: small}}")
 
 
 def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
