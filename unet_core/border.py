@@ -18,7 +18,7 @@ from unet_core.samples import Array, ClassMap
 Weights = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
-#: Weights of cells that are more than so many sigmas apart are taken as 0: they are below 4e-6 of the highest.
+#: Where the two distances sum up to more than so many sigmas, the weight is taken as 0: it is below 4e-6 of w0.
 REACH_SIGMAS = 5
 
 
@@ -70,8 +70,10 @@ def border_weights(mask: Array, class_map: ClassMap, weight: BorderWeight) -> We
             closer = nearest[around]
             np.minimum(second[around], np.maximum(closer, distance), out=second[around])
             np.minimum(closer, distance, out=closer)
-    exponent = np.square(nearest + second) / np.float32(-2 * weight.sigma_px**2)
-    return np.where(_is_background(mask, class_map), np.float32(weight.w0) * np.exp(exponent), np.float32(0))
+    weights = np.zeros(mask.shape, dtype=np.float32)
+    near = _is_background(mask, class_map) & (nearest + second <= reach)
+    weights[near] = weight.w0 * np.exp(np.square(nearest[near] + second[near]) / np.float32(-2 * weight.sigma_px**2))
+    return weights
 
 
 def _is_background(mask: Array, class_map: ClassMap) -> npt.NDArray[np.bool_]:
