@@ -158,7 +158,8 @@ def stepper(trainer: Trainer, *, side_px: int) -> Callable[[], object]:
     """A function that trains one step on one batch in memory."""
     shape = (trainer.config.samples_per_lane, CLASSES, side_px, side_px)
     images = torch.randint(0, 256, (shape[0], side_px, side_px, 1), dtype=torch.uint8).permute(0, 3, 1, 2)
-    batch = Batch(keys=("a", "b"), images=images, masks=torch.randint(0, 2, shape, dtype=torch.uint8))
+    masks = torch.randint(0, 2, shape, dtype=torch.uint8)
+    batch = Batch(keys=("a", "b"), images=images, masks=masks, border=None)
     batches = [batch for _ in trainer.tree.lanes]
     return lambda: trainer.step(batches, steps_per_epoch=100)
 

@@ -21,7 +21,7 @@ from unet_core.loader import Batch, LaneLoader
 from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
 from unet_core.samples import Array
-from unet_core.trainer import make_optimizer
+from unet_core.trainer import make_network, make_optimizer
 
 #: Near zero is this part of what the losses' weights sum up to.
 NEAR_ZERO = 0.02
@@ -45,9 +45,7 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     (lanes,) = islice(loader.steps(plan, epoch=0, lanes=range(config.lanes)), 1)
     batch = merge(lanes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = UNet(spec).to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    model = make_network(spec, config, device)
     compute = batch_loss(spec, config.make_loss(spec), device)
     optimizer = make_optimizer(model, config)
     goal = NEAR_ZERO * sum(_weight(told) for told in config.loss.values())

@@ -66,7 +66,7 @@ def read_model(directory: Path) -> tuple[UNet, ModelSpec]:
 def load_weights(model: UNet, path: Path) -> None:
     """Load weights into a network; ModelError where name or shape of a tensor differs."""
     try:
-        model.load_state_dict(_read_tensors(path), strict=True)
+        model.load_state_dict(read_tensors(path), strict=True)
     except RuntimeError as error:
         raise ModelError(f"weights do not fit the network: {path}: {error}") from error
 
@@ -138,10 +138,10 @@ def read_checkpoint(directory: Path) -> TrainState:
     return TrainState(
         position=Position(**about["position"]),
         best_score=about["best_score"],
-        best_weights=_read_tensors(directory / WEIGHTS_NAME),
-        last_weights=_read_tensors(directory / "last.safetensors"),
-        optimizer=_join_optimizer(_read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
-        averaged_weights=_read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
+        best_weights=read_tensors(directory / WEIGHTS_NAME),
+        last_weights=read_tensors(directory / "last.safetensors"),
+        optimizer=_join_optimizer(read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
+        averaged_weights=read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
         validations_since_best=about.get("validations_since_best", 0),
     )
 
@@ -201,7 +201,7 @@ def _join_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> 
     return {"state": state, **plain}
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

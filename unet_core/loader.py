@@ -31,7 +31,7 @@ class Batch:
     """(N, C, H, W) uint8 or uint16, channels last in memory."""
     masks: torch.Tensor
     """(N, H, W) uint8 class indices, or (N, K, H, W) uint8 planes; `mask_to_tensor`'s kind once on the device."""
-    border: torch.Tensor | None = None
+    border: torch.Tensor | None
     """(N, H, W) float32 weights of the background between cells, where the recipe asks for them."""
 
 

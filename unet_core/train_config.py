@@ -65,6 +65,8 @@ class TrainConfig:
     """Validate and keep the exponential moving average of the weights with this decay per step; null: the weights."""
     patience: int | None = None
     """Validations in a row without a better score after which training ends; null: never before the last epoch."""
+    initial_weights: Mapping[str, str] | None = None
+    """path and sha256 of weights (safetensors) that training begins with; null: random ones."""
     border_weight: Mapping[str, float] | None = None
     """w0 and sigma_px: how much more background counts between cells that lie close together (border.py)."""
     deep_supervision_weights: Sequence[float] | None = None
@@ -92,6 +94,14 @@ class TrainConfig:
             raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
+        self._check_initial_weights()
+
+    def _check_initial_weights(self) -> None:
+        if self.initial_weights is not None and set(self.initial_weights) != {"path", "sha256"}:
+            raise RecipeError(
+                f"train.initial_weights: {', '.join(self.initial_weights) or 'nothing'} given. Give path and sha256, "
+                "which `sha256sum FILE` prints."
+            )
 
     def with_class_weights(self, class_pixels: Mapping[str, int]) -> "TrainConfig":
         """The same with the numbers that `class_weights` stands for, of so many training pixels of each class."""

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from torch import nn
 from unet_core.backward import AllAtOnce, Backward, LaneByLane
 from unet_core.checkpoint import Position, TrainState, clone_weights
 from unet_core.errors import TrainingError
+from unet_core.initial_weights import read_initial_weights
 from unet_core.loader import Batch, LaneLoader
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan
@@ -63,9 +65,7 @@ class Trainer:
         self.tree = tree
         self.device = device or torch.device("cpu")
         self.loss = config.make_loss(spec)
-        torch.manual_seed(config.seed)
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = UNet(spec).to(device=self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.model = make_network(spec, config, self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.position = Position()
         self.best_score: float | None = None
@@ -222,6 +222,18 @@ class WeightAverage:
                 mean.lerp_(values[name], 1 - decay)
             else:
                 mean.copy_(values[name])
+
+
+def make_network(spec: ModelSpec, config: TrainConfig, device: torch.device) -> UNet:
+    """The network that a training begins with; ModelError where the recipe's initial weights do not fit it."""
+    torch.manual_seed(config.seed)
+    network = UNet(spec)
+    if config.initial_weights is not None:
+        path, sha256 = Path(config.initial_weights["path"]), config.initial_weights["sha256"]
+        network.load_state_dict(read_initial_weights(network, path, sha256))
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    placed: UNet = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    return placed
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

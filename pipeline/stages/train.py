@@ -30,7 +30,7 @@ from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import lanes_of_workers
 from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
-from unet_core.trainer import has_native_bfloat16
+from unet_core.trainer import has_native_bfloat16, make_network
 from unet_core.transforms import AugmentConfig
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,9 @@ def _check_early(
 ) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     config.make_loss(spec)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.initial_weights is not None:
+        make_network(spec, config, device)
     plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
@@ -104,7 +107,6 @@ def _check_early(
         "train: %d epochs of %d steps; %d samples rest in each epoch",
         config.epochs, plan.num_steps, plan.num_resting,
     )  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     native = has_native_bfloat16(device)
     if config.precision == "bfloat16" and not native:
         log.warning("this processor has no native bfloat16 and emulates it slowly: train.precision: float32 is faster")
