@@ -111,11 +111,6 @@ def _upsample(below: int, level: int, config: ModelConfig) -> nn.Module:
     return nn.Sequential(repeat, nn.Conv2d(below, level, 3, padding=1 if config.padding == "zeros" else 0))
 
 
-def _block(in_channels: int, out_channels: int, config: ModelConfig) -> nn.Module:
-    block = ResidualBlock if config.residual else ConvBlock
-    return block(in_channels, out_channels, config)
-
-
 def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
     match norm:
         case "none":
@@ -126,6 +121,11 @@ def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
             return [nn.GroupNorm(8, channels)]
         case "instance":
             return [nn.InstanceNorm2d(channels, affine=True)]
+
+
+def _block(in_channels: int, out_channels: int, config: ModelConfig) -> nn.Module:
+    block = ResidualBlock if config.residual else ConvBlock
+    return block(in_channels, out_channels, config)
 
 
 class NestedDecoder(nn.Module):
@@ -226,13 +226,18 @@ class UNet(nn.Module):
             encoded.append(feature_map)
         return encoded
 
-    def _decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
-        """The encoder's maps, the finest first -> the decoder's, the finest last."""
-        *skip_connections, feature_map = encoded
+    def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
+        """The encoder's maps, the finest first -> the decoder's, the finest last; in prediction that one alone.
+
+        Maps are taken out of the list, and let go, as they are used: a large image's fill most of the memory.
+        """
+        feature_map = encoded.pop()
         decoded: list[Tensor] = []
         for number, (upsample, block) in enumerate(zip(self.upsample, self.decoder, strict=True)):
+            if not self.training:
+                decoded.clear()
             feature_map = upsample(feature_map)
-            skip = _centre(skip_connections.pop(), feature_map)
+            skip = _centre(encoded.pop(), feature_map)
             if self.gates is not None:
                 skip = self.gates[number](skip, feature_map)
             feature_map = block(torch.cat([feature_map, skip], dim=1))

@@ -31,6 +31,19 @@ def test_a_batch_is_learned_by_heart_and_drawn(sharded, capsys: pytest.CaptureFi
         assert picture.height % (TILE_PX + GAP_PX) == 0
 
 
+def test_coarse_heads_and_border_weights_take_part(sharded, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.overfit import overfit
+
+    sharded.write_recipe(
+        model={"width": 8, "depth": 2, "deep_supervision": 1},
+        train={"learning_rate": 0.01, "border_weight": {"w0": 10, "sigma_px": 2}},
+    )
+    overfit(shards=SHARDS, out=OUT, steps=1000)
+    assert capsys.readouterr().out.startswith("the network can learn its data: loss 0.0")
+    with Image.open(OUT) as picture:
+        assert picture.width == 3 * (TILE_PX + GAP_PX)
+
+
 def test_a_loss_that_stays_is_an_error_with_a_picture(sharded) -> None:
     from pipeline.overfit import overfit
 
