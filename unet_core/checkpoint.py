@@ -100,6 +100,8 @@ class TrainState:
     averaged_weights: Mapping[str, Tensor] | None = None
     """Their moving average, where the recipe asks for one."""
     validations_since_best: int = 0
+    num_decays: int = 0
+    """How often a plateau has lowered the learning rate."""
 
 
 def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> None:
@@ -116,6 +118,7 @@ def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> Non
         "position": asdict(state.position),
         "best_score": state.best_score,
         "validations_since_best": state.validations_since_best,
+        "num_decays": state.num_decays,
         "optimizer": plain,
         "sha256": {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))},
     }
@@ -143,6 +146,7 @@ def read_checkpoint(directory: Path) -> TrainState:
         optimizer=_join_optimizer(_read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
         averaged_weights=_read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
         validations_since_best=about.get("validations_since_best", 0),
+        num_decays=about.get("num_decays", 0),
     )
 
 

@@ -41,12 +41,12 @@ class TrainConfig:
     learning_rate: float
     """At its highest, after warm-up."""
     weight_decay: float
-    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step"]
+    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step", "plateau"]
     """How the learning rate falls after warm-up (docs/training.md)."""
     warmup_steps: int
     """Steps in which the learning rate rises from 0."""
     decay_epochs: int | None
-    """For schedule step: epochs after which the learning rate is multiplied by 0.1, again and again."""
+    """For schedule step: epochs after which the learning rate is multiplied by decay_factor, again and again."""
     loss: Mapping[str, Any]
     """Name of a loss -> weight, or weight and arguments (losses.py)."""
     class_weights: Literal["none", "inverse", "median"] | Sequence[float] = "none"
@@ -62,20 +62,21 @@ class TrainConfig:
     """Validate and keep the exponential moving average of the weights with this decay per step; null: the weights."""
     patience: int | None = None
     """Validations in a row without a better score after which training ends; null: never before the last epoch."""
+    decay_factor: float = 0.1
+    """For schedules step and plateau: what the learning rate is multiplied by."""
+    decay_validations: int | None = None
+    """For schedule plateau: validations in a row without a better score after which the learning rate falls."""
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
             raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")
-        if self.schedule == "step" and not self.decay_epochs:
-            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
-        if self.schedule == "one_cycle" and self.warmup_steps:
-            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
+        self._check_schedule()
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"train.ema_decay: {self.ema_decay}: must be between 0 and 1, or null.")
-        for name in ("checkpoint_every_steps", "decay_epochs", "patience"):
+        for name in ("checkpoint_every_steps", "decay_epochs", "decay_validations", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1, or null.")
         for name in ("seed", "warmup_steps", "weight_decay"):
@@ -85,6 +86,16 @@ class TrainConfig:
             raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "step" and not self.decay_epochs:
+            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
+        if self.schedule == "plateau" and not self.decay_validations:
+            raise RecipeError("train.schedule: plateau needs train.decay_validations, the validations that it waits.")
+        if not 0 < self.decay_factor < 1:
+            raise RecipeError(f"train.decay_factor: {self.decay_factor}: must be between 0 and 1.")
+        if self.schedule == "one_cycle" and self.warmup_steps:
+            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
 
     def with_class_weights(self, class_pixels: Mapping[str, int]) -> "TrainConfig":
         """The same with the numbers that `class_weights` stands for, of so many training pixels of each class."""
@@ -115,8 +126,18 @@ def _cosine(first: float, last: float, done: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
-    """Learning rate of a step: a pure function, so that resuming needs no scheduler state."""
+def is_plateau(config: TrainConfig, validations_since_best: int) -> bool:
+    """Whether the learning rate falls after the validation that made it so many without a better score."""
+    if config.schedule != "plateau" or not validations_since_best:
+        return False
+    assert config.decay_validations is not None
+    return validations_since_best % config.decay_validations == 0
+
+
+def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int, num_decays: int = 0) -> float:
+    """Learning rate of a step: a pure function, so that resuming needs no scheduler state but the `num_decays` that
+    validation has made.
+    """
     total = config.epochs * steps_per_epoch
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -135,4 +156,6 @@ def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) ->
             return config.learning_rate * _cosine(1, 1 / CYCLE_LAST, (step - peak) / max(1, total - 1 - peak))
         case "step":
             assert config.decay_epochs is not None
-            return config.learning_rate * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
+            return config.learning_rate * config.decay_factor ** (step // steps_per_epoch // config.decay_epochs)
+        case "plateau":
+            return config.learning_rate * config.decay_factor**num_decays

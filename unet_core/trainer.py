@@ -20,7 +20,7 @@ from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.train_config import TrainConfig, learning_rate_at
+from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
 from unet_core.validation import Validation, score_images, summarise
 
 
@@ -71,6 +71,7 @@ class Trainer:
         self.best_score: float | None = None
         self.best_weights = clone_weights(self.model)
         self.validations_since_best = 0
+        self.num_decays = 0
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         make_backward = LaneByLane if config.exact else AllAtOnce
         self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device, config.seed)
@@ -84,6 +85,7 @@ class Trainer:
         self.best_score = state.best_score
         self.best_weights = dict(state.best_weights)
         self.validations_since_best = state.validations_since_best
+        self.num_decays = state.num_decays
         if self.average is not None and state.averaged_weights is not None:
             self.average.model.load_state_dict(state.averaged_weights)
 
@@ -151,6 +153,7 @@ class Trainer:
             last_weights=last,
             averaged_weights=clone_weights(self.average.model) if self.average is not None else None,
             validations_since_best=self.validations_since_best,
+            num_decays=self.num_decays,
             # A copy: the optimizer goes on changing its own tensors.
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
@@ -169,7 +172,7 @@ class Trainer:
                 f"the loss is not a number: step {step}: {loss}; this worker's samples: {keys}. "
                 "Lower train.learning_rate, or set train.gradient_clip."
             )
-        rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch)
+        rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch, num_decays=self.num_decays)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.config.gradient_clip is not None:
@@ -200,6 +203,7 @@ class Trainer:
             self.best_score = score
             self.best_weights = clone_weights(self._model_to_keep())
             self.validations_since_best = 0
+        self.num_decays += is_plateau(self.config, self.validations_since_best)
 
     def _model_to_keep(self) -> UNet:
         return self.model if self.average is None else self.average.model

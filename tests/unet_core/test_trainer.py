@@ -20,7 +20,7 @@ from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap, ImageConfig, Sample
-from unet_core.train_config import TrainConfig, learning_rate_at
+from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
 from unet_core.trainer import Report, Trainer, Validation, has_native_bfloat16, score_images, summarise
 from unet_core.transforms import AugmentConfig
 
@@ -143,6 +143,54 @@ def test_step_schedule_divides_by_ten_again_and_again(make_config: Callable[...,
     found = rates(make_config(learning_rate=1.0, schedule="step", decay_epochs=2, epochs=6))
     expected = [1.0] * 20 + [0.1] * 20 + [0.01] * 20
     assert found == pytest.approx(expected)
+
+
+def test_plateau_falls_as_pytorchs_does(make_config: Callable[..., TrainConfig]) -> None:
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+    config = make_config(schedule="plateau", decay_validations=2, decay_factor=0.5, learning_rate=0.8)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.8)
+    # PyTorch's patience is the number of validations that change nothing yet.
+    theirs = ReduceLROnPlateau(optimizer, patience=1, factor=0.5, threshold=0.0)
+    best, since_best, decays, expected, found = math.inf, 0, 0, [], []
+    for loss in (5, 4, 4.5, 4, 4, 4.2, 3, 3.5, 3.1, 3.2, 3.3, 3.4, 2):
+        theirs.step(loss)
+        expected.append(optimizer.param_groups[0]["lr"])
+        since_best, best = (0, loss) if loss < best else (since_best + 1, best)
+        decays += is_plateau(config, since_best)
+        found.append(learning_rate_at(7, config, steps_per_epoch=10, num_decays=decays))
+    assert found == pytest.approx(expected)
+    assert decays == 4
+
+
+def test_plateau_lowers_the_rate_after_validations_that_are_no_better(
+    fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    # A rate that changes no weight: the first validation stays the best.
+    config = make_config(schedule="plateau", decay_validations=2, epochs=6, learning_rate=1e-30, weight_decay=0.0)
+    trainer, reports = fit(config, norm="none")
+    found = [step.learning_rate for report in reports for step in report.steps][::STEPS_PER_EPOCH]
+    assert found == pytest.approx([1e-30] * 3 + [1e-31] * 2 + [1e-32])
+    assert trainer.num_decays == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"schedule": "plateau"},
+            "train.schedule: plateau needs train.decay_validations, the validations that it waits.",
+        ),
+        ({"decay_factor": 1.0}, "train.decay_factor: 1.0: must be between 0 and 1."),
+        ({"decay_validations": 0}, "train.decay_validations: 0: must be at least 1, or null."),
+    ],
+)
+def test_impossible_plateau_is_refused(
+    make_config: Callable[..., TrainConfig], changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(**changes)
+    assert str(caught.value) == text
 
 
 def test_warm_up_longer_than_the_training_never_reaches_the_whole_rate(
@@ -400,13 +448,15 @@ def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., Mod
         (4, ({"norm": "none", "dropout": 0.3}, {})),
         (4, ({}, {"optimizer": "sgd"})),
         (4, ({}, {"ema_decay": 0.9, "patience": 5})),
+        # The second validation, after step 6, is worse and lowers the rate.
+        (7, ({"norm": "none"}, {"schedule": "plateau", "decay_validations": 1, "learning_rate": 3.0})),
     ],
 )
 def test_resuming_gives_the_bits_of_an_undisturbed_run(
     tmp_path: Path, start: Callable[..., Any], fit: Fit, make_config: Callable[..., TrainConfig], stop_at: int, changes: tuple[Any, Any]
 ) -> None:  # fmt: skip
     model, train = changes
-    config = make_config(epochs=3, checkpoint_every_steps=1, schedule="cosine", warmup_steps=2, **train)
+    config = make_config(**{"epochs": 3, "checkpoint_every_steps": 1, "schedule": "cosine", "warmup_steps": 2, **train})
     undisturbed, told = fit(config, **model)
     killed, loop = start(config, **model)
     for report in loop:
@@ -420,6 +470,8 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
     assert same_weights(resumed.best_weights, undisturbed.best_weights)
     assert resumed.best_score == undisturbed.best_score
     assert resumed.position == undisturbed.position
+    assert resumed.num_decays == undisturbed.num_decays
+    assert (resumed.num_decays > 0) == (config.schedule == "plateau")
     if undisturbed.average is not None:
         assert resumed.average is not None
         assert same_weights(resumed.average.model.state_dict(), undisturbed.average.model.state_dict())
