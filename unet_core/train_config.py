@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from unet_core.errors import RecipeError
 from unet_core.losses import Loss, weighted_loss, weights_from_pixels
+from unet_core.model import Precision
 from unet_core.plan import EpochPlan, plan_epoch
 from unet_core.samples import ClassMap
 
@@ -33,7 +34,8 @@ class TrainConfig:
     """The same bits for every number of workers; false: DDP's own sums, equal to rounding, in one pass a worker."""
     threads_per_worker: int
     """Threads of a worker's arithmetic; part of the recipe, since sums inside an operation follow it."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
+    """float16 scales the loss as it needs, and is for GPUs without bfloat16."""
     channels_last: bool
     """Memory order of images and weights; faster on most processors."""
     optimizer: Literal["adamw", "adam", "sgd"]
@@ -62,6 +64,9 @@ class TrainConfig:
     """Validate and keep the exponential moving average of the weights with this decay per step; null: the weights."""
     patience: int | None = None
     """Validations in a row without a better score after which training ends; null: never before the last epoch."""
+    accumulate: int = 1
+    """Passes in which a lane's samples run one after the other, a power of two: more samples a step than memory holds
+    at once."""
     decay_factor: float = 0.1
     """For schedules step and plateau: what the learning rate is multiplied by."""
     decay_validations: int | None = None
@@ -74,6 +79,11 @@ class TrainConfig:
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
+        if self.accumulate < 1 or self.accumulate & (self.accumulate - 1) or self.accumulate > self.samples_per_lane:
+            raise RecipeError(
+                f"train.accumulate: {self.accumulate}: must be a power of two, and at most train.samples_per_lane "
+                f"({self.samples_per_lane})."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"train.ema_decay: {self.ema_decay}: must be between 0 and 1, or null.")
         for name in ("checkpoint_every_steps", "decay_epochs", "decay_validations", "patience"):

@@ -238,8 +238,11 @@ class Watch:
     def summary(self) -> str:
         """One line for people."""
         best = self.best()
+        skipped = sum(bool(step.get("is_skipped")) for step in self._steps.values())
+        float16 = f", {skipped} steps skipped, whose gradient overflowed float16" if skipped else ""
         early = "" if len(self._steps) >= self._num_steps else f", ended early, after step {max(self._steps)}"
-        return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training){early}"
+        what = f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+        return f"{what}{early}{float16}"
 
 
 def _count_workers(count: int) -> str:

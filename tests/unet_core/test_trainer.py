@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from unet_core.checkpoint import TrainState, read_checkpoint, write_checkpoint
 from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.loader import LaneLoader
+from unet_core.loss_scale import LossScale
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
@@ -225,6 +227,15 @@ def test_impossible_number_is_refused(make_config: Callable[..., TrainConfig], n
         make_config(**{name: value})
 
 
+@pytest.mark.parametrize("accumulate", [0, 3, 8])
+def test_accumulation_that_no_tree_has_is_refused(make_config: Callable[..., TrainConfig], accumulate: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(accumulate=accumulate, samples_per_lane=4)
+    assert str(caught.value) == (
+        f"train.accumulate: {accumulate}: must be a power of two, and at most train.samples_per_lane (4)."
+    )
+
+
 @pytest.mark.parametrize("decay_epochs", [None, 0])
 def test_step_schedule_without_epochs_is_refused(
     make_config: Callable[..., TrainConfig], decay_epochs: int | None
@@ -349,7 +360,7 @@ def test_loss_that_is_not_a_number_names_step_and_samples(
     with pytest.raises(TrainingError) as caught:
         list(loop)
     text = str(caught.value)
-    assert text.startswith(f"the loss is not a number: step {trainer.position.step}: ")
+    assert re.match(rf"the (loss|gradient) is not a number: step {trainer.position.step}: (nan|inf); samples: ", text)
     assert trainer.position.step >= 1
     assert text.count("shape_00") == 2
     assert text.endswith("Lower train.learning_rate, or set train.gradient_clip.")
@@ -359,8 +370,89 @@ def test_loss_that_is_not_a_number_names_step_and_samples(
 def test_weights_that_explode_in_the_last_step_are_no_result(fit: Fit, make_config: Callable[..., TrainConfig]) -> None:
     # The loss of a step is that of the weights before it; only the validation sees what the last step did.
     config = make_config(learning_rate=1e30, lanes=8, epochs=1)  # 13 samples, 8 lanes: one step
-    with pytest.raises(TrainingError, match="not a number"):
+    text = r"the loss is not a number: validation after step 0: (nan|inf); first at shape_0013\. Lower train\.learning"
+    with pytest.raises(TrainingError, match=text):
         fit(config, norm="none")
+
+
+def test_a_lane_whose_loss_is_not_a_number_is_named_alone(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(checkpoint_every_steps=1))
+    next(loop)
+    plain = trainer._backward._loss
+    spoiled = iter([False, False, True, False])
+    trainer._backward._loss = lambda *given: plain(*given) * (math.nan if next(spoiled) else 1.0)
+    with pytest.raises(TrainingError, match=r"step 1: nan; samples: shape_00\d\d\. Lower"):
+        next(loop)
+
+
+def test_a_gradient_that_is_not_a_number_changes_no_weight(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(checkpoint_every_steps=1), norm="none")
+    kept = next(loop).checkpoint
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"^the gradient is not a number: step 1: (nan|inf); samples: shape_"):
+        next(loop)
+    assert same_weights(trainer.model.state_dict(), kept.last_weights)
+
+
+def test_weights_that_are_no_numbers_come_into_no_checkpoint(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(checkpoint_every_steps=1))
+    next(loop)
+    with torch.no_grad():
+        trainer.optimizer.register_step_post_hook(lambda *_: trainer.model.head.bias.data.fill_(math.inf))
+    with pytest.raises(TrainingError) as caught:
+        next(loop)
+    assert str(caught.value) == (
+        "a weight is not a number: head.bias after step 1. Lower train.learning_rate, or set train.gradient_clip."
+    )
+
+
+# float16
+
+
+def test_a_step_that_overflows_float16_is_skipped_and_scales_less(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(epochs=1, precision="float16", checkpoint_every_steps=1, ema_decay=0.9)
+    trainer, loop = start(config, precision="float16", norm="none")
+    before = trainer.model.state_dict()["head.weight"].clone()
+    # Nothing in float16 is as large as this.
+    trainer.loss_scale = LossScale(scale=2.0**40)
+    first = next(loop)
+    assert [step.is_skipped for step in first.steps] == [True]
+    assert torch.equal(first.checkpoint.last_weights["head.weight"], before)
+    assert torch.equal(first.checkpoint.averaged_weights["head.weight"], before)
+    assert first.checkpoint.loss_scale == LossScale(scale=2.0**39)
+    trainer.loss_scale = LossScale()
+    second = next(loop)
+    assert [step.is_skipped for step in second.steps] == [False]
+    assert not torch.equal(second.checkpoint.last_weights["head.weight"], before)
+    assert second.checkpoint.loss_scale == LossScale(good_steps=1)
+
+
+def test_float16_without_a_scale_left_is_an_error(
+    start: Callable[..., Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    trainer, loop = start(make_config(precision="float16"), precision="float16")
+    trainer.loss_scale = LossScale(scale=1.0)
+    trainer.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"^the gradient is not a number: step 0: "):
+        next(loop)
+
+
+def test_the_scale_of_float16_changes_only_what_would_have_vanished(
+    fit: Fit, make_config: Callable[..., TrainConfig]
+) -> None:
+    exact, _ = fit(make_config(epochs=1, gradient_clip=0.5), norm="none")
+    half, _ = fit(make_config(epochs=1, gradient_clip=0.5, precision="float16"), norm="none", precision="float16")
+    assert half.loss_scale == LossScale(good_steps=STEPS_PER_EPOCH)
+    name = "head.bias"
+    torch.testing.assert_close(half.model.state_dict()[name], exact.model.state_dict()[name], rtol=0.1, atol=2e-3)
 
 
 def test_training_without_validation_images_is_refused_before_the_first_step(
@@ -448,6 +540,8 @@ def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., Mod
         (4, ({"norm": "none", "dropout": 0.3}, {})),
         (4, ({}, {"optimizer": "sgd"})),
         (4, ({}, {"ema_decay": 0.9, "patience": 5})),
+        (4, ({}, {"samples_per_lane": 2, "accumulate": 2})),
+        (4, ({"precision": "float16"}, {"precision": "float16"})),
         # The second validation, after step 6, is worse and lowers the rate.
         (7, ({"norm": "none"}, {"schedule": "plateau", "decay_validations": 1, "learning_rate": 3.0})),
     ],
@@ -471,6 +565,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(
     assert resumed.best_score == undisturbed.best_score
     assert resumed.position == undisturbed.position
     assert resumed.num_decays == undisturbed.num_decays
+    assert resumed.loss_scale == undisturbed.loss_scale
     assert (resumed.num_decays > 0) == (config.schedule == "plateau")
     if undisturbed.average is not None:
         assert resumed.average is not None
@@ -598,6 +693,10 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
         ),
         "sgd": case({"norm": "batch"}, optimizer="sgd"),
         "ema": case({"norm": "batch"}, ema_decay=0.9),
+        "accumulate": case({"norm": "batch", "dropout": 0.2}, accumulate=2),
+        "float16": case({"norm": "batch"}, precision="float16"),
+        "float16 overflow": case({"norm": "batch"}, precision="float16") | {"loss_scale": 2.0**40},
+        "broken": case({"norm": "batch"}, checkpoint_every_steps=1) | {"break_at": 3},
         "another seed": case({"norm": "batch"}, seed=1),
         "inexact": case({"norm": "batch"}, exact=False),
     }
@@ -631,7 +730,11 @@ def trained_by(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    "case", ["batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd", "ema"]
+    "case",
+    [
+        *("batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd", "ema"),
+        *("accumulate", "float16", "float16 overflow"),
+    ],
 )
 def test_every_number_of_workers_gives_the_same_bits(
     trained_by: Callable[[int], list[Any]], case: str, workers: int
@@ -644,14 +747,41 @@ def test_every_number_of_workers_gives_the_same_bits(
 
 
 @pytest.mark.slow
+def test_every_number_of_workers_skips_the_same_steps_of_float16(trained_by: Callable[[int], list[Any]]) -> None:
+    for workers in (1, 2, 3, 4):
+        for rank in trained_by(workers):
+            assert rank["float16 overflow"]["skipped"] == [0, 1, 2, 3]
+            assert rank["float16"]["skipped"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_training_names_the_samples_of_all_workers_and_leaves_a_good_checkpoint(
+    trained_by: Callable[[int], list[Any]], fit: Fit, cases: dict[str, Any], workers: int
+) -> None:
+    config = TrainConfig(**cases["broken"]["train"])
+    (alone,) = trained_by(1)
+    for rank in trained_by(workers):
+        assert rank["broken"]["error"] == alone["broken"]["error"]
+    text = rank["broken"]["error"]
+    assert text.startswith("the loss is not a number: step 3: nan; samples: shape_00")
+    assert len(set(re.findall(r"shape_00\d\d", text))) == 4 * 1  # the second step of an epoch has one sample a lane
+    state = read_checkpoint(Path(rank["broken"]["checkpoint"]))
+    assert state.position.step == 3
+    resumed, reports = fit(config, state)
+    assert losses(reports) == alone["batch"]["losses"][3:]
+    assert resumed.position.step == 4
+
+
+@pytest.mark.slow
 def test_every_case_gives_other_bits(trained_by: Callable[[int], list[Any]], cases: dict[str, Any]) -> None:
     # Otherwise equal hashes would prove nothing. Only the memory order may or may not change bits.
     found = {
         name: result["hash"] + result["best"]
         for name, result in trained_by(1)[0].items()
-        if name not in ("contiguous", "sums")
+        if name not in ("contiguous", "sums", "broken")
     }
-    assert len(set(found.values())) == len(cases) - 1
+    assert len(set(found.values())) == len(cases) - 2
 
 
 @pytest.mark.slow
