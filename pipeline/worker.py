@@ -130,7 +130,7 @@ def _fit(
     val = ShardReader(files, index.of_split("val"), max_open=max_open)
     loader = NotedLoader(train, trainer.spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
     started = time.monotonic()
-    for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
+    for told in trainer.fit(loader, val):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
         about["warnings"] = [*warnings, *(files.take_warnings() if isinstance(files, CachedShards) else ())]

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unet_core.errors import RecipeError
 from unet_core.losses import Loss, weighted_loss, weights_from_pixels
 from unet_core.model import Precision
-from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.plan import EpochPlan, Oversampling, plan_epoch
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap
 
 #: Of DeepLab (Chen et al. 2017).
@@ -67,6 +68,8 @@ class TrainConfig:
     accumulate: int = 1
     """Passes in which a lane's samples run one after the other, a power of two: more samples a step than memory holds
     at once."""
+    oversample: Mapping[str, float] = field(default_factory=dict)
+    """Class -> the share of an epoch's samples that are drawn again among those that have it, in others' place."""
     decay_factor: float = 0.1
     """For schedules step and plateau: what the learning rate is multiplied by."""
     decay_validations: int | None = None
@@ -79,11 +82,6 @@ class TrainConfig:
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
-        if self.accumulate < 1 or self.accumulate & (self.accumulate - 1) or self.accumulate > self.samples_per_lane:
-            raise RecipeError(
-                f"train.accumulate: {self.accumulate}: must be a power of two, and at most train.samples_per_lane "
-                f"({self.samples_per_lane})."
-            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"train.ema_decay: {self.ema_decay}: must be between 0 and 1, or null.")
         for name in ("checkpoint_every_steps", "decay_epochs", "decay_validations", "patience"):
@@ -96,6 +94,18 @@ class TrainConfig:
             raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
+        self._check_samples()
+
+    def _check_samples(self) -> None:
+        if self.accumulate < 1 or self.accumulate & (self.accumulate - 1) or self.accumulate > self.samples_per_lane:
+            raise RecipeError(
+                f"train.accumulate: {self.accumulate}: must be a power of two, and at most train.samples_per_lane "
+                f"({self.samples_per_lane})."
+            )
+        if any(not 0 < share <= 1 for share in self.oversample.values()) or sum(self.oversample.values()) > 1:
+            raise RecipeError(
+                f"train.oversample: {dict(self.oversample)}: shares are above 0, and their sum is at most 1."
+            )
 
     def _check_schedule(self) -> None:
         if self.schedule == "step" and not self.decay_epochs:
@@ -119,15 +129,26 @@ class TrainConfig:
         assert not isinstance(weights, str), "with_class_weights comes first"
         return weighted_loss(self.loss, class_map, weights)
 
-    def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
-        """The order of an epoch over shards with so many samples."""
+    def oversampling(self, train: ShardReader, class_map: ClassMap) -> Oversampling | None:
+        """What `oversample` asks of these shards; RecipeError for a class that they do not have."""
+        for name in self.oversample:
+            if name not in class_map.names:
+                raise RecipeError(f"train.oversample: no such class: {name}. Choose from {', '.join(class_map.names)}.")
+            if not any(shard.class_pixels[class_map.names.index(name)] for shard in train.shards):
+                raise RecipeError(f"train.oversample: no pixel of the training images is {name}. Remove it.")
+        shares = {class_map.names.index(name): share for name, share in self.oversample.items()}
+        return Oversampling(shares=shares, presence=train.class_presence) if shares else None
+
+    def plan(self, train: ShardReader, class_map: ClassMap, *, epoch: int) -> EpochPlan:
+        """The order of an epoch over the training shards."""
         return plan_epoch(
-            shard_sizes,
+            [shard.num_samples for shard in train.shards],
             seed=self.seed,
             epoch=epoch,
             lanes=self.lanes,
             samples_per_lane=self.samples_per_lane,
             block_shards=self.block_shards,
+            oversampling=self.oversampling(train, class_map),
         )
 
 

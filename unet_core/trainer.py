@@ -98,13 +98,13 @@ class Trainer:
         if self.average is not None and state.averaged_weights is not None:
             self.average.model.load_state_dict(state.averaged_weights)
 
-    def fit(self, loader: LaneLoader, val: ShardReader, shard_sizes: list[int]) -> Iterator[Report]:
+    def fit(self, loader: LaneLoader, val: ShardReader) -> Iterator[Report]:
         """Train to the end of the last epoch; every rank gets the same reports."""
         config = self.config
         if not len(val):
             raise TrainingError("no validation images: the shards have none in val. Raise split.val_fraction.")
         while self.position.epoch < config.epochs and not self._is_out_of_patience():
-            plan = config.plan(shard_sizes, epoch=self.position.epoch)
+            plan = config.plan(loader.reader, self.spec.class_map, epoch=self.position.epoch)
             yield from self._run_epoch(loader, plan, val)
 
     def _run_epoch(self, loader: LaneLoader, plan: EpochPlan, val: ShardReader) -> Iterator[Report]:

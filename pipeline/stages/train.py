@@ -91,12 +91,13 @@ def _check_early(
 ) -> None:
     """Find mistakes of the recipe before a cluster starts."""
     config.make_loss(spec.class_map)
-    plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
+    train = ShardReader(shards, index.of_split("train"))
+    plan = config.plan(train, spec.class_map, epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
     if url is not None:
         _check_remote(index, shards, url)
-    loader = LaneLoader(ShardReader(shards, index.of_split("train")), spec.class_map, augment, seed=config.seed)
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
         "train: %d epochs of %d steps; %d samples rest in each epoch",

@@ -47,10 +47,10 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int, che
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size))
     if "loss_scale" in case:
         trainer.loss_scale = LossScale(scale=case["loss_scale"])
-    train_shards = index.of_split("train")
-    loader = LaneLoader(ShardReader(shards, train_shards), index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
+    train = ShardReader(shards, index.of_split("train"))
+    loader = LaneLoader(train, index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
     val = ShardReader(shards, index.of_split("val"))
-    fit = trainer.fit(loader, val, [shard.num_samples for shard in train_shards])
+    fit = trainer.fit(loader, val)
     if "break_at" in case:
         return break_weights(trainer, fit, step=case["break_at"], checkpoint=checkpoint)
     reports = list(fit)

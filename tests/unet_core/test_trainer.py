@@ -48,7 +48,7 @@ def start(shapes_dir: Path, make_spec: Callable[..., ModelSpec], val: ShardReade
         loader = LaneLoader(
             ShardReader(shapes_dir, train), trainer.spec.class_map, AugmentConfig(crop_px=24), seed=config.seed
         )
-        return trainer, trainer.fit(loader, val, [shard.num_samples for shard in train])
+        return trainer, trainer.fit(loader, val)
 
     return start
 
@@ -236,6 +236,29 @@ def test_accumulation_that_no_tree_has_is_refused(make_config: Callable[..., Tra
     )
 
 
+@pytest.mark.parametrize("shares", [{"ring": 0.0}, {"ring": 1.5}, {"ring": 0.6, "plus": 0.6}])
+def test_impossible_share_is_refused(make_config: Callable[..., TrainConfig], shares: dict[str, float]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(oversample=shares)
+    assert str(caught.value) == f"train.oversample: {shares}: shares are above 0, and their sum is at most 1."
+
+
+def test_a_class_that_the_data_do_not_have_cannot_be_oversampled(
+    shapes_dir: Path, make_config: Callable[..., TrainConfig], shapes_map: ClassMap
+) -> None:
+    shards = read_index(shapes_dir).of_split("train")
+    with pytest.raises(RecipeError) as caught:
+        make_config(oversample={"rings": 0.3}).oversampling(ShardReader(shapes_dir, shards), shapes_map)
+    assert str(caught.value) == (
+        "train.oversample: no such class: rings. "
+        "Choose from filled_square, filled_circle, triangle, ring, mesh_square, plus."
+    )
+    without = [replace(shard, class_pixels=(9, 9, 9, 0, 9, 9)) for shard in shards]
+    with pytest.raises(RecipeError) as caught:
+        make_config(oversample={"ring": 0.3}).oversampling(ShardReader(shapes_dir, without), shapes_map)
+    assert str(caught.value) == "train.oversample: no pixel of the training images is ring. Remove it."
+
+
 @pytest.mark.parametrize("decay_epochs", [None, 0])
 def test_step_schedule_without_epochs_is_refused(
     make_config: Callable[..., TrainConfig], decay_epochs: int | None
@@ -277,7 +300,7 @@ def test_multiclass_training_lowers_the_loss(
     config = make_config(epochs=10, lanes=2, loss={"cross_entropy": 1.0, "dice": 1.0}, select_by="dice")
     trainer = Trainer(make_spec(class_map=class_map, channels=3), config, LaneTree(lanes=2))
     loader = LaneLoader(reader, class_map, AugmentConfig(crop_px=None), seed=0)
-    reports = list(trainer.fit(loader, reader, [8]))
+    reports = list(trainer.fit(loader, reader))
     assert losses(reports)[-1] < 0.5 * losses(reports)[0]
     last = reports[-1].validation
     assert last is not None
@@ -462,7 +485,7 @@ def test_training_without_validation_images_is_refused_before_the_first_step(
     loader = LaneLoader(ShardReader(shapes_dir, train), make_spec().class_map, AugmentConfig(crop_px=24), seed=0)
     trainer = Trainer(make_spec(), make_config(), LaneTree(lanes=4))
     with pytest.raises(TrainingError, match="no validation"):
-        next(trainer.fit(loader, ShardReader(shapes_dir, ()), [5, 4, 4]))
+        next(trainer.fit(loader, ShardReader(shapes_dir, ())))
     assert trainer.position.step == 0
 
 
@@ -542,6 +565,7 @@ def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., Mod
         (4, ({}, {"ema_decay": 0.9, "patience": 5})),
         (4, ({}, {"samples_per_lane": 2, "accumulate": 2})),
         (4, ({"precision": "float16"}, {"precision": "float16"})),
+        (4, ({}, {"oversample": {"ring": 0.4, "plus": 0.4}})),
         # The second validation, after step 6, is worse and lowers the rate.
         (7, ({"norm": "none"}, {"schedule": "plateau", "decay_validations": 1, "learning_rate": 3.0})),
     ],
@@ -697,6 +721,7 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
         "float16": case({"norm": "batch"}, precision="float16"),
         "float16 overflow": case({"norm": "batch"}, precision="float16") | {"loss_scale": 2.0**40},
         "broken": case({"norm": "batch"}, checkpoint_every_steps=1) | {"break_at": 3},
+        "oversample": case({"norm": "batch"}, oversample={"ring": 0.5}),
         "another seed": case({"norm": "batch"}, seed=1),
         "inexact": case({"norm": "batch"}, exact=False),
     }
@@ -733,7 +758,7 @@ def trained_by(
     "case",
     [
         *("batch", "group", "none", "bfloat16", "contiguous", "knobs", "dropout", "class weights", "sgd", "ema"),
-        *("accumulate", "float16", "float16 overflow"),
+        *("accumulate", "float16", "float16 overflow", "oversample"),
     ],
 )
 def test_every_number_of_workers_gives_the_same_bits(
@@ -825,5 +850,5 @@ def test_a_worker_of_a_group_gives_the_bits_of_a_plain_process(
     trainer = Trainer(spec, config, LaneTree(lanes=4))
     train = index.of_split("train")
     loader = LaneLoader(ShardReader(shapes_dir, train), index.class_map, AugmentConfig(crop_px=24), seed=0, threads=2)
-    reports = list(trainer.fit(loader, ShardReader(shapes_dir, index.of_split("val")), [5, 4, 4]))
+    reports = list(trainer.fit(loader, ShardReader(shapes_dir, index.of_split("val"))))
     assert losses(reports) == trained_by(2)[0]["batch"]["losses"]
