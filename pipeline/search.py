@@ -165,8 +165,10 @@ def _run(
             threads=train.threads_per_worker,
             work_dir=work_dir,
         )
-    if errors:
-        raise TrainingError(f"a trial broke: {errors[0].strip().splitlines()[-1]}. Run `unet search` again to go on.")
+    if set(left) - record.ended:
+        why = errors[0].strip().splitlines()[-1].rstrip(".") if errors else "interrupted"
+        done = f"{len(record.ended)} of {len(recipes)} trials have ended"
+        raise TrainingError(f"the search is not at its end: {done}: {why}. Run `unet search` again to go on.")
 
 
 def _tell(record: Record, best: int) -> None:
