@@ -100,7 +100,7 @@ def make_step(*, width: int, size_px: int, count: int, precision: Precision, cha
     images = torch.randint(0, 256, (count, size_px, size_px, 3), generator=draw, dtype=torch.uint8)
     masks = torch.randint(0, 2, (count, size_px, size_px), generator=draw, dtype=torch.uint8)
     batch = Batch(keys=tuple(map(str, range(count))), images=images.permute(0, 3, 1, 2), masks=masks)
-    return lambda: consume(trainer.step([batch], 1e-4))
+    return lambda: consume(trainer.step_at([batch], 1e-4))
 
 
 def recipe(count: int, precision: Precision, *, channels_last: bool) -> TrainConfig:

@@ -119,13 +119,15 @@ def plan_hashes(shards: Path, config: TrainConfig) -> list[str]:
     sizes = [shard.num_samples for shard in train.shards]
     hashes = []
     for epoch in range(config.epochs):
-        about = {
+        about: dict[str, object] = {
             "seed": config.seed,
             "epoch": epoch,
             "lanes": config.lanes,
             "samples_per_lane": config.samples_per_lane,
             "block_shards": config.block_shards,
         }
+        if config.oversample:
+            about["oversample"] = dict(config.oversample)
         plan = config.plan(train, index.class_map, epoch=epoch)
         if sum(sizes) <= MAX_HASHED_SAMPLES:
             hashes.append(hashlib.sha256(plan.lanes.astype("<i8").tobytes()).hexdigest())

@@ -79,11 +79,11 @@ def measure(spec: ModelSpec, config: TrainConfig, batch: Batch, timed_steps: int
     """Time steps on one batch; the first one warms up, and its memory counts."""
     trainer = Trainer(spec, config, LaneTree(lanes=1), _device())
     before = _begin_peak()
-    trainer.step([batch], 0.0)
+    trainer.step_at([batch], 0.0)
     after = _peak_mb()
     began = time.perf_counter()
     for _ in range(timed_steps):
-        trainer.step([batch], 0.0)
+        trainer.step_at([batch], 0.0)
     seconds = time.perf_counter() - began
     return Load(
         samples_per_lane=config.samples_per_lane,

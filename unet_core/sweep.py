@@ -53,7 +53,7 @@ def sweep_rates(trainer: Trainer, batches: Iterator[Sequence[Batch]], *, num_ste
     for number, (rate, lanes) in enumerate(zip(rates, batches, strict=False)):
         trainer.position = Position(step=number)
         try:
-            losses.append(trainer.step(list(lanes), rate).loss)
+            losses.append(trainer.step_at(list(lanes), rate).loss)
         except TrainingError:
             # What the sweep is for: this rate is too high.
             break

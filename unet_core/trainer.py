@@ -171,12 +171,12 @@ class Trainer:
         """One optimizer step."""
         step = self.position.step
         rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch, num_decays=self.num_decays)
-        record = self.step(batches, rate)
+        record = self.step_at(batches, rate)
         if self.average is not None and not record.is_skipped:
             self.average.take(self.model, step)
         return record
 
-    def step(self, batches: list[Batch], rate: float) -> StepRecord:
+    def step_at(self, batches: list[Batch], rate: float) -> StepRecord:
         """Change the weights by the gradient of this worker's batches and those of all others.
 
         TrainingError, the same on every rank, where loss or gradient are not finite; in float16 a gradient that
