@@ -125,9 +125,9 @@ def bare_loop(threads: int, parts: int, passes: str) -> float:
     spec, config, augment = read_recipe(index)
     torch.set_num_threads(threads)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes))
-    train = index.of_split("train")
-    plan = config.plan([shard.num_samples for shard in train], epoch=0)
-    loader = LaneLoader(ShardReader(SHARDS, train), spec.class_map, augment, seed=config.seed)
+    train = ShardReader(SHARDS, index.of_split("train"))
+    plan = config.plan(train, spec.class_map, epoch=0)
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed)
     batches = next(loader.steps(plan, epoch=0, lanes=range(config.lanes // parts)))
 
     trainer.model.train()

@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     overfit = command("overfit", "train on one batch until the loss is near zero: can the network learn?", _overfit)
     overfit.add_argument("--out", type=Path, default=Path("reports/overfit.png"), help="the picture")
     overfit.add_argument("--steps", type=int, default=1000, help="steps at most")
+    tune = command("tune", "suggest a learning rate and a number of samples per lane", _tune)
+    tune.add_argument("--out", type=Path, default=Path("reports/tune.png"), help="the picture")
+    tune.add_argument("--quick", action="store_true", help="fewer steps")
+    search = command("search", "try the trainings of the recipe's section search, judged on validation", _search)
+    search.add_argument("--out", type=Path, default=Path("reports/search.yaml"), help="the best one's recipe")
+    search.add_argument(
+        "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
+    )
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
     predict = command("predict", "write masks and overlays for images", _predict)
     predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
@@ -117,6 +125,18 @@ def _overfit(parsed: argparse.Namespace) -> None:
     from pipeline.overfit import overfit
 
     overfit(shards=SHARDS, out=parsed.out, steps=parsed.steps)
+
+
+def _tune(parsed: argparse.Namespace) -> None:
+    from pipeline.tune import tune
+
+    tune(shards=SHARDS, out=parsed.out, quick=parsed.quick)
+
+
+def _search(parsed: argparse.Namespace) -> None:
+    from pipeline.search import search
+
+    search(shards=SHARDS, out=parsed.out, apply=parsed.apply)
 
 
 def _promote(_: argparse.Namespace) -> None:

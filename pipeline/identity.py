@@ -19,8 +19,8 @@ from pipeline.params import RECIPE, load_section, read_sections
 from unet_core.checkpoint import weights_hash
 from unet_core.errors import RegistryError
 from unet_core.hashing import hash_file
-from unet_core.index import ShardIndex, read_index
-from unet_core.plan import plan_epoch
+from unet_core.index import read_index
+from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
 
 FORMAT_VERSION = 1
@@ -58,7 +58,7 @@ def begin(root: Path, shards: Path) -> Identity:
     lock = root / "dvc.lock"
     return Identity(
         weights_sha256="",
-        plans_sha256=plan_hashes(read_index(shards), load_section("train", TrainConfig)),
+        plans_sha256=plan_hashes(shards, load_section("train", TrainConfig)),
         inputs=input_hashes(root, shards),
         processor=processor(),
         versions=versions(),
@@ -112,19 +112,23 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
     }
 
 
-def plan_hashes(index: ShardIndex, config: TrainConfig) -> list[str]:
+def plan_hashes(shards: Path, config: TrainConfig) -> list[str]:
     """sha256 of the sample sequence of each epoch, lane after lane, as little-endian 64-bit numbers."""
-    sizes = [shard.num_samples for shard in index.of_split("train")]
+    index = read_index(shards)
+    train = ShardReader(shards, index.of_split("train"))
+    sizes = [shard.num_samples for shard in train.shards]
     hashes = []
     for epoch in range(config.epochs):
-        about = {
+        about: dict[str, object] = {
             "seed": config.seed,
             "epoch": epoch,
             "lanes": config.lanes,
             "samples_per_lane": config.samples_per_lane,
             "block_shards": config.block_shards,
         }
-        plan = plan_epoch(sizes, **about)
+        if config.oversample:
+            about["oversample"] = dict(config.oversample)
+        plan = config.plan(train, index.class_map, epoch=epoch)
         if sum(sizes) <= MAX_HASHED_SAMPLES:
             hashes.append(hashlib.sha256(plan.lanes.astype("<i8").tobytes()).hexdigest())
         else:

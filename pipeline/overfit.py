@@ -38,10 +38,10 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     # What keeps a network from learning a batch by heart.
     spec = replace(spec, config=replace(spec.config, dropout=0.0))
     config = replace(config, weight_decay=0.0)
-    train = index.of_split("train")
+    train = ShardReader(shards, index.of_split("train"))
     border = config.read_border_weight(spec.class_map)
-    loader = LaneLoader(ShardReader(shards, train), spec.class_map, augment, seed=config.seed, border=border)
-    plan = config.plan([shard.num_samples for shard in train], epoch=0)
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
+    plan = config.plan(train, spec.class_map, epoch=0)
     (lanes,) = islice(loader.steps(plan, epoch=0, lanes=range(config.lanes)), 1)
     batch = merge(lanes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,6 +5,7 @@ One section is one dataclass beside the code that it configures, and one `params
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -22,6 +23,8 @@ RECIPE = Path("params.yaml")
 SECTIONS = (
     "ingest images masks validate split shard model augment train register evaluate promote".split()  # noqa: SIM905
 )
+#: Of commands that a recipe may do without.
+OPTIONAL = ("search",)
 
 Config = TypeVar("Config")
 
@@ -45,7 +48,7 @@ _Loader.add_implicit_resolver(
 def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
     """Read one section of the recipe as `cls`; RecipeError for an unknown, missing or ill-typed key."""
     recipe = _read(path)
-    _check_keys(recipe, SECTIONS, str(path), whole=False)
+    _check_keys(recipe, (*SECTIONS, *OPTIONAL), str(path), whole=False)
     if name not in recipe:
         raise RecipeError(f"missing section: {path}: {name}. Copy it from a recipe in recipes/.")
     return _build(cls, recipe[name], f"{path}: {name}")
@@ -54,6 +57,39 @@ def load_section(name: str, cls: type[Config], path: Path = RECIPE) -> Config:
 def read_sections(path: Path = RECIPE) -> dict[str, Any]:
     """The whole recipe as it is written, section by section; RecipeError where it is none."""
     return _read(path)
+
+
+def change_recipe(text: str, changes: Mapping[str, Any]) -> str:
+    """The text of a recipe with other values ("train.epochs": 3), its comments and order kept.
+
+    RecipeError for a value that does not stand in one line, or whose section there is none.
+    """
+    changed, expected = text, yaml.load(text, Loader=_Loader)  # noqa: S506
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        changed = _change_line(changed, section, key, json.dumps(value, ensure_ascii=False))
+        expected[section][key] = value
+    try:
+        found = yaml.load(changed, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError:
+        found = None
+    if found != expected:
+        raise RecipeError(f"can't be changed: {RECIPE}: {', '.join(changes)}. Write each of them in one line.")
+    return changed
+
+
+def _change_line(text: str, section: str, key: str, value: str) -> str:
+    """Replace what stands behind `key` up to a comment, or add the key at the section's beginning."""
+    head = re.search(rf"^{re.escape(section)}:[ \t]*(#.*)?\n", text, re.MULTILINE)
+    if head is None:
+        raise RecipeError(f"missing section: {RECIPE}: {section}. Copy it from a recipe in recipes/.")
+    next_section = re.compile(r"^[^\s#]", re.MULTILINE).search(text, head.end())
+    end = next_section.start() if next_section else len(text)
+    line = re.compile(rf"^(?P<indent>[ \t]+){re.escape(key)}:.*?(?P<comment>[ \t]+#.*)?$", re.MULTILINE)
+    found = line.search(text, head.end(), end)
+    if found is None:
+        return f"{text[: head.end()]}  {key}: {value}\n{text[head.end() :]}"
+    return f"{text[: found.start()]}{found['indent']}{key}: {value}{found['comment'] or ''}{text[found.end() :]}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,9 +24,8 @@ def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
             f"unet preview: --count {count} --epoch {epoch}: the count is at least 1, the epoch not negative."
         )
     index, config = read_index(shards), load_section("train", TrainConfig)
-    train = index.of_split("train")
-    reader = ShardReader(shards, train)
-    plan = config.plan([shard.num_samples for shard in train], epoch=epoch)
+    reader = ShardReader(shards, index.of_split("train"))
+    plan = config.plan(reader, index.class_map, epoch=epoch)
     augment, threads = load_section("augment", AugmentConfig), read_placement().loader_threads
     loader = LaneLoader(reader, index.class_map, augment, seed=config.seed, threads=threads)
     rows: list[list[Array]] = []

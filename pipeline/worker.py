@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline import cluster, storage
-from pipeline.params import load_section
+from pipeline.params import RECIPE, load_section
 from unet_core.cache import CachedShards
 from unet_core.checkpoint import read_newest, write_checkpoint
 from unet_core.errors import TrainingError
@@ -32,11 +32,11 @@ from unet_core.transforms import AugmentConfig
 COPY_AGAIN = "Copy data/shards there again, or correct UNET_SHARDS."
 
 
-def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
+def read_recipe(index: ShardIndex, recipe: Path = RECIPE) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
     """The network that recipe and data ask for, and how to train it."""
-    config = load_section("train", TrainConfig)
-    model = load_section("model", ModelConfig)
-    images = load_section("images", ImageConfig)
+    config = load_section("train", TrainConfig, recipe)
+    model = load_section("model", ModelConfig, recipe)
+    images = load_section("images", ImageConfig, recipe)
     mean, deviation = index.train_statistics()
     if model.input_statistics == "imagenet":
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
@@ -54,7 +54,7 @@ def read_recipe(index: ShardIndex) -> tuple[ModelSpec, TrainConfig, AugmentConfi
         deviation=deviation,
         precision=config.precision,
     )
-    return spec, config.with_class_weights(index.class_pixels("train")), load_section("augment", AugmentConfig)
+    return spec, config.with_class_weights(index.class_pixels("train")), load_section("augment", AugmentConfig, recipe)
 
 
 class NotedLoader(LaneLoader):
@@ -97,12 +97,12 @@ def train_worker(options: dict[str, Any]) -> None:
     state, warnings = read_newest(cluster.checkpoints())
     if state is not None:
         trainer.restore(state)
-    with _shard_files(options) as files:
+    with shard_files(options) as files:
         _fit(trainer, index, files, augment, options, warnings)
 
 
 @contextmanager
-def _shard_files(options: Mapping[str, Any]) -> Iterator[Path | CachedShards]:
+def shard_files(options: Mapping[str, Any]) -> Iterator[Path | CachedShards]:
     """Where this worker's shards come from: the working tree, or a URL through the node's cache."""
     url = options["shards_url"]
     if url is None:
@@ -132,7 +132,7 @@ def _fit(
     border = config.read_border_weight(class_map)
     loader = NotedLoader(train, class_map, augment, seed=config.seed, threads=options["loader_threads"], border=border)
     started = time.monotonic()
-    for told in trainer.fit(loader, val, [shard.num_samples for shard in index.of_split("train")]):
+    for told in trainer.fit(loader, val):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
         about["warnings"] = [*warnings, *(files.take_warnings() if isinstance(files, CachedShards) else ())]

@@ -6,7 +6,8 @@ DDP's own all-reduce, whose result follows the number of workers.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -19,27 +20,33 @@ from unet_core.inference import autocast
 from unet_core.loader import Batch
 from unet_core.model import ModelSpec, UNet
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
+from unet_core.train_config import TrainConfig
 
 
 class Backward(Protocol):
     """What a step of training needs."""
 
-    def run(self, batches: Sequence[Batch], step: int) -> float:
-        """Leave the mean gradient in the parameters, move the running statistics, give the mean loss."""
+    lane_losses: list[Tensor]
+    """Losses of this worker's lanes in the last step: where their mean is not a number, they tell whose fault it is."""
+
+    def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
+        """Leave `scale` times the mean gradient in the parameters, move the running statistics, give the mean loss."""
 
 
 class LaneByLane:
     """A forward and a backward pass for each lane: the same bits for every number of workers.
 
     In a group, the last lane's backward pass runs under DDP, whose hook adds what the earlier lanes left and starts
-    each bucket's exchange while the pass goes on.
+    each bucket's exchange while the pass goes on. A lane's micro-batches are the leaves of the tree below the lane.
     """
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, seed: int
+        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
     ) -> None:
+        self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
-        self._draws = _Draws(spec, seed)
+        self._draws = _Draws(spec, config.seed)
+        self._accumulate = config.accumulate
         self._tree = tree
         self._device = device
         self._gradients = GradientTree(model, tree)
@@ -49,17 +56,17 @@ class LaneByLane:
             self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
             self._network.register_comm_hook(None, self._gradients.hook)
 
-    def run(self, batches: Sequence[Batch], step: int) -> float:
+    def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
         """See `Backward`."""
         self._statistics.begin()
+        self.lane_losses = []
         scalars = PartialSums()
         for number, batch in enumerate(batches):
             self._draws.begin(step, self._tree.lanes[number])
-            exchange = isinstance(self._network, DistributedDataParallel) and number == len(batches) - 1
-            loss = self._run_lane(batch, exchange=exchange)
-            if not exchange:
-                self._gradients.keep()
-            scalars.push([torch.cat([loss.reshape(1), self._statistics.read_lane().to(self._device)])])
+            found = self._run_lane(batch, scale, is_last=number == len(batches) - 1)
+            # A copy: sums are made in place.
+            self.lane_losses.append(found[0].clone())
+            scalars.push([found])
         if self._tree.world_size == 1:
             self._gradients.finish_alone()
         else:
@@ -68,23 +75,32 @@ class LaneByLane:
         self._statistics.finish(means[1:])
         return float(means[0])
 
-    def _run_lane(self, batch: Batch, *, exchange: bool) -> Tensor:
-        network = self._network
-        wait = isinstance(network, DistributedDataParallel) and not exchange
-        with network.no_sync() if wait else nullcontext():  # type: ignore[operator]
-            loss = self._loss(network, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+    def _run_lane(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
+        """The lane's mean loss and its batch statistics, as one vector."""
+        scalars = PartialSums()
+        parts = micro_batches(batch, self._accumulate)
+        for number, (part, share) in enumerate(parts):
+            exchange = self._tree.world_size > 1 and is_last and number == len(parts) - 1
+            with _waiting(self._network, wait=not exchange):
+                loss = self._loss(self._network, part)
+                (loss * (share * scale)).backward()  # type: ignore[no-untyped-call]
+            if not exchange:
+                self._gradients.keep()
+            statistics = self._statistics.read_lane().to(self._device)
+            scalars.push([torch.cat([loss.detach().reshape(1), statistics]) * share])
+        return scalars.pop_total()[0]
 
 
 class AllAtOnce:
     """One pass over all lanes of a worker, and DDP's all-reduce: quicker on some machines, equal to rounding only."""
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, seed: int
+        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
     ) -> None:
+        self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
-        self._draws = _Draws(spec, seed)
+        self._draws = _Draws(spec, config.seed)
+        self._accumulate = config.accumulate
         self._tree = tree
         self._device = device
         self._statistics = BatchStatistics(model)
@@ -92,18 +108,30 @@ class AllAtOnce:
         if tree.world_size > 1:
             self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
-    def run(self, batches: Sequence[Batch], step: int) -> float:
+    def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
         """See `Backward`."""
         self._statistics.begin()
         self._draws.begin(step, self._tree.lanes[0])
-        loss = self._loss(self._network, merge(batches))
-        # DDP takes the mean over workers, whatever part of the lanes each of them has.
-        (loss * (self._tree.share * self._tree.world_size)).backward()  # type: ignore[no-untyped-call]
-        means = torch.cat([loss.detach().reshape(1), self._statistics.read_lane().to(self._device)]) * self._tree.share
+        parts = micro_batches(merge(batches), self._accumulate)
+        means = torch.zeros((), device=self._device)
+        for number, (part, share) in enumerate(parts):
+            with _waiting(self._network, wait=number < len(parts) - 1):
+                loss = self._loss(self._network, part)
+                # DDP takes the mean over workers, whatever part of the lanes each of them has.
+                (loss * (share * scale * self._tree.share * self._tree.world_size)).backward()  # type: ignore[no-untyped-call]
+            statistics = self._statistics.read_lane().to(self._device)
+            means = means + torch.cat([loss.detach().reshape(1), statistics]) * share
+        self.lane_losses = [means[0]] * len(batches)
+        means = means * self._tree.share
         if self._tree.world_size > 1:
             dist.all_reduce(means)
         self._statistics.finish(means[1:])
         return float(means[0])
+
+
+def _waiting(network: nn.Module, *, wait: bool) -> AbstractContextManager[None]:
+    """A backward pass after which DDP, if there is any, exchanges nothing yet."""
+    return network.no_sync() if wait and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 class _Draws:
@@ -128,6 +156,26 @@ def merge(batches: Sequence[Batch]) -> Batch:
         images=torch.cat([batch.images for batch in batches]),
         masks=torch.cat([batch.masks for batch in batches]),
         border=torch.cat(borders) if borders else None,
+    )
+
+
+def micro_batches(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """A batch in `count` parts as equal as can be, each with its share of the samples.
+
+    `count` is a power of two. A batch of fewer samples, the last of an epoch, has fewer parts: again a power of two.
+    """
+    size = len(batch.keys)
+    count = min(count, 1 << (size.bit_length() - 1))
+    ends = [size * number // count for number in range(count + 1)]
+    return [(_part(batch, a, b), (b - a) / size) for a, b in pairwise(ends)]
+
+
+def _part(batch: Batch, first: int, end: int) -> Batch:
+    return Batch(
+        keys=batch.keys[first:end],
+        images=batch.images[first:end],
+        masks=batch.masks[first:end],
+        border=None if batch.border is None else batch.border[first:end],
     )
 
 

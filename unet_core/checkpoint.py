@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unet_core.errors import ModelError, RecipeError, StorageError
 from unet_core.hashing import hash_file
+from unet_core.loss_scale import LossScale
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import ClassMap, ImageConfig
 
@@ -100,6 +101,10 @@ class TrainState:
     averaged_weights: Mapping[str, Tensor] | None = None
     """Their moving average, where the recipe asks for one."""
     validations_since_best: int = 0
+    num_decays: int = 0
+    """How often a plateau has lowered the learning rate."""
+    loss_scale: LossScale | None = None
+    """In float16."""
 
 
 def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> None:
@@ -116,6 +121,8 @@ def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> Non
         "position": asdict(state.position),
         "best_score": state.best_score,
         "validations_since_best": state.validations_since_best,
+        "num_decays": state.num_decays,
+        "loss_scale": None if state.loss_scale is None else asdict(state.loss_scale),
         "optimizer": plain,
         "sha256": {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))},
     }
@@ -143,6 +150,8 @@ def read_checkpoint(directory: Path) -> TrainState:
         optimizer=_join_optimizer(read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
         averaged_weights=read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
         validations_since_best=about.get("validations_since_best", 0),
+        num_decays=about.get("num_decays", 0),
+        loss_scale=LossScale(**about["loss_scale"]) if about.get("loss_scale") else None,
     )
 
 

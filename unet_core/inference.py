@@ -103,7 +103,8 @@ def _predict_tile(model: nn.Module, spec: ModelSpec, image: Array) -> Tensor:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The arithmetic that the recipe names, as a context."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
 def _tiles(height: int, width: int, tile_px: int, overlap_px: int, stride: int) -> Iterator[Window]:

@@ -48,7 +48,7 @@ class LaneLoader:
         threads: int = 1,
         border: BorderWeight | None = None,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._class_map = class_map
         self._crop_px = augment.crop_px
         self._augmentation = Augmentation(augment, class_map)
@@ -61,8 +61,8 @@ class LaneLoader:
             self._augmentation.check(self._blank())
 
     def _check_one_size(self) -> None:
-        heights = [height for shard in self._reader.shards for height in shard.heights]
-        widths = [width for shard in self._reader.shards for width in shard.widths]
+        heights = [height for shard in self.reader.shards for height in shard.heights]
+        widths = [width for shard in self.reader.shards for width in shard.widths]
         if heights and (min(heights), min(widths)) != (max(heights), max(widths)):
             raise TrainingError(
                 f"training images differ in size: heights {min(heights)} to {max(heights)}, widths {min(widths)} to "
@@ -71,7 +71,7 @@ class LaneLoader:
 
     def _blank(self) -> Sample:
         """A sample of the shape and depth of all others, for transforms to be tried on."""
-        shard = self._reader.shards[0]
+        shard = self.reader.shards[0]
         height, width = (self._crop_px or size[0] for size in (shard.heights, shard.widths))
         values = np.random.default_rng(0).integers(0, 256, (height, width, len(shard.channel_sums)))
         planes = (self._class_map.num_classes,) if self._class_map.kind == "multilabel" else ()
@@ -98,16 +98,16 @@ class LaneLoader:
                     future.cancel()
 
     def _fetch_ahead(self, plan: EpochPlan, lanes: Sequence[int], step: int) -> None:
-        self._reader.fetch_ahead([int(number) for lane in lanes for number in plan.lane_step(lane, step)])
+        self.reader.fetch_ahead([int(number) for lane in lanes for number in plan.lane_step(lane, step)])
 
     def _make_step(self, plan: EpochPlan, epoch: int, lanes: Sequence[int], step: int) -> list[Batch]:
-        return [
-            self._collate([self._load(int(number), epoch) for number in plan.lane_step(lane, step)]) for lane in lanes
-        ]
+        draws = [plan.lane_draws(lane, step).T.tolist() for lane in lanes]
+        return [self._collate([self._load(number, epoch, earlier) for number, earlier in lane]) for lane in draws]
 
-    def _load(self, number: int, epoch: int) -> Sample:
-        shard, entry = self._reader.open(number)
-        seed = sample_seed(seed=self._seed, epoch=epoch, key=entry.key)
+    def _load(self, number: int, epoch: int, earlier: int) -> Sample:
+        """A sample as this epoch has it after it had it `earlier` times."""
+        shard, entry = self.reader.open(number)
+        seed = sample_seed(seed=self._seed, epoch=epoch, key=entry.key, earlier=earlier)
         if self._crop_px is None:
             return self._augmentation.apply(shard.read(entry, None), seed)
         window = draw_window(entry.image.shape, self._crop_px, seed)

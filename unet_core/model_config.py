@@ -10,6 +10,7 @@ from unet_core.samples import ClassMap, ImageConfig
 Norm = Literal["none", "batch", "group", "instance"]
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu"]
 Upsampling = Literal["transposed", "resize"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 #: Mean and deviation of ImageNet's channels (RGB, units of 0 to 1), as torchvision publishes them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -126,7 +127,7 @@ class ModelSpec:
     mean: tuple[float, ...]
     """Per channel, units of 0 to 1."""
     deviation: tuple[float, ...]
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     """Arithmetic of the convolutions, in training and in prediction."""
 
     @property

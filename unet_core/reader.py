@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from unet_core.codecs import Pixels, decode_array
 from unet_core.errors import DataError
@@ -160,6 +161,11 @@ class ShardReader:
         """Sample `number`, not read yet: its size decides which window one wants."""
         shard, place = self._find(number)
         return shard, shard.entry(place)
+
+    def class_presence(self, shard: int) -> npt.NDArray[np.bool_]:
+        """Which class occurs in which sample of a shard: (samples, classes)."""
+        opened = self._opened(shard)
+        return np.array([opened.entry(number).class_pixels for number in range(len(opened.lines))]) > 0
 
     def check_files(self) -> None:
         """Look at the size of every tar, before hours of training find that one is missing."""

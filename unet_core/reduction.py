@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unet_core.plan import lanes_of_workers
@@ -59,6 +60,18 @@ class LaneTree:
         else:
             self._thread.submit(exchange)
         return future
+
+    def gather_texts(self, text: str, device: torch.device) -> list[str]:
+        """The texts of all workers in order of rank, as plain bytes; every rank must call it."""
+        if self.world_size == 1:
+            return [text]
+        data = torch.tensor([*text.encode()], dtype=torch.uint8, device=device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(data)], device=device))
+        longest = max(int(size) for size in sizes)
+        parts = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(self.world_size)]
+        dist.all_gather(parts, F.pad(data, (0, longest - len(data))))
+        return [bytes(part[: int(size)].tolist()).decode() for part, size in zip(parts, sizes, strict=True)]
 
     def _exchange(self, partial: Tensor) -> Tensor:
         """Fold siblings with half a share, sum among the speakers, and hand the sum back."""

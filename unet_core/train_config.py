@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unet_core.border import BorderWeight
 from unet_core.deep_supervision import HeadsLoss, supervised_loss
 from unet_core.errors import RecipeError
 from unet_core.losses import PIXEL_LOSSES, weighted_loss, weights_from_pixels
-from unet_core.model_config import ModelSpec
-from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.model_config import ModelSpec, Precision
+from unet_core.plan import EpochPlan, Oversampling, plan_epoch
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap
 
 #: Of DeepLab (Chen et al. 2017).
@@ -36,7 +37,8 @@ class TrainConfig:
     """The same bits for every number of workers; false: DDP's own sums, equal to rounding, in one pass a worker."""
     threads_per_worker: int
     """Threads of a worker's arithmetic; part of the recipe, since sums inside an operation follow it."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
+    """float16 scales the loss as it needs, and is for GPUs without bfloat16."""
     channels_last: bool
     """Memory order of images and weights; faster on most processors."""
     optimizer: Literal["adamw", "adam", "sgd"]
@@ -44,12 +46,12 @@ class TrainConfig:
     learning_rate: float
     """At its highest, after warm-up."""
     weight_decay: float
-    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step"]
+    schedule: Literal["constant", "cosine", "poly", "one_cycle", "step", "plateau"]
     """How the learning rate falls after warm-up (docs/training.md)."""
     warmup_steps: int
     """Steps in which the learning rate rises from 0."""
     decay_epochs: int | None
-    """For schedule step: epochs after which the learning rate is multiplied by 0.1, again and again."""
+    """For schedule step: epochs after which the learning rate is multiplied by decay_factor, again and again."""
     loss: Mapping[str, Any]
     """Name of a loss -> weight, or weight and arguments (losses.py)."""
     class_weights: Literal["none", "inverse", "median"] | Sequence[float] = "none"
@@ -71,20 +73,26 @@ class TrainConfig:
     """w0 and sigma_px: how much more background counts between cells that lie close together (border.py)."""
     deep_supervision_weights: Sequence[float] | None = None
     """How much each head of model.deep_supervision counts, the prediction's first; null: 1, 1/2, 1/4 ..."""
+    accumulate: int = 1
+    """Passes in which a lane's samples run one after the other, a power of two: more samples a step than memory holds
+    at once."""
+    oversample: Mapping[str, float] = field(default_factory=dict)
+    """Class -> the share of an epoch's samples that are drawn again among those that have it, in others' place."""
+    decay_factor: float = 0.1
+    """For schedules step and plateau: what the learning rate is multiplied by."""
+    decay_validations: int | None = None
+    """For schedule plateau: validations in a row without a better score after which the learning rate falls."""
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
             raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")
-        if self.schedule == "step" and not self.decay_epochs:
-            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
-        if self.schedule == "one_cycle" and self.warmup_steps:
-            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
+        self._check_schedule()
         for name in ("epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise RecipeError(f"train.ema_decay: {self.ema_decay}: must be between 0 and 1, or null.")
-        for name in ("checkpoint_every_steps", "decay_epochs", "patience"):
+        for name in ("checkpoint_every_steps", "decay_epochs", "decay_validations", "patience"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1, or null.")
         for name in ("seed", "warmup_steps", "weight_decay"):
@@ -95,6 +103,7 @@ class TrainConfig:
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise RecipeError(f"train.gradient_clip: {self.gradient_clip}: must be above 0, or null.")
         self._check_initial_weights()
+        self._check_samples()
 
     def _check_initial_weights(self) -> None:
         if self.initial_weights is not None and set(self.initial_weights) != {"path", "sha256"}:
@@ -102,6 +111,27 @@ class TrainConfig:
                 f"train.initial_weights: {', '.join(self.initial_weights) or 'nothing'} given. Give path and sha256, "
                 "which `sha256sum FILE` prints."
             )
+
+    def _check_samples(self) -> None:
+        if self.accumulate < 1 or self.accumulate & (self.accumulate - 1) or self.accumulate > self.samples_per_lane:
+            raise RecipeError(
+                f"train.accumulate: {self.accumulate}: must be a power of two, and at most train.samples_per_lane "
+                f"({self.samples_per_lane})."
+            )
+        if any(not 0 < share <= 1 for share in self.oversample.values()) or sum(self.oversample.values()) > 1:
+            raise RecipeError(
+                f"train.oversample: {dict(self.oversample)}: shares are above 0, and their sum is at most 1."
+            )
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "step" and not self.decay_epochs:
+            raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
+        if self.schedule == "plateau" and not self.decay_validations:
+            raise RecipeError("train.schedule: plateau needs train.decay_validations, the validations that it waits.")
+        if not 0 < self.decay_factor < 1:
+            raise RecipeError(f"train.decay_factor: {self.decay_factor}: must be between 0 and 1.")
+        if self.schedule == "one_cycle" and self.warmup_steps:
+            raise RecipeError("train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0.")
 
     def with_class_weights(self, class_pixels: Mapping[str, int]) -> "TrainConfig":
         """The same with the numbers that `class_weights` stands for, of so many training pixels of each class."""
@@ -127,15 +157,26 @@ class TrainConfig:
             )
         return BorderWeight.of_recipe(self.border_weight, class_map)
 
-    def plan(self, shard_sizes: Sequence[int], *, epoch: int) -> EpochPlan:
-        """The order of an epoch over shards with so many samples."""
+    def oversampling(self, train: ShardReader, class_map: ClassMap) -> Oversampling | None:
+        """What `oversample` asks of these shards; RecipeError for a class that they do not have."""
+        for name in self.oversample:
+            if name not in class_map.names:
+                raise RecipeError(f"train.oversample: no such class: {name}. Choose from {', '.join(class_map.names)}.")
+            if not any(shard.class_pixels[class_map.names.index(name)] for shard in train.shards):
+                raise RecipeError(f"train.oversample: no pixel of the training images is {name}. Remove it.")
+        shares = {class_map.names.index(name): share for name, share in self.oversample.items()}
+        return Oversampling(shares=shares, presence=train.class_presence) if shares else None
+
+    def plan(self, train: ShardReader, class_map: ClassMap, *, epoch: int) -> EpochPlan:
+        """The order of an epoch over the training shards."""
         return plan_epoch(
-            shard_sizes,
+            [shard.num_samples for shard in train.shards],
             seed=self.seed,
             epoch=epoch,
             lanes=self.lanes,
             samples_per_lane=self.samples_per_lane,
             block_shards=self.block_shards,
+            oversampling=self.oversampling(train, class_map),
         )
 
 
@@ -144,8 +185,18 @@ def _cosine(first: float, last: float, done: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) -> float:
-    """Learning rate of a step: a pure function, so that resuming needs no scheduler state."""
+def is_plateau(config: TrainConfig, validations_since_best: int) -> bool:
+    """Whether the learning rate falls after the validation that made it so many without a better score."""
+    if config.schedule != "plateau" or not validations_since_best:
+        return False
+    assert config.decay_validations is not None
+    return validations_since_best % config.decay_validations == 0
+
+
+def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int, num_decays: int = 0) -> float:
+    """Learning rate of a step: a pure function, so that resuming needs no scheduler state but the `num_decays` that
+    validation has made.
+    """
     total = config.epochs * steps_per_epoch
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -164,4 +215,6 @@ def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int) ->
             return config.learning_rate * _cosine(1, 1 / CYCLE_LAST, (step - peak) / max(1, total - 1 - peak))
         case "step":
             assert config.decay_epochs is not None
-            return config.learning_rate * 0.1 ** (step // steps_per_epoch // config.decay_epochs)
+            return config.learning_rate * config.decay_factor ** (step // steps_per_epoch // config.decay_epochs)
+        case "plateau":
+            return config.learning_rate * config.decay_factor**num_decays

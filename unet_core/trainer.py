@@ -4,6 +4,7 @@ A worker of a group and a plain process run the same loop; how many workers ther
 """
 
 import copy
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from unet_core.checkpoint import Position, TrainState, clone_weights
 from unet_core.errors import TrainingError
 from unet_core.initial_weights import read_initial_weights
 from unet_core.loader import Batch, LaneLoader
+from unet_core.loss_scale import LossScale
 from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.train_config import TrainConfig, learning_rate_at
+from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
 from unet_core.validation import Validation, score_images, summarise
+
+#: What may help where numbers grow out of hand.
+REMEDY = "Lower train.learning_rate, or set train.gradient_clip."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class StepRecord:
     step: int
     loss: float
     learning_rate: float
+    is_skipped: bool = False
+    """The gradient overflowed float16: no weight changed, the next step scales its loss less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +78,11 @@ class Trainer:
         self.best_score: float | None = None
         self.best_weights = clone_weights(self.model)
         self.validations_since_best = 0
+        self.num_decays = 0
+        self.loss_scale = LossScale() if config.precision == "float16" else None
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         make_backward = LaneByLane if config.exact else AllAtOnce
-        self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device, config.seed)
+        self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device, config)
 
     def restore(self, state: TrainState) -> None:
         """Go on where a checkpoint stands."""
@@ -84,16 +93,18 @@ class Trainer:
         self.best_score = state.best_score
         self.best_weights = dict(state.best_weights)
         self.validations_since_best = state.validations_since_best
+        self.num_decays = state.num_decays
+        self.loss_scale = state.loss_scale
         if self.average is not None and state.averaged_weights is not None:
             self.average.model.load_state_dict(state.averaged_weights)
 
-    def fit(self, loader: LaneLoader, val: ShardReader, shard_sizes: list[int]) -> Iterator[Report]:
+    def fit(self, loader: LaneLoader, val: ShardReader) -> Iterator[Report]:
         """Train to the end of the last epoch; every rank gets the same reports."""
         config = self.config
         if not len(val):
             raise TrainingError("no validation images: the shards have none in val. Raise split.val_fraction.")
         while self.position.epoch < config.epochs and not self._is_out_of_patience():
-            plan = config.plan(shard_sizes, epoch=self.position.epoch)
+            plan = config.plan(loader.reader, self.spec.class_map, epoch=self.position.epoch)
             yield from self._run_epoch(loader, plan, val)
 
     def _run_epoch(self, loader: LaneLoader, plan: EpochPlan, val: ShardReader) -> Iterator[Report]:
@@ -115,11 +126,6 @@ class Trainer:
         validation = None
         if is_last or (epoch + 1) % config.validate_every_epochs == 0:
             validation = self._validate(val)
-            if not math.isfinite(validation.loss):
-                raise TrainingError(
-                    f"the loss is not a number: validation after step {self.position.step - 1}: {validation.loss}. "
-                    "Lower train.learning_rate, or set train.gradient_clip."
-                )
             self._keep_best(validation)
         yield self._report(plan, records, validation, keep=self._checkpoint_is_due() or validation is not None)
 
@@ -144,6 +150,10 @@ class Trainer:
 
     def _state(self) -> TrainState:
         last = clone_weights(self.model)
+        broken = [name for name, weights in last.items() if not weights.isfinite().all()]
+        if broken:
+            # Never into a checkpoint: nothing could go on from it.
+            raise TrainingError(f"a weight is not a number: {broken[0]} after step {self.position.step - 1}. {REMEDY}")
         return TrainState(
             position=self.position,
             best_score=self.best_score,
@@ -151,33 +161,68 @@ class Trainer:
             last_weights=last,
             averaged_weights=clone_weights(self.average.model) if self.average is not None else None,
             validations_since_best=self.validations_since_best,
+            num_decays=self.num_decays,
+            loss_scale=self.loss_scale,
             # A copy: the optimizer goes on changing its own tensors.
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
 
     def step(self, batches: list[Batch], *, steps_per_epoch: int) -> StepRecord:
         """One optimizer step."""
+        step = self.position.step
+        rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch, num_decays=self.num_decays)
+        record = self.step_at(batches, rate)
+        if self.average is not None and not record.is_skipped:
+            self.average.take(self.model, step)
+        return record
+
+    def step_at(self, batches: list[Batch], rate: float) -> StepRecord:
+        """Change the weights by the gradient of this worker's batches and those of all others.
+
+        TrainingError, the same on every rank, where loss or gradient are not finite; in float16 a gradient that
+        overflows is skipped, as long as the loss can be scaled less.
+        """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._update(self._backward.run(batches, self.position.step), batches, steps_per_epoch)
-
-    def _update(self, loss: float, batches: list[Batch], steps_per_epoch: int) -> StepRecord:
-        step = self.position.step
+        scale, step = self.loss_scale, self.position.step
+        loss = self._backward.run(batches, step, scale=scale.scale if scale else 1.0)
         if not math.isfinite(loss):
-            keys = ", ".join(key for batch in batches for key in batch.keys)
-            raise TrainingError(
-                f"the loss is not a number: step {step}: {loss}; this worker's samples: {keys}. "
-                "Lower train.learning_rate, or set train.gradient_clip."
-            )
-        rate = learning_rate_at(step, self.config, steps_per_epoch=steps_per_epoch)
+            raise self._broken("loss", loss, batches)
+        norm = self._gradient_norm()
+        is_finite = math.isfinite(norm)
+        if scale is not None:
+            self.loss_scale = scale.after_step(is_finite=is_finite)
+        if not is_finite and (scale is None or scale.is_smallest):
+            raise self._broken("gradient", norm, batches)
+        if is_finite:
+            self._change_weights(rate, norm)
+        return StepRecord(step=step, loss=loss, learning_rate=rate, is_skipped=not is_finite)
+
+    def _gradient_norm(self) -> float:
+        """Norm of the gradient of all lanes, the same on every rank; it is without the loss's scale from here on."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_div_(gradients, self.loss_scale.scale)
+        return float(nn.utils.get_total_norm(gradients))
+
+    def _change_weights(self, rate: float, norm: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.config.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.gradient_clip, torch.tensor(norm))
         self.optimizer.step()
-        if self.average is not None:
-            self.average.take(self.model, step)
-        return StepRecord(step=step, loss=loss, learning_rate=rate)
+
+    def _broken(self, what: str, value: float, batches: list[Batch]) -> TrainingError:
+        """Names the samples of the lanes, of all workers, whose loss is not finite; else those of all lanes."""
+        losses = self._backward.lane_losses
+        lanes = [[*batch.keys] for batch, loss in zip(batches, losses, strict=True) if not loss.isfinite()]
+        of_all = self.tree.gather_texts(json.dumps(lanes), self.device)
+        if all(text == "[]" for text in of_all):
+            of_all = self.tree.gather_texts(json.dumps([[*batch.keys] for batch in batches]), self.device)
+        keys = ", ".join(key for text in of_all for lane in json.loads(text) for key in lane)
+        return TrainingError(
+            f"the {what} is not a number: step {self.position.step}: {value}; samples: {keys}. {REMEDY}"
+        )
 
     def _validate(self, val: ShardReader) -> Validation:
         rows = score_images(
@@ -191,7 +236,14 @@ class Trainer:
             # Every row is filled by one rank and zero on the others, so this sum is exact in any order.
             rows = rows.to(self.device)
             dist.all_reduce(rows)
-        return summarise(rows.cpu(), self.spec)
+        found = summarise(rows.cpu(), self.spec)
+        if not math.isfinite(found.loss):
+            first = val.entry(int((~rows[:, 0].isfinite()).nonzero()[0])).key
+            raise TrainingError(
+                f"the loss is not a number: validation after step {self.position.step - 1}: {found.loss}; "
+                f"first at {first}. {REMEDY}"
+            )
+        return found
 
     def _keep_best(self, validation: Validation) -> None:
         score = -validation.loss if self.config.select_by == "loss" else validation.dice
@@ -200,6 +252,7 @@ class Trainer:
             self.best_score = score
             self.best_weights = clone_weights(self._model_to_keep())
             self.validations_since_best = 0
+        self.num_decays += is_plateau(self.config, self.validations_since_best)
 
     def _model_to_keep(self) -> UNet:
         return self.model if self.average is None else self.average.model

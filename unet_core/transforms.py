@@ -39,9 +39,10 @@ class AugmentConfig:
             raise RecipeError(f"augment.crop_px: {self.crop_px}: must be at least 1, or null.")
 
 
-def sample_seed(*, seed: int, epoch: int, key: str) -> int:
-    """The 63-bit seed of one sample in one epoch."""
-    digest = hashlib.sha256(f"{seed}:{epoch}:{key}".encode()).digest()
+def sample_seed(*, seed: int, epoch: int, key: str, earlier: int = 0) -> int:
+    """The 63-bit seed of one sample in one epoch, which may have had it some times `earlier`."""
+    again = f"{earlier} times before:" if earlier else ""
+    digest = hashlib.sha256(f"{again}{seed}:{epoch}:{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

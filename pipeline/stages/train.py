@@ -94,13 +94,13 @@ def _check_early(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.initial_weights is not None:
         make_network(spec, config, device)
-    plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
+    train = ShardReader(shards, index.of_split("train"))
+    plan = config.plan(train, spec.class_map, epoch=0)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
     if url is not None:
         _check_remote(index, shards, url)
     border = config.read_border_weight(spec.class_map)
-    train = ShardReader(shards, index.of_split("train"))
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
     log.info(
@@ -242,8 +242,11 @@ class Watch:
     def summary(self) -> str:
         """One line for people."""
         best = self.best()
+        skipped = sum(bool(step.get("is_skipped")) for step in self._steps.values())
+        float16 = f", {skipped} steps skipped, whose gradient overflowed float16" if skipped else ""
         early = "" if len(self._steps) >= self._num_steps else f", ended early, after step {max(self._steps)}"
-        return f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training){early}"
+        what = f"best val_loss {best['loss']:.4f} after epoch {best['epoch']} ({self.seconds:.0f} s of training)"
+        return f"{what}{early}{float16}"
 
 
 def _count_workers(count: int) -> str:

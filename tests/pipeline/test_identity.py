@@ -9,6 +9,7 @@ from pipeline import identity
 from pipeline.params import load_section
 from unet_core.errors import RegistryError
 from unet_core.index import read_index
+from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
 
 SHARDS = Path("data/shards")
@@ -66,20 +67,21 @@ def test_a_truncated_record_is_refused(finished: Path) -> None:
 
 
 def test_each_epoch_has_a_plan_of_its_own_and_another_seed_gives_others(sharded) -> None:
-    index, config = read_index(SHARDS), train_config()
-    plans = identity.plan_hashes(index, config)
+    config = train_config()
+    plans = identity.plan_hashes(SHARDS, config)
     # With so few samples, two epochs may have the same order by chance.
     assert len({*plans}) > config.epochs // 2
-    assert identity.plan_hashes(index, config) == plans != identity.plan_hashes(index, replace(config, seed=1))
+    assert plans != identity.plan_hashes(SHARDS, replace(config, oversample={"cell": 0.5}))
+    assert identity.plan_hashes(SHARDS, config) == plans != identity.plan_hashes(SHARDS, replace(config, seed=1))
 
 
 def test_a_large_plan_is_hashed_by_what_decides_it(sharded, monkeypatch: pytest.MonkeyPatch) -> None:
-    index, config = read_index(SHARDS), train_config()
-    whole = identity.plan_hashes(index, config)
+    config = train_config()
+    whole = identity.plan_hashes(SHARDS, config)
     monkeypatch.setattr(identity, "MAX_HASHED_SAMPLES", 1)
-    plans = identity.plan_hashes(index, config)
+    plans = identity.plan_hashes(SHARDS, config)
     assert not {*plans} & {*whole}
-    assert len({*plans, *identity.plan_hashes(index, replace(config, block_shards=1))}) == 2 * config.epochs
+    assert len({*plans, *identity.plan_hashes(SHARDS, replace(config, block_shards=1))}) == 2 * config.epochs
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,8 @@ def test_tags_name_the_patch_of_a_dirty_tree_only(finished: Path) -> None:
 
 
 def test_a_plan_is_hashed_as_little_endian_numbers_of_64_bits(sharded) -> None:
-    index, config = read_index(SHARDS), train_config()
-    plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
+    config = train_config()
+    index = read_index(SHARDS)
+    plan = config.plan(ShardReader(SHARDS, index.of_split("train")), index.class_map, epoch=0)
     text = b"".join(int(number).to_bytes(8, "little") for number in plan.lanes.flatten())
-    assert identity.plan_hashes(index, config)[0] == hashlib.sha256(text).hexdigest()
+    assert identity.plan_hashes(SHARDS, config)[0] == hashlib.sha256(text).hexdigest()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from pipeline.gate import GateConfig
-from pipeline.params import SECTIONS, load_section
+from pipeline.params import SECTIONS, change_recipe, load_section
 from pipeline.source import IngestConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.register import RegisterConfig
@@ -267,3 +268,54 @@ def test_a_value_that_cannot_work_is_refused_by_the_section_itself(tmp_path: Pat
     path.write_text("split: {seed: 0, val_fraction: 0.6, test_fraction: 0.4}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="leave nothing to train on"):
         load_section("split", SplitConfig, path)
+
+
+TEXT = """\
+# what it is for
+train:
+  epochs: 12                    # as long as it takes
+  loss: {bce: 0.5, dice: 0.5}
+model:
+  # how wide
+  width: 8
+"""
+
+
+def test_a_changed_recipe_keeps_comments_and_order() -> None:
+    found = change_recipe(TEXT, {"train.epochs": 3, "train.loss": {"dice": 1.0}, "model.norm": "batch"})
+    assert (
+        found
+        == """\
+# what it is for
+train:
+  epochs: 3                    # as long as it takes
+  loss: {"dice": 1.0}
+model:
+  norm: "batch"
+  # how wide
+  width: 8
+"""
+    )
+
+
+@pytest.mark.parametrize("name", ["shapes", "tutorial", "dsb2018", "isbi2012", "cwfid"])
+def test_every_recipe_of_ours_can_be_changed(repository: Path, name: str) -> None:
+    text = (repository / "recipes" / f"{name}.yaml").read_text()
+    found = change_recipe(text, {"train.learning_rate": 1e-05, "train.gradient_clip": None, "model.width": 24})
+    before, after = yaml.safe_load(text), yaml.safe_load(found)
+    changed = {"learning_rate": 1e-05, "gradient_clip": None}
+    assert {**after["train"], "learning_rate": float(after["train"]["learning_rate"])} == before["train"] | changed
+    assert after["model"] == before["model"] | {"width": 24}
+    assert len(found.splitlines()) == len(text.splitlines())
+
+
+def test_a_value_of_several_lines_is_not_changed() -> None:
+    text = TEXT.replace("{bce: 0.5, dice: 0.5}", "\n    bce: 0.5\n    dice: 0.5")
+    with pytest.raises(RecipeError) as caught:
+        change_recipe(text, {"train.loss": {"dice": 1.0}})
+    assert str(caught.value) == "can't be changed: params.yaml: train.loss. Write each of them in one line."
+
+
+def test_a_section_that_is_missing_is_not_made_up() -> None:
+    with pytest.raises(RecipeError, match=r"^missing section: params.yaml: augment\. "):
+        change_recipe(TEXT, {"augment.crop_px": 64})

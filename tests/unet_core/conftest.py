@@ -12,7 +12,7 @@ import torch
 from hypothesis import configuration, settings
 
 from unet_core.index import ShardIndex, write_index
-from unet_core.model import ModelConfig, ModelSpec
+from unet_core.model_config import ModelConfig, ModelSpec, Precision
 from unet_core.packing import pack_all
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
@@ -98,14 +98,16 @@ def shapes_dir(
 def make_spec(shapes_map: ClassMap) -> Callable[..., ModelSpec]:
     """A tiny network's description: width 8, depth 2."""
 
-    def make(*, channels: int = 1, class_map: ClassMap = shapes_map, **config: Any) -> ModelSpec:
+    def make(
+        *, channels: int = 1, class_map: ClassMap = shapes_map, precision: Precision = "float32", **config: Any
+    ) -> ModelSpec:
         return ModelSpec(
             config=ModelConfig(**{"width": 8, "depth": 2, "norm": "batch", "input_statistics": "train", **config}),
             images=ImageConfig(channels=channels),
             class_map=class_map,
             mean=(0.25,) * channels,
             deviation=(0.5,) * channels,
-            precision="float32",
+            precision=precision,
         )
 
     return make

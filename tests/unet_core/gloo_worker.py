@@ -6,8 +6,10 @@ A module of its own, run as a script, so that no test module has to be importabl
 
 import hashlib
 import json
+import math
 import multiprocessing
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unet_core.checkpoint import write_checkpoint
+from unet_core.errors import TrainingError
 from unet_core.index import read_index
 from unet_core.loader import LaneLoader
+from unet_core.loss_scale import LossScale
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree, PartialSums
 from unet_core.samples import ImageConfig
 from unet_core.train_config import TrainConfig
-from unet_core.trainer import Trainer
+from unet_core.trainer import Report, Trainer
 from unet_core.transforms import AugmentConfig
 
 
-def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> dict[str, Any]:
+def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int, checkpoint: Path) -> dict[str, Any]:
     """Train one case to its end; hash of the weights, and what the loop reported."""
     index = read_index(shards)
     mean, deviation = index.train_statistics()
@@ -40,16 +45,36 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int) -> 
     )
     config = TrainConfig(**case["train"])
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size))
-    train_shards = index.of_split("train")
-    loader = LaneLoader(ShardReader(shards, train_shards), index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
+    if "loss_scale" in case:
+        trainer.loss_scale = LossScale(scale=case["loss_scale"])
+    train = ShardReader(shards, index.of_split("train"))
+    loader = LaneLoader(train, index.class_map, AugmentConfig(crop_px=24), seed=config.seed)
     val = ShardReader(shards, index.of_split("val"))
-    reports = list(trainer.fit(loader, val, [shard.num_samples for shard in train_shards]))
+    fit = trainer.fit(loader, val)
+    if "break_at" in case:
+        return break_weights(trainer, fit, step=case["break_at"], checkpoint=checkpoint)
+    reports = list(fit)
     return {
         "hash": hash_state(trainer.model.state_dict()),
         "best": hash_state(dict(trainer.best_weights)),
         "losses": [step.loss for report in reports for step in report.steps],
+        "skipped": [step.step for report in reports for step in report.steps if step.is_skipped],
         "validations": [asdict(report.validation) for report in reports if report.validation],
     }
+
+
+def break_weights(trainer: Trainer, fit: Iterator[Report], *, step: int, checkpoint: Path) -> dict[str, Any]:
+    """Let a training break after a step; what it says, and the checkpoint that this worker wrote before."""
+    told = next(report for report in fit if report.position.step == step)
+    assert told.checkpoint is not None
+    write_checkpoint(checkpoint, trainer.spec, told.checkpoint)
+    with torch.no_grad():
+        trainer.model.head.bias.fill_(math.nan)
+    try:
+        list(fit)
+    except TrainingError as error:
+        return {"error": str(error), "checkpoint": str(checkpoint)}
+    raise AssertionError("it should have ended")
 
 
 def hash_state(state: dict[str, torch.Tensor]) -> str:
@@ -88,7 +113,10 @@ def work(about: dict[str, Any], rank: int, world_size: int) -> None:
     cases = about["cases"].items()
     found: dict[str, Any] = {"sums": sum_vectors(rank=rank, world_size=world_size)}
     if world_size <= max(case["train"]["lanes"] for _, case in cases):
-        found |= {name: train(Path(about["shards"]), case, rank=rank, world_size=world_size) for name, case in cases}
+        shards, checkpoint = Path(about["shards"]), directory / f"checkpoint_{rank}_of_{world_size}"
+        found |= {
+            name: train(shards, case, rank=rank, world_size=world_size, checkpoint=checkpoint) for name, case in cases
+        }
     (directory / f"{rank}_of_{world_size}.json").write_text(json.dumps(found))
     if world_size > 1:
         dist.destroy_process_group()

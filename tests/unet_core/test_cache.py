@@ -268,7 +268,7 @@ def test_the_loader_fetches_ahead_and_serves_the_same_batches(
 ) -> None:
     index = read_index(shapes_dir)
     config = make_config()
-    plan = config.plan([shard.num_samples for shard in index.of_split("train")], epoch=0)
+    plan = config.plan(ShardReader(shapes_dir, index.of_split("train")), index.class_map, epoch=0)
     augment = AugmentConfig(crop_px=20)
 
     def batches(source: Path | CachedShards) -> list[list[object]]:

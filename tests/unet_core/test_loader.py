@@ -11,7 +11,7 @@ from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.packing import pack_all
-from unet_core.plan import EpochPlan, plan_epoch
+from unet_core.plan import EpochPlan, Oversampling, plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, Sample
 from unet_core.shards import write_shard
@@ -64,6 +64,24 @@ def test_batches_follow_the_plan(make_loader: Callable[..., LaneLoader], reader:
         for lane, batch in zip(LANES, batches, strict=True):
             assert batch.keys == tuple(reader.entry(n).key for n in made.step(number)[lane])
     assert [len(batch.keys) for batch in steps[1]] == [1] * 4  # what is left
+
+
+def test_a_sample_that_comes_again_is_cropped_and_augmented_anew(make_loader: Callable[..., LaneLoader]) -> None:
+    # The first two samples of each shard stand for all others.
+    again = Oversampling(shares={0: 1.0}, presence=lambda shard: np.arange((5, 4, 4)[shard])[:, None] < 2)
+    made = plan_epoch([5, 4, 4], seed=0, epoch=0, lanes=4, samples_per_lane=1, block_shards=2, oversampling=again)
+    found: dict[str, list[bytes]] = {}
+    for batches in make_loader(AUGMENTED).steps(made, epoch=0, lanes=LANES):
+        for batch in batches:
+            found.setdefault(batch.keys[0], []).append(batch.images.numpy().tobytes())
+    assert set(found) <= {f"shape_{number:04d}" for number in (0, 1, 5, 6, 9, 10)}
+    assert sum(map(len, found.values())) == 12
+    assert all(len(set(images)) == len(images) for images in found.values())
+
+
+def test_presence_of_classes_is_that_of_the_masks(reader: ShardReader) -> None:
+    seen = [sample.mask.any(axis=(0, 1)) for sample in reader]
+    np.testing.assert_array_equal(np.concatenate([reader.class_presence(shard) for shard in range(3)]), seen)
 
 
 def test_objects_come_as_foreground_and_sixteen_bits_as_they_are(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 import tracemalloc
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_core.errors import TrainingError
-from unet_core.plan import SPARE_BLOCKS, EpochPlan, lanes_of_workers, plan_epoch
+from unet_core.plan import SPARE_BLOCKS, EpochPlan, Oversampling, lanes_of_workers, plan_epoch
 
 POWERS = (1, 2, 4, 8, 16)
 
@@ -170,6 +172,103 @@ def test_a_hundred_million_samples_are_planned_without_a_list_of_them() -> None:
     assert made.num_steps == 100_000_000 // 8 // 2
     assert len(np.unique(last)) == 16
     assert peak < 20e6
+
+
+# Oversampling
+
+#: Three samples of 37 have the only rare class: two of the first shard and one of the third.
+HOLDERS = (1, 4, 20)
+
+
+def sampling(sizes: Sequence[int], holders: Sequence[Sequence[int]], shares: Sequence[float]) -> Oversampling:
+    """Each class occurs in the samples that are named for it."""
+    firsts = np.cumsum(sizes) - np.asarray(sizes)
+
+    def presence(shard: int) -> npt.NDArray[np.bool_]:
+        numbers = np.arange(firsts[shard], firsts[shard] + sizes[shard])
+        return np.stack([np.isin(numbers, list(of_class)) for of_class in holders], axis=1)
+
+    return Oversampling(shares=dict(enumerate(shares)), presence=presence)
+
+
+@st.composite
+def oversampled(draw: st.DrawFn) -> dict[str, object]:
+    """Arguments of `plan_epoch` with up to three rare classes."""
+    values = draw(arguments())
+    total = sum(values["shard_sizes"])  # type: ignore[call-overload]
+    holders = draw(st.lists(st.lists(st.integers(0, total - 1)), min_size=1, max_size=3))
+    shares = [draw(st.floats(0.01, 1 / len(holders))) for _ in holders]
+    return {**values, "oversampling": sampling(values["shard_sizes"], holders, shares)}  # type: ignore[arg-type]
+
+
+def draws(made: EpochPlan) -> npt.NDArray[np.int64]:
+    """All draws of an epoch, block after block."""
+    return np.concatenate([made._block(number) for number in range(len(made._starts) - 1)], axis=1)
+
+
+@given(oversampled())
+def test_oversampling_keeps_each_place_in_its_block(values: dict[str, object]) -> None:
+    plain = plan_epoch(**{**values, "oversampling": None})  # type: ignore[arg-type]
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    assert (made.num_steps, made.lane_size, made.num_resting) == (plain.num_steps, plain.lane_size, plain.num_resting)
+    for number in range(len(made._starts) - 1):
+        assert set(made._block(number)[0]) <= set(plain._block(number)[0])
+
+
+@given(oversampled())
+def test_oversampling_changes_a_place_only_to_a_sample_of_a_rare_class(values: dict[str, object]) -> None:
+    plain = plan_epoch(**{**values, "oversampling": None})  # type: ignore[arg-type]
+    made = plan_epoch(**values)  # type: ignore[arg-type]
+    presence = np.concatenate(
+        [values["oversampling"].presence(shard) for shard in range(len(values["shard_sizes"]))]  # type: ignore[arg-type, attr-defined]
+    )
+    before, after = draws(plain)[0], draws(made)[0]
+    assert presence[after[before != after]].any(axis=1).all()
+
+
+@given(oversampled())
+def test_oversampled_steps_can_be_jumped_to(values: dict[str, object]) -> None:
+    whole = plan_epoch(**values)  # type: ignore[arg-type]
+    for number in reversed(range(whole.num_steps)):
+        fresh = plan_epoch(**values)  # type: ignore[arg-type]
+        for lane in range(fresh.num_lanes):
+            np.testing.assert_array_equal(fresh.lane_draws(lane, number), whole.lane_draws(lane, number))
+
+
+@given(oversampled())
+def test_each_draw_of_a_sample_has_another_number(values: dict[str, object]) -> None:
+    found = draws(plan_epoch(**values))  # type: ignore[arg-type]
+    assert len(set(map(tuple, found.T))) == found.shape[1]
+    for sample in set(found[0]):
+        np.testing.assert_array_equal(found[1, found[0] == sample], np.arange((found[0] == sample).sum()))
+
+
+def test_a_third_of_an_epoch_is_drawn_among_the_rare() -> None:
+    sizes = [300] * 4
+    rare = [1, 5, 299, 600, 1100]
+    made = plan_epoch(
+        sizes, seed=0, epoch=0, lanes=4, samples_per_lane=2, block_shards=2, oversampling=sampling(sizes, [rare], [1 / 3])
+    )  # fmt: skip
+    counts = np.bincount(made.lanes.ravel(), minlength=1200)
+    assert 400 <= counts[rare].sum() <= 400 + len(rare)
+    assert counts[np.setdiff1d(np.arange(1200), rare)].max() == 1
+    # Inside a block they take turns.
+    for block in range(2):
+        of_block = np.bincount(made._block(block)[0], minlength=1200)[rare]
+        assert np.ptp(of_block[of_block > 0]) <= 2
+
+
+def test_what_makes_room_is_another_sample_in_each_epoch() -> None:
+    sizes = [9, 10, 11, 7]
+    seen: set[int] = set()
+    for epoch in range(12):
+        made = plan(epoch=epoch, oversampling=sampling(sizes, [HOLDERS], [0.5]))
+        seen |= set(made.lanes.ravel())
+    assert seen == set(range(37))
+
+
+def test_a_class_that_occurs_nowhere_near_changes_nothing() -> None:
+    np.testing.assert_array_equal(plan(oversampling=sampling([9, 10, 11, 7], [()], [0.5])).lanes, plan().lanes)
 
 
 def test_too_few_samples_are_refused() -> None:

@@ -1,0 +1,74 @@
+"""A search in MLflow: one parent run, a child run for each trial."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.tracking import Client, registry_errors
+
+SEARCH_TAG = "unet.search"
+#: How MLflow's pages know that a run belongs below another.
+PARENT_TAG = "mlflow.parentRunId"
+
+
+class SearchRuns:
+    """The runs of a search, found again when it is taken up."""
+
+    def __init__(self, client: Client, search: str) -> None:
+        self._client = client
+        self._children: dict[int, str] = {}
+        with registry_errors("opening the runs of a search"):
+            self._experiment = client.experiment_id()
+            found = client.search_runs(
+                [self._experiment],
+                f"tags.`{SEARCH_TAG}` = '{search}' and attributes.status != 'FINISHED'",
+                max_results=1,
+            )
+            if found:
+                self.run_id = str(found[0].info.run_id)
+                client.update_run(self.run_id, status="RUNNING")
+            else:
+                made = client.create_run(self._experiment, run_name=f"search {search[:8]}", tags={SEARCH_TAG: search})
+                self.run_id = str(made.info.run_id)
+
+    def log(self, trial: int, changes: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """Add what a trial told of an epoch to its run."""
+        with registry_errors("logging a trial"):
+            run_id = self._child(trial, changes)
+            if "failure" in told:
+                self._client.set_tag(run_id, "unet.failure", told["failure"][:5000])
+                return
+            scores = {"val_loss": told["loss"], "val_dice": told["dice"]}
+            scores |= {f"val_dice_{name}": value for name, value in told["class_dice"].items()}
+            for name, value in scores.items():
+                if value is not None:
+                    # MLflow refuses other characters, and class names are the user's.
+                    self._client.log_metric(run_id, re.sub(r"[^\w\-. /]", "_", name), value, step=told["epoch"])
+
+    def _child(self, trial: int, changes: Mapping[str, Any]) -> str:
+        if trial not in self._children:
+            made = self._client.create_run(self._experiment, run_name=f"trial {trial}", tags={PARENT_TAG: self.run_id})
+            self._children[trial] = str(made.info.run_id)
+            for name, value in changes.items():
+                self._client.log_param(made.info.run_id, name, value)
+        return self._children[trial]
+
+    def end(self, trial: int, *, failed: bool) -> None:
+        """Close a trial's run."""
+        if trial in self._children:
+            with registry_errors("closing a trial"):
+                self._client.set_terminated(self._children.pop(trial), "FAILED" if failed else "FINISHED")
+
+    def finish(self, winner: Mapping[str, Any]) -> None:
+        """Close the search with what won."""
+        with registry_errors("closing a search"):
+            for name, value in winner.items():
+                self._client.set_tag(self.run_id, f"winner.{name}", str(value))
+            self._client.set_terminated(self.run_id)
+
+    def fail(self) -> None:
+        """Close the search, to be taken up again; trials under way will be runs of their own then."""
+        with registry_errors("closing a search"):
+            for run_id in self._children.values():
+                self._client.set_terminated(run_id, "KILLED")
+            self._client.set_terminated(self.run_id, "FAILED")

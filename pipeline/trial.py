@@ -1,0 +1,62 @@
+"""What a trial of a search does: one process trains as the stage would, and tells of each validation."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import tuning
+from pipeline.worker import read_recipe, shard_files
+from unet_core.errors import UnetError
+from unet_core.index import read_index
+from unet_core.loader import LaneLoader
+from unet_core.reader import ShardReader
+from unet_core.reduction import LaneTree
+from unet_core.trainer import Trainer
+from unet_core.validation import Validation
+
+#: Worse than every score.
+NO_SCORE = -1e30
+
+
+def run_trial(options: Mapping[str, Any]) -> None:
+    """Train the recipe `options["recipe"]` (a text), and report each validation; a mistake of it is a report too."""
+    os.chdir(options["root"])
+    try:
+        _train(options)
+    except UnetError as error:
+        # A rate that breaks the network is an answer, not the end of the search.
+        tuning.report({"failure": str(error)}, epoch=options["epochs"], score=NO_SCORE)
+
+
+def score(validation: Mapping[str, Any], select_by: str) -> float:
+    """What trials are compared by, larger is better: as training chooses its best weights."""
+    if select_by == "loss":
+        return -float(validation["loss"])
+    return NO_SCORE if validation["dice"] is None else float(validation["dice"])
+
+
+def _train(options: Mapping[str, Any]) -> None:
+    index = read_index(Path(options["shards"]))
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "params.yaml"
+        recipe.write_text(options["recipe"], encoding="utf-8")
+        spec, config, augment = read_recipe(index, recipe)
+    torch.set_num_threads(config.threads_per_worker)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
+    with shard_files(options) as files:
+        train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))
+        loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+        for told in trainer.fit(loader, val):
+            if told.validation is not None:
+                _report(told.validation, told.position.epoch, config.select_by)
+
+
+def _report(validation: Validation, epoch: int, select_by: str) -> None:
+    told = {"epoch": epoch, **asdict(validation)}
+    tuning.report(told, epoch=epoch, score=score(told, select_by))
