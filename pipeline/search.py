@@ -134,6 +134,7 @@ def _check(shards: Path, recipes: Sequence[str], work_dir: Path) -> None:
         try:
             spec, config, _ = read_recipe(index, path)
             config.make_loss(spec)
+            config.read_border_weight(spec.class_map)
             config.plan(train, spec.class_map, epoch=0)
         except UnetError as error:
             raise type(error)(f"trial {number} can't be trained: {error}") from error

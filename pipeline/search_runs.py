@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pipeline.tracking import Client, registry_errors
+from unet_core.errors import RegistryError
 
 SEARCH_TAG = "unet.search"
 #: How MLflow's pages know that a run belongs below another.
@@ -68,7 +70,8 @@ class SearchRuns:
 
     def fail(self) -> None:
         """Close the search, to be taken up again; trials under way will be runs of their own then."""
-        with registry_errors("closing a search"):
+        # What ended the search is the error to see, also where MLflow is away.
+        with suppress(RegistryError), registry_errors("closing a search"):
             for run_id in self._children.values():
                 self._client.set_terminated(run_id, "KILLED")
             self._client.set_terminated(self.run_id, "FAILED")

@@ -51,7 +51,8 @@ def _train(options: Mapping[str, Any]) -> None:
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
     with shard_files(options) as files:
         train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))
-        loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=options["loader_threads"])
+        threads, border = options["loader_threads"], config.read_border_weight(spec.class_map)
+        loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=threads, border=border)
         for told in trainer.fit(loader, val):
             if told.validation is not None:
                 _report(told.validation, told.position.epoch, config.select_by)

@@ -19,7 +19,6 @@ from unet_core.reduction import LaneTree
 from unet_core.sweep import Load, Sweep, endless_batches, suggested_load, sweep_rates
 from unet_core.train_config import TrainConfig
 from unet_core.trainer import Trainer
-from unet_core.transforms import AugmentConfig
 
 #: Steps of the sweep, and timed steps of each number of samples: thorough and quick.
 THOROUGH, QUICK = (300, 8), (80, 3)
@@ -35,10 +34,11 @@ def tune(*, shards: Path, out: Path, quick: bool) -> None:
     spec, config, augment = read_recipe(index)
     train = ShardReader(shards, index.of_split("train"))
     torch.set_num_threads(config.threads_per_worker)
-    loads = measure_loads(spec, config, augment, train, timed_steps)
+    border = config.read_border_weight(spec.class_map)
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
+    loads = measure_loads(spec, config, loader, timed_steps)
     best = suggested_load(loads)
     config = with_samples(config, best.samples_per_lane)
-    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed)
     batches = progress(endless_batches(loader, config, spec.class_map), total=sweep_steps, label="tune", unit="steps")
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), _device())
     sweep = sweep_rates(trainer, batches, num_steps=sweep_steps)
@@ -57,16 +57,14 @@ def with_samples(config: TrainConfig, samples_per_lane: int) -> TrainConfig:
     return replace(config, samples_per_lane=samples_per_lane, accumulate=1)
 
 
-def measure_loads(
-    spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, train: ShardReader, timed_steps: int
-) -> list[Load]:
+def measure_loads(spec: ModelSpec, config: TrainConfig, loader: LaneLoader, timed_steps: int) -> list[Load]:
     """Speed and memory of one lane with 1, 2, 4 ... samples, as long as data and memory last."""
     loads: list[Load] = []
     samples = 1
-    while samples <= min(MAX_SAMPLES, len(train) // config.lanes):
+    while samples <= min(MAX_SAMPLES, len(loader.reader) // config.lanes):
         one = replace(with_samples(config, samples), lanes=1)
-        loader = LaneLoader(train, spec.class_map, augment, seed=config.seed)
-        (batch,) = next(loader.steps(one.plan(train, spec.class_map, epoch=0), epoch=0, lanes=range(1)))
+        plan = one.plan(loader.reader, spec.class_map, epoch=0)
+        (batch,) = next(loader.steps(plan, epoch=0, lanes=range(1)))
         loads.append(measure(spec, one, batch, timed_steps))
         peak = loads[-1].peak_mb
         if peak is not None and 2 * peak > MEMORY_FRACTION * _free_mb():

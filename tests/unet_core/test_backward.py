@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,8 @@ from torch import Tensor
 
 from unet_core.backward import AllAtOnce, Backward, LaneByLane, micro_batches
 from unet_core.loader import Batch
-from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.reduction import LaneTree
-from unet_core.samples import ClassMap
 from unet_core.train_config import TrainConfig
 
 
@@ -28,7 +27,7 @@ def batch(size: int, seed: int = 0) -> Batch:
 
 @pytest.fixture
 def passes(
-    make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig], shapes_map: ClassMap
+    make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
 ) -> Callable[..., tuple[UNet, Backward]]:
     """A network and its passes, the same weights each time."""
 
@@ -36,8 +35,9 @@ def passes(
         torch.manual_seed(0)
         spec, config = make_spec(norm=norm), make_config(samples_per_lane=8, **changes)
         model = UNet(spec)
-        loss = weighted_loss({"bce": 1.0, "dice": 1.0}, shapes_map)
-        return model, kind(model, spec, loss, LaneTree(lanes=config.lanes), torch.device("cpu"), config)
+        return model, kind(
+            model, spec, config.make_loss(spec), LaneTree(lanes=config.lanes), torch.device("cpu"), config
+        )
 
     return make
 
@@ -48,11 +48,12 @@ def gradients(model: UNet) -> list[Tensor]:
 
 @given(st.integers(1, 40), st.sampled_from([1, 2, 4, 8, 16]))
 def test_micro_batches_are_all_samples_in_their_order(size: int, count: int) -> None:
-    whole = batch(size)
+    whole = replace(batch(size), border=torch.rand(size, 16, 16))
     parts = micro_batches(whole, count)
     assert tuple(key for part, _ in parts for key in part.keys) == whole.keys
     assert torch.equal(torch.cat([part.images for part, _ in parts]), whole.images)
     assert torch.equal(torch.cat([part.masks for part, _ in parts]), whole.masks)
+    assert torch.equal(torch.cat([part.border for part, _ in parts]), whole.border)
     assert len(parts) & (len(parts) - 1) == 0
     assert min(count, size) / 2 < len(parts) <= min(count, size)
     sizes = [len(part.keys) for part, _ in parts]

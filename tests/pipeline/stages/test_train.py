@@ -157,3 +157,14 @@ def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
     # What only promotion or evaluation reads does not start training anew.
     small_data.write_recipe(promote={"min_score": 0.9}, evaluate={"seed": 7})
     assert training_key(shards, root) == keys[-1]
+
+
+def test_skipped_steps_of_float16_are_told(watch) -> None:
+    seen = watch(select_by="loss")
+    for told in HISTORY:
+        seen.on_report(told)
+    assert "float16" not in seen.summary()
+    again = watch(select_by="loss")
+    for told in HISTORY:
+        again.on_report({**told, "steps": [{**step, "is_skipped": step["step"] < 3} for step in told["steps"]]})
+    assert again.summary().endswith(", 2 steps skipped, whose gradient overflowed float16")
