@@ -1,7 +1,7 @@
 """A Ray cluster of several hosts on one machine: network namespaces on a bridge, for benchmarks and tests.
 
-Each host has an address of its own, its own Ray processes and cores; files are shared. A link can be cut and a host
-killed, as in a real cluster. Needs Linux, root and iproute2.
+Each host has an address, a home folder, Ray processes and cores of its own; other files are shared. A link can be cut
+and a host killed, as in a real cluster; a server may stand beside them. Needs Linux, root and iproute2.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import psutil
 from benchmarks.workspace import words_of
 
 PORT = 6379
+#: Where a server beside the hosts listens.
+SERVER_ADDRESS = "10.88.0.254"
 #: What makes the head notice a dead host within seconds; Ray's own values take about a minute when nothing answers.
 HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -87,6 +89,13 @@ class Hosts:
     scratch: Path
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     hosts: list[Host] = field(default_factory=list)
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Environment that hosts and drivers have besides, such as a store's credentials; for hosts added later."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What stands before the command line of a server that all hosts reach at SERVER_ADDRESS."""
+        return ("ip", "netns", "exec", self.prefix)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -117,6 +126,21 @@ class Hosts:
         """Take the host off the network; nobody is told."""
         _ip("-n", self.prefix, "link", "set", self._link(host), "down")
 
+    def drain(self, host: Host) -> None:
+        """Tell it to go, as the owner of a spot machine does some time before he takes it back."""
+        ray = str(Path(sys.executable).parent / "ray")
+        words = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=120")
+        done = subprocess.run(
+            host.inside(ray, "drain-node", f"--address={self.hosts[0].address}:{PORT}", *words),
+            env={**os.environ, **self._common()},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            raise RuntimeError(f"host {host.number} can't be drained:\n{done.stdout}{done.stderr}")
+
     def mend(self, host: Host) -> None:
         """Plug it in again."""
         _ip("-n", self.prefix, "link", "set", self._link(host), "up")
@@ -138,7 +162,8 @@ class Hosts:
 
     def _common(self) -> dict[str, str]:
         # Gloo would take the address that the host's name resolves to, which is the same on all of these.
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "GLOO_SOCKET_IFNAME": "eth0"}
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "GLOO_SOCKET_IFNAME": "eth0"}
+        return {**self.extra, **own}
 
     def _start_ray(self, host: Host, cpus: int) -> None:
         where = [f"--address={self.hosts[0].address}:{PORT}"]
@@ -152,7 +177,13 @@ class Hosts:
                 *("--num-gpus=0", "--object-store-memory=80000000", f"--temp-dir={host.scratch}"),
                 "--disable-usage-stats",
             ),
-            env={**outside, **self._common(), **HEALTH_CHECKS, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={
+                **outside,
+                **self._common(),
+                **HEALTH_CHECKS,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "HOME": str(host.scratch),
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -163,8 +194,8 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def ray_hosts(count: int) -> Iterator[Hosts]:
-    """A cluster of hosts with one core each; nothing of it is left afterwards, whatever happens."""
+def network() -> Iterator[Hosts]:
+    """A network for hosts that are to be added; nothing of all is left afterwards, whatever happens."""
     prefix = f"u{secrets.token_hex(2)}"
     # Unix sockets lie below: their paths must be short.
     with tempfile.TemporaryDirectory(prefix="u", ignore_cleanup_errors=True) as scratch:
@@ -172,12 +203,21 @@ def ray_hosts(count: int) -> Iterator[Hosts]:
         try:
             _ip("netns", "add", prefix)
             _ip("-n", prefix, "link", "add", "bridge", "type", "bridge")
-            _ip("-n", prefix, "link", "set", "bridge", "up")
-            for _ in range(count):
-                hosts.add()
+            _ip("-n", prefix, "addr", "add", f"{SERVER_ADDRESS}/24", "dev", "bridge")
+            for link in ("bridge", "lo"):
+                _ip("-n", prefix, "link", "set", link, "up")
             yield hosts
         finally:
             hosts.remove_all()
+
+
+@contextlib.contextmanager
+def ray_hosts(count: int) -> Iterator[Hosts]:
+    """A cluster of hosts with one core each."""
+    with network() as hosts:
+        for _ in range(count):
+            hosts.add()
+        yield hosts
 
 
 def _ip(*words: str) -> str:

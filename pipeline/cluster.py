@@ -5,13 +5,12 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # What makes Ray Train start seconds earlier; none of it changes a result.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -25,20 +24,19 @@ os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
 
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConsistencyMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 
-from pipeline.elastic import ElasticTrainer, Journal
+from pipeline.elastic import ElasticTrainer, HostLeavesError, Journal, leaving_hosts
 from pipeline.placement import Placement, Workers
-from unet_core.errors import StorageError, TrainingError
+from unet_core.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
 #: Seconds until a worker gives up waiting for another one in a sum. The last resort: deaths and errors are seen at
 #: once by Ray's controller, which then ends all; but validation may keep one worker longer than another.
 COLLECTIVE_SECONDS = 300
-#: How long storage may be full or away while a checkpoint is written, before the training ends.
-STORAGE_PATIENCE_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +134,12 @@ def train_group(
     *,
     work_dir: Path,
     on_report: Callable[[dict[str, Any]], None],
-) -> Path:
-    """Run `worker(config)` on every worker to the end and give the directory of the last checkpoint.
+) -> None:
+    """Run `worker(config)` on every worker to the end.
 
-    Lost workers are replaced, or done without where the group allows it; the training then goes on from its last
-    checkpoint in `work_dir`, as an interrupted one does.
-    `on_report` sees every report once in each driver, also those of the time before an interruption.
+    Lost workers are replaced, or done without where the group allows it; all then run `worker(config)` anew, which goes
+    on from its last checkpoint. `on_report` sees every report once in each driver, also those of the time before an
+    interruption, as far as they stand in the journal of `work_dir`, a folder on this machine.
     """
     journal = work_dir / "journal.jsonl"
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -162,72 +160,43 @@ def train_group(
             storage_path=str(work_dir),
             # Journal counts them, and ends the training.
             failure_config=FailureConfig(max_failures=-1),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[Journal(journal)],
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     with _follow(journal, on_report):
         try:
-            result = trainer.fit()
+            trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise TrainingError(
-                f"training failed: {_last_line(error)} "
-                f"The next `dvc repro` goes on from the last checkpoint in {work_dir}."
+                f"training failed: {_last_line(error)} The next `dvc repro` goes on from the last checkpoint."
             ) from error
-    if result.checkpoint is None:
-        raise TrainingError(f"training left no checkpoint in {work_dir}. Remove the directory and train again.")
-    return Path(result.checkpoint.path)
 
 
-def report(metrics: dict[str, Any], write: Callable[[Path], None] | None = None) -> None:
-    """Report from a worker; all workers must call it equally often, rank 0 with what writes the checkpoint.
-
-    `write` gets the directory to make, in a thread beside the training, and is called again where storage fails for a
-    while. The checkpoint counts once it is there.
-    """
-    if write is None:
-        ray.train.report(metrics)
-        return
-
-    folder = Path(ray.train.get_context().get_storage().experiment_fs_path)
-
-    def upload(_: Checkpoint, name: str) -> Checkpoint:
-        _try_for_a_while(lambda: write(folder / name))
-        return Checkpoint.from_directory(str(folder / name))
-
-    # Ray wants a directory to upload. There is none yet: `upload` makes it where it is to stay.
-    source = Checkpoint.from_directory(str(folder))
-    ray.train.report(
-        metrics,
-        checkpoint=source,
-        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=False,
-        checkpoint_upload_fn=upload,
-    )
+def report(metrics: dict[str, Any]) -> None:
+    """Report from a worker; all workers must call it equally often."""
+    ray.train.report(metrics)
 
 
-def checkpoints() -> list[Path]:
-    """In a worker: directories of the checkpoints to go on from, newest first; the older ones in case it is damaged."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return []
-    newest = Path(checkpoint.path)
-    # Ray names them by their time.
-    older = (path for path in newest.parent.glob("checkpoint_*") if path.is_dir() and path.name < newest.name)
-    return [newest, *sorted((path for path in older if not path.name.endswith(".partial")), reverse=True)]
+def wait_until_told() -> None:
+    """In a worker: wait until the journal has all that was reported so far, some tenths of a second."""
+    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
 
-def _try_for_a_while(write: Callable[[], None]) -> None:
-    """Call `write`; while storage is full or away, again and again before it becomes an error."""
-    deadline = time.monotonic() + STORAGE_PATIENCE_SECONDS
-    while True:
-        try:
-            return write()
-        except (StorageError, OSError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+def host_leaves() -> bool:
+    """In a worker: whether its host was told to go."""
+    return ray.get_runtime_context().get_node_id() in leaving_hosts()
+
+
+def leave() -> NoReturn:
+    """In a worker: end the group, once rank 0 calls it too. All go on without the hosts that were told to go."""
+    from_rank_zero(None)
+    raise HostLeavesError
+
+
+def from_rank_zero(value: str | None) -> str | None:
+    """In a worker: what rank 0 gives here; all workers must call it."""
+    return broadcast_from_rank_zero(value)
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -49,7 +49,7 @@ def note_seconds(timings: Path, stage: str, seconds: float) -> None:
 
 def _quieten() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("mlflow", "alembic", "ray", "matplotlib", "botocore", "urllib3", "PIL", "git"):
+    for library in ("mlflow", "alembic", "ray", "matplotlib", "aiobotocore", "botocore", "urllib3", "PIL", "git"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -32,10 +32,12 @@ MAX_FAILURES = 3
 ANSWER_SECONDS = 2.0
 #: What libraries' messages on ended connections have in common.
 OF_CONNECTIONS = ("gloo", "NCCL", "Connection", "connection")
-#: From a checkpoint that rank 0 tells of until all ranks have told of it.
-SETTLE_SECONDS = 0.5
 #: Between two looks at a cluster that has too few workers' worth of cores.
 WAIT_SECONDS = 0.5
+
+
+class HostLeavesError(Exception):
+    """A worker's host was told to go: the training is kept, and goes on without it."""
 
 
 class Journal(UserCallback):  # type: ignore[misc]
@@ -44,11 +46,13 @@ class Journal(UserCallback):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         self._path = path
         self._failures = 0
+        self._kept = -1
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """Called by Ray when all workers have reported."""
-        if checkpoint is not None:
-            self._failures = 0
+        """Called by Ray when all workers have reported. Ray itself knows of no checkpoints: `kept` tells of them."""
+        kept = metrics[0].get("kept")
+        if kept is not None and kept > self._kept:
+            self._failures, self._kept = 0, kept
         # Ranks carry neighbouring lanes in their order, so that this is all lanes of each step.
         of_ranks = [rank.get("samples", []) for rank in metrics]
         samples = [[lane for rank in step for lane in rank] for step in zip(*of_ranks, strict=True)]
@@ -66,12 +70,15 @@ class Journal(UserCallback):  # type: ignore[misc]
         if foreseen is not None:
             self._write({"failure": str(foreseen)})
             raise foreseen
+        if any(isinstance(error, HostLeavesError) for error in errors):
+            self._write({"lost": "a host was told to go."})
+            return
         self._failures += 1
         why = _first_cause(errors)
         if self._failures > MAX_FAILURES:
             text = (
                 f"training failed {self._failures} times without a new checkpoint: {why} "
-                f"The next `dvc repro` goes on from the last checkpoint in {self._path.parent}."
+                "The next `dvc repro` goes on from the last checkpoint."
             )
             self._write({"failure": text})
             raise TrainingError(text)
@@ -99,13 +106,8 @@ class GroupSize(ElasticScalingPolicy):  # type: ignore[misc]
     again. And it changes the size at any time, which throws away all steps since the last checkpoint.
     """
 
-    def __init__(self, scaling_config: Any) -> None:
-        super().__init__(scaling_config)
-        self._checkpoint_time: float | None = None
-
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Before a start, also after a failure."""
-        self._checkpoint_time = None
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
             # Ray asks again at once, and would keep a core busy.
@@ -118,12 +120,8 @@ class GroupSize(ElasticScalingPolicy):  # type: ignore[misc]
         """While all is well: right after a checkpoint, so that a change of size loses no steps."""
         self._maybe_send_resource_request()
         reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
-        # Not again before the look at the cluster that it brings: checkpoints may come faster than they settle.
-        if self._checkpoint_time is None and any(told and told.checkpoint is not None for told in reports):
-            self._checkpoint_time = time.monotonic()
-        if self._checkpoint_time is None or time.monotonic() - self._checkpoint_time < SETTLE_SECONDS:
+        if not any(told and told.metrics.get("kept") is not None for told in reports):
             return NoopDecision()
-        self._checkpoint_time = None
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         # Workers that are well are never taken away: a host that is slow to answer is no dead one.
         return decision if getattr(decision, "num_workers", 0) > worker_group_state.num_workers else NoopDecision()
@@ -138,8 +136,8 @@ class GroupSize(ElasticScalingPolicy):  # type: ignore[misc]
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             log.warning("the cluster's resources can't be read: %s", error)
             return None
-        answering = answering_hosts()
-        return {host: resources for host, resources in reserved.items() if host in answering}
+        hosts = answering_hosts() - leaving_hosts()
+        return {host: resources for host, resources in reserved.items() if host in hosts}
 
 
 def answering_hosts() -> set[str]:
@@ -148,6 +146,11 @@ def answering_hosts() -> set[str]:
     with ThreadPoolExecutor(max(1, len(alive))) as pool:
         answers = pool.map(lambda node: _answers(node["NodeManagerAddress"], node["NodeManagerPort"]), alive)
         return {node["NodeID"] for node, answer in zip(alive, answers, strict=True) if answer}
+
+
+def leaving_hosts() -> set[str]:
+    """Ids of the hosts that were told to go, such as spot machines that are taken back (`ray drain-node`)."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def _answers(host: str, port: int) -> bool:

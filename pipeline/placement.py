@@ -46,6 +46,9 @@ class Placement:
     """UNET_CACHE: folder for fetched shards, on each node's own disk; by default ~/.cache/unet."""
     cache_gb: float = 20.0
     """UNET_CACHE_GB: the most that they may take of it, in 10^9 bytes; by default 20."""
+    checkpoints: str | None = None
+    """UNET_CHECKPOINTS: URL below which working checkpoints lie, in a folder for each training; by default .unet/ of
+    the working tree, which all hosts must then see."""
 
     @property
     def state_dir(self) -> Path:
@@ -73,13 +76,16 @@ def read_placement() -> Placement:
         shards=_read_url("UNET_SHARDS"),
         cache_dir=os.environ.get("UNET_CACHE") or Placement.cache_dir,
         cache_gb=_read_gigabytes("UNET_CACHE_GB") or Placement.cache_gb,
+        checkpoints=_read_url("UNET_CHECKPOINTS"),
     )
 
 
 def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
-    """The environment for a process that runs the code of another working tree, with a store of its own."""
+    """The environment for a process that runs the code of another working tree, with stores of its own."""
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
+    # Checkpoints of the user's training would spare what is to be done again.
+    outside = {name: value for name, value in os.environ.items() if name != "UNET_CHECKPOINTS"}
+    return {**outside, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
 
 
 def _main_tree(root: Path) -> Path:
@@ -111,7 +117,7 @@ def _read_url(name: str) -> str | None:
     text = os.environ.get(name)
     if text and "://" not in text:
         raise RecipeError(
-            f"environment variable {name}: {text!r} is not a URL such as s3://bucket/shards. Correct or unset it."
+            f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder. Correct or unset it."
         )
     return text or None
 

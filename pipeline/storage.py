@@ -3,16 +3,23 @@
 import io
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from unet_core.errors import DataError, StorageError
 from unet_core.images import FileBytes
 
+Result = TypeVar("Result")
+
 PIECE_BYTES = 8 << 20
+#: How long a place may be away before that becomes an error.
+PATIENCE_SECONDS = 120.0
+#: Between two tries.
+RETRY_SECONDS = 1.0
 #: What to do about a source's file that is not there.
 RESTORE = "Restore it, or remove the sample."
 
@@ -47,6 +54,65 @@ def read_pieces(root: str, name: str, *, missing: str) -> Iterator[bytes]:
         with system.open(join(base, name), "rb", block_size=PIECE_BYTES, cache_type="readahead") as stream:
             while piece := stream.read(PIECE_BYTES):
                 yield piece
+
+
+def fetch_file(root: str, name: str, target: Path, *, missing: str) -> None:
+    """Copy the file `name` below `root` to this machine; errors as read_file's."""
+    with _foreseen(join(root, name), missing=missing):
+        system, base = _file_system(root)
+        system.get_file(join(base, name), str(target))
+
+
+def store_file(source: Path, root: str, name: str) -> None:
+    """Copy a file of this machine to `name` below `root`; StorageError where that can't be written."""
+    address = join(root, name)
+    try:
+        with _foreseen(address):
+            system, base = _file_system(root)
+            if "file" in system.protocol:
+                # Elsewhere there are no folders to be made.
+                Path(base, name).parent.mkdir(parents=True, exist_ok=True)
+            system.put_file(str(source), join(base, name))
+    except DataError as error:
+        raise StorageError(
+            f"a place can't be written: {public(address)}: there is no such bucket. Make it, or correct the address."
+        ) from error
+
+
+def names_below(root: str) -> list[str]:
+    """Names of all files below a folder or a URL, sorted; none where nothing is there."""
+    with _foreseen(root):
+        system, base = _file_system(root)
+        system.invalidate_cache()
+        try:
+            found = [str(path).removeprefix(base).lstrip("/") for path in system.find(base)]
+        except FileNotFoundError:
+            return []
+        # Some stores name the place itself, once it had files.
+        return sorted(name for name in found if name)
+
+
+def remove_all(root: str) -> None:
+    """Remove a folder, or all below a URL; that nothing is there is no error."""
+    with _foreseen(root):
+        system, base = _file_system(root)
+        system.invalidate_cache()
+        try:
+            system.rm(base, recursive=True)
+        except FileNotFoundError:
+            return
+
+
+def patiently(call: Callable[[], Result]) -> Result:
+    """Call, and again while a place is away: StorageError after PATIENCE_SECONDS."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call()
+        except StorageError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 @contextmanager
@@ -137,7 +203,7 @@ def _list_url(root: str) -> list[str]:
         names[hidden.group() if hidden else name] = None
     kept = [name for name in names if name and (not name.endswith("/") or "/." in f"/{name}")]
     if not kept:
-        raise DataError(f"no such folder: {_public(root)}. Correct ingest.source in params.yaml, or restore the data.")
+        raise DataError(f"no such folder: {public(root)}. Correct ingest.source in params.yaml, or restore the data.")
     return kept
 
 
@@ -158,22 +224,22 @@ def _foreseen(address: str, *, missing: str = RESTORE) -> Iterator[None]:
     except (DataError, StorageError):
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"a file is missing: {_public(address)}. {missing}") from error
+        raise DataError(f"a file is missing: {public(address)}. {missing}") from error
     except OSError as error:
-        reason = error.strerror or _public(str(error))
+        reason = error.strerror or public(str(error))
         raise StorageError(
-            f"a file can't be read: {_public(address)}: {reason}. Correct its rights, or the address."
+            f"a file can't be read: {public(address)}: {reason}. Correct its rights, or the address."
         ) from error
     except Exception as error:
         if not is_url(address):
             raise
         # Every kind of store raises errors of its own: no reader installed, no route, no credentials.
         raise StorageError(
-            f"a place can't be reached: {_public(address)}: {_public(str(error)) or type(error).__name__}. "
+            f"a place can't be reached: {public(address)}: {public(str(error)) or type(error).__name__}. "
             "Correct the address, the store's endpoint (AWS_ENDPOINT_URL for S3) or the credentials in the environment."
         ) from error
 
 
-def _public(text: str) -> str:
+def public(text: str) -> str:
     """A text without what an address may carry and nobody else must see: passwords and signatures."""
     return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1", re.sub(r"://[^/@\s]*@", "://***@", text))

@@ -22,10 +22,9 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from unet_core.errors import RegistryError
@@ -108,82 +107,7 @@ def registry_errors(doing: str) -> Iterator[None]:
         raise RegistryError(f"MLflow refused: {doing}: {text}") from error
 
 
-class TrainingRun:
-    """The one run of a training, found again when the training is resumed."""
-
-    def __init__(self, client: Client, *, training: str, params: Mapping[str, Any]) -> None:
-        self._client = client
-        with registry_errors("opening a run"):
-            experiment_id = client.experiment_id()
-            old = client.search_runs(
-                [experiment_id],
-                f"tags.`{TRAINING_TAG}` = '{training}' and attributes.status != 'FINISHED'",
-                max_results=1,
-            )
-            if old:
-                self.run_id = old[0].info.run_id
-                client.update_run(self.run_id, status="RUNNING")
-                history = client.get_metric_history(self.run_id, "train_loss")
-                self._last_step = max((metric.step for metric in history), default=-1)
-            else:
-                self.run_id = client.create_run(experiment_id, run_name=f"train {training[:8]}").info.run_id
-                self._last_step = -1
-                client.log_batch(
-                    self.run_id,
-                    params=[Param(key, str(value)[:6000]) for key, value in params.items()],
-                    tags=[RunTag(TRAINING_TAG, training)],
-                )
-        self._waiting: list[Metric] = []
-        self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=5, tracking_uri=mlflow.get_tracking_uri())
-        self._monitor.start()
-
-    def log_step(self, step: int, metrics: Mapping[str, float], time_ms: int) -> None:
-        """Keep the metrics of a step for the next `flush`; a step that was logged before is left out."""
-        if step > self._last_step:
-            # MLflow refuses other characters, and class names are the user's.
-            self._waiting += [
-                Metric(re.sub(r"[^\w\-. /]", "_", name), value, time_ms, step) for name, value in metrics.items()
-            ]
-
-    def flush(self, *, must: bool = False) -> None:
-        """Send what waits. A server that is away keeps it waiting, unless it `must` arrive now."""
-        if not self._waiting:
-            return
-        try:
-            for start in range(0, len(self._waiting), 1000):
-                self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
-        except MlflowException as error:
-            if must:
-                raise RegistryError(f"metrics could not be sent to MLflow: {str(error).splitlines()[0]}") from error
-            log.warning("MLflow does not answer; metrics are kept and sent later")
-            return
-        self._last_step = max(self._last_step, *(metric.step for metric in self._waiting))
-        self._waiting = []
-
-    def log_files(self, paths: Sequence[Path], folder: str | None = None) -> None:
-        """Store files with the run."""
-        with registry_errors("storing files of the run"):
-            for path in paths:
-                self._client.log_artifact(self.run_id, str(path), folder)
-
-    def finish(self, model_dir: Path, tags: Mapping[str, str]) -> None:
-        """Log the model and close the run."""
-        self._monitor.finish()
-        self.flush(must=True)
-        with registry_errors("logging the model"):
-            with mlflow.start_run(run_id=self.run_id):
-                _log_model(self._client, self.run_id, model_dir)
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def fail(self) -> None:
-        """Close the run as failed; a later training with the same recipe, data and code takes it up again."""
-        self._monitor.finish()
-        with contextlib.suppress(MlflowException, RegistryError):
-            self.flush()
-            self._client.set_terminated(self.run_id, "FAILED")
-
-
-def _log_model(client: Client, run_id: str, model_dir: Path) -> str:
+def log_model(client: Client, run_id: str, model_dir: Path) -> str:
     """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
     # Here, since it brings torch along: `unet summary` needs none.
     from unet_core.checkpoint import read_spec, weights_hash
@@ -255,7 +179,7 @@ def _find_logged_model(client: Client, weights: str, model_dir: Path) -> tuple[s
     with mlflow.start_run(
         experiment_id=client.experiment_id(), run_name=f"model {weights[:8]} from the working tree"
     ) as run:
-        return run.info.run_id, _log_model(client, run.info.run_id, model_dir)
+        return run.info.run_id, log_model(client, run.info.run_id, model_dir)
 
 
 def version_by_alias(client: Client, name: str, alias: str) -> Version | None:

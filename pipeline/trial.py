@@ -11,13 +11,13 @@ import torch
 
 from pipeline import tuning
 from pipeline.worker import read_recipe, shard_files
+from unet_core.checkpoint import ValidationRecord
 from unet_core.errors import UnetError
 from unet_core.index import read_index
 from unet_core.loader import LaneLoader
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.trainer import Trainer
-from unet_core.validation import Validation
 
 #: Worse than every score.
 NO_SCORE = -1e30
@@ -55,9 +55,9 @@ def _train(options: Mapping[str, Any]) -> None:
         loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=threads, border=border)
         for told in trainer.fit(loader, val):
             if told.validation is not None:
-                _report(told.validation, told.position.epoch, config.select_by)
+                _report(told.validation, config.select_by)
 
 
-def _report(validation: Validation, epoch: int, select_by: str) -> None:
-    told = {"epoch": epoch, **asdict(validation)}
-    tuning.report(told, epoch=epoch, score=score(told, select_by))
+def _report(validation: ValidationRecord, select_by: str) -> None:
+    told = asdict(validation)
+    tuning.report(told, epoch=validation.epoch, score=score(told, select_by))

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pipeline import cluster, storage
+from pipeline.checkpoints import Checkpoints, Found, Saver
 from pipeline.params import RECIPE, load_section
 from unet_core.cache import CachedShards
-from unet_core.checkpoint import read_newest, write_checkpoint
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
 from unet_core.loader import Batch, LaneLoader
@@ -94,11 +94,25 @@ def train_worker(options: dict[str, Any]) -> None:
         torch.use_deterministic_algorithms(mode=True)
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
-    state, warnings = read_newest(cluster.checkpoints())
-    if state is not None:
-        trainer.restore(state)
-    with shard_files(options) as files:
-        _fit(trainer, index, files, augment, options, warnings)
+    checkpoints: Checkpoints = options["checkpoints"]
+    begun = _restore(trainer, checkpoints)
+    with shard_files(options) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
+        _fit(trainer, index, files, augment, options, saver)
+
+
+def _restore(trainer: Trainer, checkpoints: Checkpoints) -> Found | None:
+    """Go on from the newest whole checkpoint, the same on all ranks; rank 0 gives what it found."""
+    if trainer.tree.rank > 0:
+        # Not the newest that this rank finds: a worker that was taken for dead may have added one meanwhile.
+        name = cluster.from_rank_zero(None)
+        if name is not None:
+            trainer.restore(storage.patiently(partial(checkpoints.read, name)))
+        return None
+    found = storage.patiently(checkpoints.find_newest)
+    cluster.from_rank_zero(found.name if found else None)
+    if found is not None:
+        trainer.restore(found.state)
+    return found
 
 
 @contextmanager
@@ -120,9 +134,9 @@ def _fit(
     files: Path | CachedShards,
     augment: AugmentConfig,
     options: Mapping[str, Any],
-    warnings: Sequence[str],
+    saver: Saver,
 ) -> None:
-    """Train to the end and report."""
+    """Train to the end and report; rank 0 keeps checkpoints, for all."""
     config, tree = trainer.config, trainer.tree
     # What is open can't be evicted from a cache: little more than the blocks that the lanes are in.
     max_open = 2 * config.block_shards * (len(tree.lanes) + 1) if isinstance(files, CachedShards) else MAX_OPEN
@@ -135,17 +149,28 @@ def _fit(
     for told in trainer.fit(loader, val):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
-        about["warnings"] = [*warnings, *(files.take_warnings() if isinstance(files, CachedShards) else ())]
-        warnings = ()
-        kept = told.checkpoint if tree.rank == 0 else None
-        cluster.report(about, partial(write_checkpoint, spec=trainer.spec, state=kept) if kept is not None else None)
+        about["kept"] = saver.take_kept()
+        of_shards = files.take_warnings() if isinstance(files, CachedShards) else []
+        about["warnings"] = [*saver.take_warnings(), *of_shards]
+        cluster.report(about)
+        leaves = _any_worker(cluster.host_leaves(), trainer)
+        if tree.rank == 0 and (leaves or told.checkpoint is not None):
+            # A checkpoint must not be ahead of the journal: nobody would tell these steps again.
+            cluster.wait_until_told()
+            saver.keep(told.checkpoint or trainer.state())
+        if leaves:
+            saver.finish()
+            cluster.leave()
+
+
+def _any_worker(says_so: bool, trainer: Trainer) -> bool:
+    """Whether any worker says so: all must stop at the same step."""
+    return bool(trainer.tree.all_reduce(torch.tensor([float(says_so)], device=trainer.device)))
 
 
 def _record(told: Report) -> dict[str, Any]:
     return {
         "epoch": told.position.epoch,
-        "num_steps": told.num_steps,
-        "resting": told.resting,
         "steps": [asdict(step) for step in told.steps],
         "validation": asdict(told.validation) if told.validation else None,
     }

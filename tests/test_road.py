@@ -163,6 +163,16 @@ def test_a_mistake_that_one_worker_finds_ends_the_training_soon(road: Path, tmp_
     assert shard.name in text.splitlines()[-1]
 
 
+def logged_steps(folder: Path) -> list[int]:
+    """Steps of the one run in the tree's own MLflow store, as they arrived."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [found.info.status for found in runs] == ["FINISHED"]
+    return [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
+
+
 def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
@@ -170,12 +180,7 @@ def test_a_killed_driver_goes_on_where_it_was_and_logs_no_step_twice(road: Path,
     kill_driver(process)
     run(tree, *TRAIN)
     assert weights(tree) == weights(road)
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tree / 'mlflow.db'}")
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert [found.info.status for found in runs] == ["FINISHED"]
-    steps = [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train_loss")]
+    steps = logged_steps(tree)
     assert steps == sorted(set(steps))
     assert len(steps) == sum(1 for _ in (tree / "plots" / "curves.csv").open()) - 1
 
@@ -185,10 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(road: Path, t
     process = start(tree, *TRAIN)
     wait_for_step(tree, process, 18)
     kill_driver(process)
-    # What Ray has recorded: a kill may leave a newer checkpoint that nobody was told of.
-    (record,) = tree.glob(".unet/training/*/workers/checkpoint_manager_snapshot.json")
-    kept = json.loads(record.read_text())["checkpoint_results"]
-    older, newest = (record.parent / result["checkpoint_dir_name"] for result in kept[-2:])
+    older, newest = sorted(path.parent for path in tree.glob(".unet/training/*/checkpoints/*/train_state.json"))[-2:]
     weights_file = newest / "last.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-8] + bytes(8))
     told = run(tree, *TRAIN)
@@ -210,6 +212,31 @@ def test_shards_fetched_from_s3_give_the_same_weights(road: Path, tmp_path: Path
     fetched = {path.name for path in (tmp_path / "cache").rglob("*.tar")}
     index = json.loads((road / "data" / "shards" / "index.json").read_text())["shards"]
     assert fetched == {Path(shard["name"]).name for shard in index if shard["split"] != "test"}
+
+
+def test_a_training_goes_on_from_a_url_where_nothing_else_is_known_of_it(road: Path, tmp_path: Path, s3_server) -> None:
+    import s3fs
+
+    system = s3fs.S3FileSystem(key=s3_server.key, secret=s3_server.secret, endpoint_url=s3_server.endpoint)
+    system.makedirs("checkpoints")
+    places = {**s3_server.environment(), "UNET_CHECKPOINTS": "s3://checkpoints/of/all"}
+    tree = copy_of(road, tmp_path / "tree")
+    process = start(tree, *TRAIN, env=places)
+    wait_for_step(tree, process, 18)
+    kill_driver(process)
+    assert not list(tree.rglob("*.safetensors"))
+    # Another machine, which has the working tree and nothing of what the first one did.
+    shutil.rmtree(tree)
+    tree = copy_of(road, tmp_path / "tree")
+    for name in ("metrics/train.json", "plots/curves.csv", "plots/validation.csv"):
+        (tree / name).unlink()
+    run(tree, *TRAIN, env=places)
+    for name in ("models/final/model.safetensors", "metrics/train.json", "plots/curves.csv", "plots/validation.csv"):
+        assert (tree / name).read_bytes() == (road / name).read_bytes(), name
+    logged = logged_steps(tree)
+    assert sorted(logged) == list(range(len(logged)))
+    system.invalidate_cache()
+    assert system.find("checkpoints") == []
 
 
 def test_a_wrong_copy_of_the_shards_is_refused_before_a_cluster_starts(road: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""Models and training states <-> directories: safetensors and JSON, strict, written atomically, no pickle.
+"""Models and training states <-> directories: safetensors and JSON, strict, no pickle.
 
 model directory        model.safetensors  model.json
 checkpoint directory   the same (best on validation so far), and
-                       last.safetensors  train_state.safetensors  train_state.json
+                       last.safetensors  train_state.safetensors  curve.safetensors  train_state.json
+
+A model directory appears whole by a rename. A checkpoint counts once its train_state.json is there, which is written
+last: an object store, to which checkpoints are copied, has no rename.
 """
 
 import json
@@ -18,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unet_core.errors import ModelError, RecipeError, StorageError
+from unet_core.errors import ModelError, RecipeError, StorageError, TrainingError
 from unet_core.hashing import hash_file
 from unet_core.loss_scale import LossScale
 from unet_core.model import ModelConfig, ModelSpec, UNet
@@ -30,6 +33,9 @@ READABLE_VERSIONS = (1, 2)
 AVERAGE_NAME = "averaged.safetensors"
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "model.json"
+CURVE_NAME = "curve.safetensors"
+#: The file that makes a checkpoint: names and hashes of the others.
+MANIFEST_NAME = "train_state.json"
 
 
 def write_model(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
@@ -88,6 +94,30 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """Scores of the validation split at some time of the training."""
+
+    step: int
+    """The last step before."""
+    epoch: int
+    """Epochs that were done."""
+    loss: float
+    dice: float | None
+    class_dice: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a training has told since its start."""
+
+    losses: Sequence[float] = ()
+    """Of each step."""
+    learning_rates: Sequence[float] = ()
+    """Of each step."""
+    validations: Sequence[ValidationRecord] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything beside the network that decides how training goes on."""
 
@@ -105,40 +135,56 @@ class TrainState:
     """How often a plateau has lowered the learning rate."""
     loss_scale: LossScale | None = None
     """In float16."""
+    scores: Scores = Scores()
 
 
-def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState) -> None:
-    """Write a checkpoint directory: it appears complete or not at all."""
-    partial = _new_partial(directory)
-    _write_model_files(partial, spec, state.best_weights)
-    _save(_storable(state.last_weights), partial / "last.safetensors")
+def write_checkpoint(directory: Path, spec: ModelSpec, state: TrainState, made_by: Mapping[str, Any]) -> None:
+    """Write a checkpoint to a new directory. `made_by` is what decides the training (JSON values by name)."""
+    directory.mkdir(parents=True)
+    _write_model_files(directory, spec, state.best_weights)
+    _save(_storable(state.last_weights), directory / "last.safetensors")
     if state.averaged_weights is not None:
-        _save(_storable(state.averaged_weights), partial / AVERAGE_NAME)
+        _save(_storable(state.averaged_weights), directory / AVERAGE_NAME)
     tensors, plain = _split_optimizer(state.optimizer)
-    _save(tensors, partial / "train_state.safetensors")
+    _save(tensors, directory / "train_state.safetensors")
+    # 64 bits, as they were told: a JSON of a million steps would take thrice the space.
+    curve = {"losses": state.scores.losses, "learning_rates": state.scores.learning_rates}
+    _save({name: torch.tensor(values, dtype=torch.float64) for name, values in curve.items()}, directory / CURVE_NAME)
     about = {
         "format": FORMAT_VERSION,
+        "made_by": dict(made_by),
         "position": asdict(state.position),
         "best_score": state.best_score,
         "validations_since_best": state.validations_since_best,
         "num_decays": state.num_decays,
         "loss_scale": None if state.loss_scale is None else asdict(state.loss_scale),
+        "validations": [asdict(record) for record in state.scores.validations],
         "optimizer": plain,
-        "sha256": {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))},
+        "sha256": {path.name: hash_file(path) for path in sorted(directory.glob("*.safetensors"))},
     }
-    _write_text(partial / "train_state.json", json.dumps(about, indent=1))
-    _put_in_place(partial, directory)
+    _sync_files(directory)
+    manifest = directory / f"{MANIFEST_NAME}.partial"
+    _write_text(manifest, json.dumps(about, indent=1))
+    _sync_files(directory)
+    manifest.replace(directory / MANIFEST_NAME)
 
 
-def read_checkpoint(directory: Path) -> TrainState:
-    """Read a checkpoint; ModelError if a file is missing or its hash is not the recorded one."""
-    about = _read_json(directory / "train_state.json")
-    _check_format(about, directory / "train_state.json")
-    missing = sorted({"sha256", "position", "best_score", "optimizer"} - set(about))
+def read_checkpoint(directory: Path, made_by: Mapping[str, Any]) -> TrainState:
+    """Read a checkpoint; ModelError if a file is missing or its hash is not the recorded one.
+
+    TrainingError if something else made it: its training can't be gone on with.
+    """
+    about = _read_json(directory / MANIFEST_NAME)
+    _check_format(about, directory / MANIFEST_NAME)
+    missing = sorted(
+        {"sha256", "made_by", "position", "best_score", "validations", "validations_since_best", "optimizer"}
+        - set(about)
+    )
     if missing:
         raise ModelError(
-            f"checkpoint is damaged: {directory / 'train_state.json'}: no {missing[0]}. Remove it to start anew."
+            f"checkpoint is damaged: {directory / MANIFEST_NAME}: no {missing[0]}. Remove it to start anew."
         )
+    _check_maker(about["made_by"], json.loads(json.dumps(dict(made_by))), directory)
     for name, expected in about["sha256"].items():
         if not (directory / name).is_file() or hash_file(directory / name) != expected:
             raise ModelError(f"checkpoint is damaged: {directory / name}. Remove the directory to start anew.")
@@ -149,28 +195,27 @@ def read_checkpoint(directory: Path) -> TrainState:
         last_weights=read_tensors(directory / "last.safetensors"),
         optimizer=_join_optimizer(read_tensors(directory / "train_state.safetensors"), about["optimizer"]),
         averaged_weights=read_tensors(directory / AVERAGE_NAME) if AVERAGE_NAME in about["sha256"] else None,
-        validations_since_best=about.get("validations_since_best", 0),
         num_decays=about.get("num_decays", 0),
         loss_scale=LossScale(**about["loss_scale"]) if about.get("loss_scale") else None,
+        validations_since_best=about["validations_since_best"],
+        scores=Scores(
+            **{name: tuple(values.tolist()) for name, values in read_tensors(directory / CURVE_NAME).items()},
+            validations=tuple(ValidationRecord(**record) for record in about["validations"]),
+        ),
     )
 
 
-def read_newest(directories: Sequence[Path]) -> tuple[TrainState | None, list[str]]:
-    """The state of the first directory that is whole, None without directories; and what is wrong with those before.
-
-    ModelError of the first if none is whole: to begin anew would throw away what the user believes to have.
-    """
-    damaged: list[ModelError] = []
-    for directory in directories:
-        try:
-            state = read_checkpoint(directory)
-        except ModelError as error:
-            damaged.append(error)
-        else:
-            return state, [f"{error} An older one is taken: {directory}." for error in damaged]
-    if damaged:
-        raise damaged[0]
-    return None, []
+def _check_maker(there: Mapping[str, Any], here: Mapping[str, Any], directory: Path) -> None:
+    differences = [
+        f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here"
+        for name in sorted({*there, *here})
+        if there.get(name, ...) != here.get(name, ...)
+    ]
+    if differences:
+        raise TrainingError(
+            f"checkpoint was made by another recipe, data or code: {directory}: {'; '.join(differences)}. "
+            "Go back to what made it, or remove it to start anew."
+        )
 
 
 def _write_model_files(directory: Path, spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
@@ -241,10 +286,14 @@ def _new_partial(directory: Path) -> Path:
     return partial
 
 
-def _put_in_place(partial: Path, directory: Path) -> None:
-    for path in partial.iterdir():
+def _sync_files(directory: Path) -> None:
+    for path in directory.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+
+
+def _put_in_place(partial: Path, directory: Path) -> None:
+    _sync_files(partial)
     old = directory.with_name(directory.name + ".old.partial")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():

@@ -7,7 +7,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unet_core.backward import AllAtOnce, Backward, LaneByLane
-from unet_core.checkpoint import Position, TrainState, clone_weights
+from unet_core.checkpoint import Position, Scores, TrainState, ValidationRecord, clone_weights
 from unet_core.errors import TrainingError
 from unet_core.initial_weights import read_initial_weights
 from unet_core.loader import Batch, LaneLoader
@@ -25,7 +25,7 @@ from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
-from unet_core.validation import Validation, score_images, summarise
+from unet_core.validation import score_images, summarise
 
 #: What may help where numbers grow out of hand.
 REMEDY = "Lower train.learning_rate, or set train.gradient_clip."
@@ -47,13 +47,9 @@ class Report:
     """What the loop tells the outside, the same on every rank."""
 
     position: Position
-    num_steps: int
-    """Steps of the whole training."""
     steps: tuple[StepRecord, ...]
     """Since the last report."""
-    resting: int
-    """Samples that this epoch's plan leaves out."""
-    validation: Validation | None
+    validation: ValidationRecord | None
     checkpoint: TrainState | None
     """Present when the state should be kept."""
 
@@ -80,6 +76,9 @@ class Trainer:
         self.validations_since_best = 0
         self.num_decays = 0
         self.loss_scale = LossScale() if config.precision == "float16" else None
+        self._losses: list[float] = []
+        self._rates: list[float] = []
+        self._validations: list[ValidationRecord] = []
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         make_backward = LaneByLane if config.exact else AllAtOnce
         self._backward: Backward = make_backward(self.model, spec, self.loss, tree, self.device, config)
@@ -95,6 +94,8 @@ class Trainer:
         self.validations_since_best = state.validations_since_best
         self.num_decays = state.num_decays
         self.loss_scale = state.loss_scale
+        self._losses, self._rates = list(state.scores.losses), list(state.scores.learning_rates)
+        self._validations = list(state.scores.validations)
         if self.average is not None and state.averaged_weights is not None:
             self.average.model.load_state_dict(state.averaged_weights)
 
@@ -113,21 +114,24 @@ class Trainer:
         batches = loader.steps(plan, epoch=epoch, lanes=self.tree.lanes, first=self.position.step_in_epoch)
         for lane_batches in batches:
             records.append(self.step(lane_batches, steps_per_epoch=plan.num_steps))
+            self._losses.append(records[-1].loss)
+            self._rates.append(records[-1].learning_rate)
             done = self.position
             self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
             if self.position.step_in_epoch == plan.num_steps:
                 break
             keep = self._checkpoint_is_due()
             if keep or len(records) >= self.report_every_steps:
-                yield self._report(plan, records, None, keep=keep)
+                yield self._report(records, None, keep=keep)
                 records = []
         self.position = Position(epoch=epoch + 1, step=self.position.step)
         is_last = epoch + 1 == config.epochs
         validation = None
         if is_last or (epoch + 1) % config.validate_every_epochs == 0:
             validation = self._validate(val)
+            self._validations.append(validation)
             self._keep_best(validation)
-        yield self._report(plan, records, validation, keep=self._checkpoint_is_due() or validation is not None)
+        yield self._report(records, validation, keep=self._checkpoint_is_due() or validation is not None)
 
     def _is_out_of_patience(self) -> bool:
         return self.config.patience is not None and self.validations_since_best >= self.config.patience
@@ -136,19 +140,16 @@ class Trainer:
         every = self.config.checkpoint_every_steps
         return every is not None and self.position.step % every == 0
 
-    def _report(
-        self, plan: EpochPlan, records: list[StepRecord], validation: Validation | None, *, keep: bool
-    ) -> Report:
+    def _report(self, records: list[StepRecord], validation: ValidationRecord | None, *, keep: bool) -> Report:
         return Report(
             position=self.position,
-            num_steps=self.config.epochs * plan.num_steps,
             steps=tuple(records),
-            resting=plan.num_resting,
             validation=validation,
-            checkpoint=self._state() if keep else None,
+            checkpoint=self.state() if keep else None,
         )
 
-    def _state(self) -> TrainState:
+    def state(self) -> TrainState:
+        """All that decides how the training goes on; between two steps, as at a report."""
         last = clone_weights(self.model)
         broken = [name for name, weights in last.items() if not weights.isfinite().all()]
         if broken:
@@ -165,6 +166,11 @@ class Trainer:
             loss_scale=self.loss_scale,
             # A copy: the optimizer goes on changing its own tensors.
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
+            scores=Scores(
+                losses=tuple(self._losses),
+                learning_rates=tuple(self._rates),
+                validations=tuple(self._validations),
+            ),
         )
 
     def step(self, batches: list[Batch], *, steps_per_epoch: int) -> StepRecord:
@@ -224,7 +230,7 @@ class Trainer:
             f"the {what} is not a number: step {self.position.step}: {value}; samples: {keys}. {REMEDY}"
         )
 
-    def _validate(self, val: ShardReader) -> Validation:
+    def _validate(self, val: ShardReader) -> ValidationRecord:
         rows = score_images(
             self._model_to_keep().eval(),
             self.spec,
@@ -243,9 +249,9 @@ class Trainer:
                 f"the loss is not a number: validation after step {self.position.step - 1}: {found.loss}; "
                 f"first at {first}. {REMEDY}"
             )
-        return found
+        return ValidationRecord(step=self.position.step - 1, epoch=self.position.epoch, **asdict(found))
 
-    def _keep_best(self, validation: Validation) -> None:
+    def _keep_best(self, validation: ValidationRecord) -> None:
         score = -validation.loss if self.config.select_by == "loss" else validation.dice
         self.validations_since_best += 1
         if score is not None and (self.best_score is None or score > self.best_score):

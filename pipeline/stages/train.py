@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline import cluster, identity, storage, tracking
+from pipeline.checkpoints import Checkpoints
 from pipeline.command import note_seconds
 from pipeline.json_file import write_json
 from pipeline.lineage import code_hash, data_state, git_state
@@ -20,14 +22,15 @@ from pipeline.params import RECIPE, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
+from pipeline.training_run import TrainingRun
 from pipeline.worker import COPY_AGAIN, read_recipe, train_worker
-from unet_core.checkpoint import read_checkpoint, read_model, weights_hash, write_model
+from unet_core.checkpoint import Scores, TrainState, read_model, weights_hash, write_model
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index, sidecar_name
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
-from unet_core.plan import lanes_of_workers
+from unet_core.plan import EpochPlan, lanes_of_workers
 from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
 from unet_core.trainer import has_native_bfloat16, make_network
@@ -46,20 +49,26 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.
     least = placement.workers.least if placement.workers else 1
     with cluster.cluster(placement, least * config.threads_per_worker) as wait_for_cluster:
-        _check_early(index, shards, spec, config, augment, placement.shards)
-        training = training_key(shards, placement.root)
+        plan = _check_early(index, shards, spec, config, augment, placement.shards)
+        made_by = training_inputs(shards, placement.root)
+        training = training_key(made_by)
         work_dir = placement.state_dir / "training" / training
+        root = storage.join(placement.checkpoints, training) if placement.checkpoints else f"{work_dir}/checkpoints"
+        checkpoints = Checkpoints(root=root, made_by=made_by)
+        checkpoints.try_place()
         client = tracking.connect(placement.tracking_uri, placement.experiment)
         params = _flat({**asdict(config), **asdict(spec.config)})
-        run_ = tracking.TrainingRun(client, training=training, params=params)
-        watch = Watch(run_, config)
+        run_ = TrainingRun(client, training=training, params=params)
+        watch = Watch(run_, config, num_steps=config.epochs * plan.num_steps, resting=plan.num_resting)
         # Before training: what is committed meanwhile did not make the model.
         begun = identity.begin(placement.root, shards)
         lineage = {**git_state(placement.root), **data_state(shards), **identity.tags(begun)}
         try:
             wait_for_cluster()
-            checkpoint = _train(placement, config, shards, work_dir, watch)
-            write_model(model, spec, read_checkpoint(checkpoint).best_weights)
+            _train(placement, config, shards, work_dir, checkpoints, watch)
+            state = _final_state(checkpoints)
+            write_model(model, spec, state.best_weights)
+            watch.complete(state.scores)
             watch.write(metrics, curves, validation)
             _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
             run_.log_files([metrics, curves, validation, examples, RECIPE])
@@ -71,16 +80,21 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
             raise
         finally:
             watch.close()
+    checkpoints.remove_all()
     shutil.rmtree(work_dir)
     note_seconds(placement.timings, "training", watch.seconds)
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
 
 
-def training_key(shards: Path, root: Path) -> str:
-    """Hash of all that decides the result: recipe, index of shards, code."""
-    sections = {name: load_section(name, dict_type) for name, dict_type in _SECTIONS.items()}
-    text = json.dumps({name: asdict(section) for name, section in sections.items()}, sort_keys=True)
-    return hashlib.sha256(f"{text}{data_state(shards)}{code_hash(root)}".encode()).hexdigest()[:32]
+def training_inputs(shards: Path, root: Path) -> dict[str, Any]:
+    """All that decides the result, by name: values of the recipe, hashes of the index of shards and of the code."""
+    sections = {name: asdict(load_section(name, dict_type)) for name, dict_type in _SECTIONS.items()}
+    return {**_flat(sections), **data_state(shards), "code_sha256": code_hash(root)}
+
+
+def training_key(made_by: Mapping[str, Any]) -> str:
+    """The name of the training that these inputs decide."""
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
 
 
 _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "augment": AugmentConfig}
@@ -88,8 +102,8 @@ _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "aug
 
 def _check_early(
     index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, url: str | None
-) -> None:
-    """Find mistakes of the recipe before a cluster starts."""
+) -> EpochPlan:
+    """Find mistakes of the recipe before a cluster starts, and give the first epoch's plan."""
     config.make_loss(spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.initial_weights is not None:
@@ -112,6 +126,7 @@ def _check_early(
         log.warning("this processor has no native bfloat16 and emulates it slowly: train.precision: float32 is faster")
     if config.precision == "float32" and native:
         log.info("this processor has native bfloat16: train.precision: bfloat16 is faster here")
+    return plan
 
 
 def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:
@@ -123,7 +138,9 @@ def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:
         )
 
 
-def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, watch: "Watch") -> Path:
+def _train(
+    placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, checkpoints: Checkpoints, watch: "Watch"
+) -> None:
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
     workers = f"{group.least} to {group.most}" if group.least < group.most else str(group.most)
     log.info("train: %s workers with %d threads each", workers, group.threads)
@@ -133,28 +150,42 @@ def _train(placement: Placement, config: TrainConfig, shards: Path, work_dir: Pa
         "shards_url": placement.shards,
         "cache_dir": placement.cache_dir,
         "cache_gb": placement.cache_gb,
+        "checkpoints": checkpoints,
         "loader_threads": placement.loader_threads,
         "use_gpu": group.use_gpu,
     }
     try:
-        return cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
+        cluster.train_group(train_worker, options, group, work_dir=work_dir, on_report=watch.on_report)
     finally:
         if watch.failure is not None:
             # Whatever Ray says of it, this is the cause.
             raise TrainingError(watch.failure)
 
 
+def _final_state(checkpoints: Checkpoints) -> TrainState:
+    """How the training ended."""
+    found = storage.patiently(checkpoints.find_newest)
+    if found is None:
+        raise TrainingError(f"training left no checkpoint: {storage.public(checkpoints.root)}. Train again.")
+    if found.warnings:
+        raise TrainingError(
+            f"the training's last state is lost: {found.warnings[0]} Train again: it goes on from there."
+        )
+    return found.state
+
+
 class Watch:
     """Follows a training on the driver: a progress line, MLflow, and the curves. Each step counts once."""
 
-    def __init__(self, run_: tracking.TrainingRun, config: TrainConfig) -> None:
+    def __init__(self, run_: TrainingRun, config: TrainConfig, *, num_steps: int, resting: int) -> None:
         self._run = run_
         self._config = config
-        self._steps: dict[int, dict[str, float]] = {}
-        self._validations: dict[int, dict[str, Any]] = {}
+        self._num_steps = num_steps
+        self._resting = resting
+        self._steps: dict[int, Mapping[str, Any]] = {}
+        self._validations: dict[int, Mapping[str, Any]] = {}
         self._bar: Progress | None = None
-        self._resting = 0
-        self._num_steps = 0
+        self._done = 0
         self._workers: int | None = None
         self._val_loss: float | None = None
         self.failure: str | None = None
@@ -171,35 +202,45 @@ class Watch:
         # A failure of an earlier try, which this one got past.
         self.failure = None
         if self._bar is None:
-            self._bar = Progress(total=told["num_steps"], label="train", unit="steps")
+            self._bar = Progress(total=self._num_steps, label="train", unit="steps")
         for warning in told.get("warnings", ()):
             log.warning("train: %s", warning)
-        self._resting, self.seconds, self._num_steps = told["resting"], told["seconds"], told["num_steps"]
+        self.seconds = told["seconds"]
         if told["workers"] != self._workers:
             before = "" if self._workers is None else f", before {self._workers}"
             self._workers = told["workers"]
             log.info("train: %s now%s", _count_workers(self._workers), before)
             self._bar.advance(0, self._note())
         for step in told["steps"]:
-            if step["step"] not in self._steps:
-                self._bar.advance()
-            self._steps[step["step"]] = step
-            self._run.log_step(
-                step["step"], {"train_loss": step["loss"], "learning_rate": step["learning_rate"]}, told["time_ms"]
-            )
+            # On another machine the first one is not step 0.
+            self._bar.advance(max(0, step["step"] + 1 - self._done))
+            self._done = max(self._done, step["step"] + 1)
+            self._take_step(step, told["time_ms"])
         if told["validation"]:
-            self._take_validation(told)
+            self._take_validation(told["validation"], told["time_ms"])
+            self._bar.advance(0, self._note())
         self._run.flush()
 
-    def _take_validation(self, told: dict[str, Any]) -> None:
-        step, seen = max(self._steps), told["validation"]
-        self._validations[step] = {"epoch": told["epoch"], **seen}
-        scores = {"val_loss": seen["loss"], "val_dice": seen["dice"], "epoch": told["epoch"]}
+    def _take_step(self, step: Mapping[str, Any], time_ms: int) -> None:
+        self._steps[step["step"]] = step
+        self._run.log_step(step["step"], {"train_loss": step["loss"], "learning_rate": step["learning_rate"]}, time_ms)
+
+    def _take_validation(self, seen: Mapping[str, Any], time_ms: int) -> None:
+        self._validations[seen["step"]] = seen
+        scores = {"val_loss": seen["loss"], "val_dice": seen["dice"], "epoch": seen["epoch"]}
         scores |= {f"val_dice_{name}": value for name, value in seen["class_dice"].items()}
-        self._run.log_step(step, {name: value for name, value in scores.items() if value is not None}, told["time_ms"])
+        self._run.log_step(seen["step"], {name: value for name, value in scores.items() if value is not None}, time_ms)
         self._val_loss = seen["loss"]
-        if self._bar is not None:
-            self._bar.advance(0, self._note())
+
+    def complete(self, scores: Scores) -> None:
+        """Take from the last checkpoint what was told to nobody here: to a driver on another machine that is lost."""
+        time_ms = int(time.time() * 1000)
+        for number, (loss, rate) in enumerate(zip(scores.losses, scores.learning_rates, strict=True)):
+            if number not in self._steps:
+                self._take_step({"step": number, "loss": loss, "learning_rate": rate}, time_ms)
+        for record in scores.validations:
+            if record.step not in self._validations:
+                self._take_validation(asdict(record), time_ms)
 
     def _note(self) -> str:
         """What stands behind the progress line's numbers."""
@@ -211,7 +252,7 @@ class Watch:
         if self._bar is not None:
             self._bar.close()
 
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Mapping[str, Any]:
         """The validation whose weights were kept."""
         seen = [v for v in self._validations.values() if self._config.select_by == "loss" or v["dice"] is not None]
         if not seen:

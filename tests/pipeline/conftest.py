@@ -34,6 +34,7 @@ PLACEMENT = (
     "UNET_SHARDS",
     "UNET_CACHE",
     "UNET_CACHE_GB",
+    "UNET_CHECKPOINTS",
 )
 
 

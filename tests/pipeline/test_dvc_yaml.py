@@ -18,7 +18,18 @@ STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(enco
 #: The doors, placement and logging: they change no result. Their own imports do count.
 LEFT_OUT = {
     f"pipeline/{name}.py"
-    for name in ("params", "placement", "storage", "cluster", "elastic", "parallel", "tracking", "command", "progress")
+    for name in (
+        "params",
+        "placement",
+        "storage",
+        "cluster",
+        "elastic",
+        "parallel",
+        "tracking",
+        "training_run",
+        "command",
+        "progress",
+    )
 }
 #: Sections that only commands read.
 OF_COMMANDS = {"promote"}

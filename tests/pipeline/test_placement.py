@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import Workers, read_placement
+from pipeline.placement import Workers, environment_of, read_placement
 from unet_core.errors import RecipeError
 
 
@@ -82,7 +82,7 @@ def test_a_folder_is_no_url_of_shards(tree, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RecipeError) as caught:
         read_placement()
     assert str(caught.value) == (
-        "environment variable UNET_SHARDS: 'data/shards' is not a URL such as s3://bucket/shards. Correct or unset it."
+        "environment variable UNET_SHARDS: 'data/shards' is not a URL such as s3://bucket/folder. Correct or unset it."
     )
 
 
@@ -127,3 +127,14 @@ def test_no_other_module_reads_the_environment(repository: Path) -> None:
         if any(word in path.read_text(encoding="utf-8") for word in ("environ.get(", "environ[", "getenv("))
     }
     assert readers == {"placement.py"}
+
+
+def test_checkpoints_may_lie_at_a_url(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_placement().checkpoints is None
+    monkeypatch.setenv("UNET_CHECKPOINTS", "s3://bucket/training")
+    assert read_placement().checkpoints == "s3://bucket/training"
+    # A repeated training begins at its beginning.
+    assert "UNET_CHECKPOINTS" not in environment_of(tree.root, tracking_uri="")
+    monkeypatch.setenv("UNET_CHECKPOINTS", "training")
+    with pytest.raises(RecipeError, match=r"^environment variable UNET_CHECKPOINTS: 'training' is not a URL "):
+        read_placement()

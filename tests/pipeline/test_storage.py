@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import list_files, open_file, read_file
+from pipeline import storage
+from pipeline.storage import (
+    fetch_file,
+    list_files,
+    names_below,
+    open_file,
+    patiently,
+    read_file,
+    remove_all,
+    store_file,
+)
 from unet_core.errors import DataError, StorageError
 
 
@@ -105,3 +115,61 @@ def test_a_pipe_in_the_source_is_named_and_not_waited_for(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match=r"^not a file: .*/pipe: a pipe, socket or device\. Remove it\."):
         list_files(str(tmp_path))
+
+
+@pytest.fixture(params=["", "file://", "memory://"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet, by its path and by URLs."""
+    return f"{request.param}{tmp_path}/deep/place"
+
+
+def test_what_is_stored_comes_back_and_can_be_removed(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a.txt").write_bytes(b"seven")
+    assert names_below(place) == []
+    for name in ("b/c.txt", "a.txt"):
+        store_file(tmp_path / "a.txt", place, name)
+    assert names_below(place) == ["a.txt", "b/c.txt"]
+    fetch_file(place, "b/c.txt", tmp_path / "back.txt", missing="Look again.")
+    assert (tmp_path / "back.txt").read_bytes() == b"seven"
+    remove_all(f"{place}/b")
+    assert names_below(place) == ["a.txt"]
+    for _ in range(2):
+        remove_all(place)
+    assert names_below(place) == []
+
+
+def test_a_listing_sees_what_came_since_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"seven")
+    for number in range(3):
+        store_file(tmp_path / "a.txt", f"memory://{tmp_path}", f"{number}.txt")
+        assert len(names_below(f"memory://{tmp_path}")) == number + 1
+
+
+def test_fetching_what_is_not_there_says_what_to_do(tmp_path: Path, place: str) -> None:
+    with pytest.raises(DataError) as caught:
+        fetch_file(place, "gone.txt", tmp_path / "back.txt", missing="Look again.")
+    assert str(caught.value) == f"a file is missing: {place}/gone.txt. Look again."
+
+
+def test_a_place_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.001)
+    answers = iter([StorageError("away"), StorageError("away"), "here"])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    assert patiently(ask) == "here"
+
+
+def test_patience_with_a_place_that_stays_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.01)
+
+    def ask() -> str:
+        raise StorageError("away")
+
+    with pytest.raises(StorageError, match="away"):
+        patiently(ask)

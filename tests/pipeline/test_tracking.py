@@ -1,7 +1,6 @@
 """Against real SQLite stores; nothing of MLflow is replaced."""
 
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import pytest
 
 from pipeline import tracking
 from pipeline.receipt import Receipt, registered_version
+from pipeline.training_run import TrainingRun
 from unet_core.checkpoint import read_model, weights_hash
-from unet_core.errors import ModelError, RegistryError
+from unet_core.errors import RegistryError
 from unet_core.samples import ClassMap, ImageConfig
 
 pytestmark = [
@@ -174,7 +174,7 @@ def test_a_version_that_was_deleted_is_made_anew_from_the_working_tree(client, m
 
 def test_a_version_made_anew_keeps_its_lineage(client, model: Path) -> None:
     lineage = {"git.commit": "abc", "data.index_sha256": "def"}
-    tracking.TrainingRun(client, training="abc", params={}).finish(model, lineage)
+    TrainingRun(client, training="abc", params={}).finish(model, lineage)
     first, _ = tracking.ensure_version(client, "unet", model, lineage)
     client.delete_model_version("unet", first.number)
     second = registered_version(client, Receipt(model="unet", weights_sha256=first.weights_sha256), model)
@@ -237,56 +237,8 @@ def test_a_file_that_is_no_store_is_named(tree) -> None:
         tracking.connect(f"sqlite:///{tree.root / 'mlflow.db'}")
 
 
-def test_a_training_that_failed_is_taken_up_by_its_own_run_without_logging_a_step_twice(client, model: Path) -> None:
-    now = int(time.time() * 1000)
-    first = tracking.TrainingRun(client, training="abc", params={"lanes": 2})
-    for step in (0, 1):
-        first.log_step(step, {"train_loss": 1.0 - step / 10}, now)
-    first.flush()
-    first.fail()
-    assert client.get_run(first.run_id).info.status == "FAILED"
-    second = tracking.TrainingRun(client, training="abc", params={"lanes": 2})
-    assert second.run_id == first.run_id
-    for step in (0, 1, 2):
-        second.log_step(step, {"train_loss": 0.5}, now)
-    second.finish(model, {"git.commit": "abc"})
-    run = client.get_run(first.run_id)
-    history = client.get_metric_history(first.run_id, "train_loss")
-    assert [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)] == [
-        (0, 1.0),
-        (1, 0.9),
-        (2, 0.5),
-    ]
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["git.commit"] == "abc"
-    assert run.data.tags[tracking.WEIGHTS_TAG] == weights_hash(model)
-    # A finished run stays as it is: training once more is a run of its own.
-    third = tracking.TrainingRun(client, training="abc", params={"lanes": 2})
-    third.fail()
-    assert third.run_id != first.run_id
-
-
-def test_a_training_whose_model_cannot_be_logged_is_closed_as_failed(client, tree) -> None:
-    run = tracking.TrainingRun(client, training="abc", params={})
-    with pytest.raises(ModelError):
-        run.finish(Path("no-such-model"), {})
-    run.fail()
-    assert client.get_run(run.run_id).info.status == "FAILED"
-    again = tracking.TrainingRun(client, training="abc", params={})
-    again.fail()
-    assert again.run_id == run.run_id
-
-
-def test_classes_of_any_name_have_metrics(client, model: Path) -> None:
-    run = tracking.TrainingRun(client, training="abc", params={})
-    run.log_step(1, {"val_dice_größe (1:2)": 0.5, "val_dice_plus": 0.25}, int(time.time() * 1000))
-    run.finish(model, {})
-    metrics = client.get_run(run.run_id).data.metrics
-    assert {metrics[name] for name in metrics if name.startswith("val_dice_")} == {0.25, 0.5}
-
-
 def test_registering_takes_the_model_that_the_training_logged(client, model: Path) -> None:
-    run = tracking.TrainingRun(client, training="abc", params={})
+    run = TrainingRun(client, training="abc", params={})
     run.finish(model, {})
     version, made = tracking.ensure_version(client, "unet", model, {})
     assert made

@@ -14,24 +14,29 @@ from torch import Tensor
 
 from unet_core import checkpoint
 from unet_core.checkpoint import (
+    MANIFEST_NAME,
     SPEC_NAME,
     WEIGHTS_NAME,
     Position,
+    Scores,
     TrainState,
+    ValidationRecord,
     clone_weights,
     load_weights,
     read_checkpoint,
     read_model,
-    read_newest,
     read_spec,
     weights_hash,
     write_checkpoint,
     write_model,
 )
-from unet_core.errors import ModelError, StorageError
+from unet_core.errors import ModelError, StorageError, TrainingError
 from unet_core.hashing import hash_file
 from unet_core.model import ModelSpec, UNet
 from unet_core.samples import ClassMap, ImageConfig
+
+#: What decides a training, by name.
+MADE_BY = {"train.learning_rate": 0.01, "model.width": 4, "data.index_sha256": "a1"}
 
 
 @pytest.fixture
@@ -59,6 +64,13 @@ def trained_state(spec: ModelSpec, steps: int = 2) -> TrainState:
         best_weights=clone_weights(network(spec, seed=1)),
         last_weights=clone_weights(model),
         optimizer=optimizer.state_dict(),
+        scores=Scores(
+            losses=tuple(0.1 / (step + 1) for step in range(steps)),
+            learning_rates=(0.01,) * steps,
+            validations=(
+                ValidationRecord(step=1, epoch=1, loss=0.1 + 2**-54, dice=None, class_dice={"cell": 1 / 3, "no": None}),
+            ),
+        ),
     )
 
 
@@ -261,10 +273,11 @@ def test_model_of_another_format_is_refused(model_dir: Path) -> None:
 
 def test_checkpoint_comes_back_as_it_was_written(tmp_path: Path, spec: ModelSpec) -> None:
     state = trained_state(spec)
-    write_checkpoint(tmp_path / "checkpoint", spec, state)
-    found = read_checkpoint(tmp_path / "checkpoint")
+    write_checkpoint(tmp_path / "checkpoint", spec, state, MADE_BY)
+    found = read_checkpoint(tmp_path / "checkpoint", MADE_BY)
     assert found.position == state.position
     assert found.best_score == state.best_score
+    assert found.scores == state.scores
     assert_same(found.best_weights, state.best_weights)
     assert_same(found.last_weights, state.last_weights)
     assert found.optimizer["state"].keys() == state.optimizer["state"].keys()
@@ -279,9 +292,9 @@ def test_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Pa
         optimizer.step()
         return clone_weights(model)
 
-    write_checkpoint(tmp_path / "checkpoint", spec, trained_state(spec))
+    write_checkpoint(tmp_path / "checkpoint", spec, trained_state(spec), MADE_BY)
     results = []
-    for state in (read_checkpoint(tmp_path / "checkpoint"), trained_state(spec)):
+    for state in (read_checkpoint(tmp_path / "checkpoint", MADE_BY), trained_state(spec)):
         model = network(spec, seed=5)
         model.load_state_dict(state.last_weights)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
@@ -292,19 +305,19 @@ def test_optimizer_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path: Pa
 
 
 def test_checkpoint_without_a_score_comes_back_without(tmp_path: Path, spec: ModelSpec) -> None:
-    write_checkpoint(tmp_path / "checkpoint", spec, replace(trained_state(spec), best_score=None))
-    assert read_checkpoint(tmp_path / "checkpoint").best_score is None
+    write_checkpoint(tmp_path / "checkpoint", spec, replace(trained_state(spec), best_score=None), MADE_BY)
+    assert read_checkpoint(tmp_path / "checkpoint", MADE_BY).best_score is None
 
 
 def test_score_keeps_every_digit(tmp_path: Path, spec: ModelSpec) -> None:
     score = -0.1 - 2**-54
-    write_checkpoint(tmp_path / "checkpoint", spec, replace(trained_state(spec), best_score=score))
-    assert read_checkpoint(tmp_path / "checkpoint").best_score == score
+    write_checkpoint(tmp_path / "checkpoint", spec, replace(trained_state(spec), best_score=score), MADE_BY)
+    assert read_checkpoint(tmp_path / "checkpoint", MADE_BY).best_score == score
 
 
 def test_checkpoint_is_a_model_directory_of_the_best_weights(tmp_path: Path, spec: ModelSpec) -> None:
     state = trained_state(spec)
-    write_checkpoint(tmp_path / "checkpoint", spec, state)
+    write_checkpoint(tmp_path / "checkpoint", spec, state, MADE_BY)
     model, found = read_model(tmp_path / "checkpoint")
     assert found == spec
     assert_same(model.state_dict(), state.best_weights)
@@ -312,20 +325,27 @@ def test_checkpoint_is_a_model_directory_of_the_best_weights(tmp_path: Path, spe
 
 def test_equal_states_give_equal_bytes(tmp_path: Path, spec: ModelSpec) -> None:
     for name in ("a", "b"):
-        write_checkpoint(tmp_path / name, spec, trained_state(spec))
+        write_checkpoint(tmp_path / name, spec, trained_state(spec), MADE_BY)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["last.safetensors", SPEC_NAME, WEIGHTS_NAME, "train_state.json", "train_state.safetensors"]
+    assert names == [
+        "curve.safetensors",
+        "last.safetensors",
+        SPEC_NAME,
+        WEIGHTS_NAME,
+        "train_state.json",
+        "train_state.safetensors",
+    ]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.fixture
 def checkpoint_dir(tmp_path: Path, spec: ModelSpec) -> Path:
-    write_checkpoint(tmp_path / "checkpoint", spec, trained_state(spec))
+    write_checkpoint(tmp_path / "checkpoint", spec, trained_state(spec), MADE_BY)
     return tmp_path / "checkpoint"
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_NAME, "last.safetensors", "train_state.safetensors"])
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, "last.safetensors", "train_state.safetensors", "curve.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "one bit"])
 def test_damaged_checkpoint_is_refused(checkpoint_dir: Path, name: str, damage: str) -> None:
     path = checkpoint_dir / name
@@ -335,7 +355,7 @@ def test_damaged_checkpoint_is_refused(checkpoint_dir: Path, name: str, damage: 
     if damage != "missing":
         path.write_bytes(data)
     with pytest.raises(ModelError) as caught:
-        read_checkpoint(checkpoint_dir)
+        read_checkpoint(checkpoint_dir, MADE_BY)
     assert str(caught.value) == f"checkpoint is damaged: {path}. Remove the directory to start anew."
 
 
@@ -346,20 +366,37 @@ def test_checkpoint_without_a_readable_state_is_refused(checkpoint_dir: Path, co
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ModelError, match=r"train_state.json"):
-        read_checkpoint(checkpoint_dir)
+        read_checkpoint(checkpoint_dir, MADE_BY)
 
 
-@pytest.mark.parametrize("name", ["sha256", "position", "best_score", "optimizer"])
+@pytest.mark.parametrize("name", ["sha256", "made_by", "position", "best_score", "validations", "optimizer"])
 def test_checkpoint_whose_state_lacks_an_entry_is_refused(checkpoint_dir: Path, name: str) -> None:
     edit(checkpoint_dir / "train_state.json", **{name: None})
     with pytest.raises(ModelError, match=rf"checkpoint is damaged: .*checkpoint.*{name}"):
-        read_checkpoint(checkpoint_dir)
+        read_checkpoint(checkpoint_dir, MADE_BY)
 
 
 def test_checkpoint_of_another_format_is_refused(checkpoint_dir: Path) -> None:
     edit(checkpoint_dir / "train_state.json", format=3)
     with pytest.raises(ModelError, match=r"another format: .*train_state.json: version 3"):
-        read_checkpoint(checkpoint_dir)
+        read_checkpoint(checkpoint_dir, MADE_BY)
+
+
+def test_a_checkpoint_of_another_recipe_or_data_is_refused_with_the_difference(checkpoint_dir: Path) -> None:
+    here = {"train.learning_rate": 0.003, "train.momentum": 0.9, "data.index_sha256": "a1"}
+    with pytest.raises(TrainingError) as caught:
+        read_checkpoint(checkpoint_dir, here)
+    assert str(caught.value) == (
+        f"checkpoint was made by another recipe, data or code: {checkpoint_dir}: model.width: 4 there, nothing here; "
+        "train.learning_rate: 0.01 there, 0.003 here; train.momentum: nothing there, 0.9 here. "
+        "Go back to what made it, or remove it to start anew."
+    )
+
+
+def test_a_recipe_is_compared_as_json_keeps_it(tmp_path: Path, spec: ModelSpec) -> None:
+    write_checkpoint(tmp_path / "checkpoint", spec, trained_state(spec), {"augment.scale": (0.5, 2)})
+    read_checkpoint(tmp_path / "checkpoint", {"augment.scale": [0.5, 2]})
+    read_checkpoint(tmp_path / "checkpoint", {"augment.scale": (0.5, 2)})
 
 
 # Half-written directories
@@ -399,43 +436,39 @@ def num_calls_of_a_write(write: Callable[[], None]) -> int:
     return len(calls)
 
 
-def test_first_write_is_seen_complete_or_not_at_all(tmp_path: Path, spec: ModelSpec) -> None:
+def test_a_model_is_seen_complete_or_not_at_all(tmp_path: Path, spec: ModelSpec) -> None:
+    weights = network(spec).state_dict()
+    num_calls = num_calls_of_a_write(lambda: write_model(tmp_path / "counted", spec, weights))
+    assert num_calls > 6
+    for kill_at in range(num_calls):
+        directory = tmp_path / f"killed_{kill_at}"
+        with pytest.MonkeyPatch.context() as patch:
+            names_of_calls(patch, kill_at)
+            with pytest.raises(Killed):
+                write_model(directory, spec, weights)
+        if directory.exists():
+            assert_same(read_model(directory)[0].state_dict(), weights)
+        write_model(directory, spec, weights)  # what was left behind is in nobody's way
+        assert_same(read_model(directory)[0].state_dict(), weights)
+
+
+def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path: Path, spec: ModelSpec) -> None:
     state = trained_state(spec)
-    num_calls = num_calls_of_a_write(lambda: write_checkpoint(tmp_path / "counted", spec, state))
+    num_calls = num_calls_of_a_write(lambda: write_checkpoint(tmp_path / "counted", spec, state, MADE_BY))
     assert num_calls > 8
     for kill_at in range(num_calls):
         directory = tmp_path / f"killed_{kill_at}"
         with pytest.MonkeyPatch.context() as patch:
             names_of_calls(patch, kill_at)
             with pytest.raises(Killed):
-                write_checkpoint(directory, spec, state)
-        if directory.exists():
-            assert_same(read_checkpoint(directory).last_weights, state.last_weights)
-        write_checkpoint(directory, spec, state)  # what was left behind is in nobody's way
-        assert_same(read_checkpoint(directory).last_weights, state.last_weights)
+                write_checkpoint(directory, spec, state, MADE_BY)
+        assert not (directory / MANIFEST_NAME).exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="between two renames the name is free for an instant; Ray names each checkpoint anew"
-)
-def test_an_interrupted_write_never_loses_the_older_checkpoint(tmp_path: Path, spec: ModelSpec) -> None:
-    old = trained_state(spec)
-    new = replace(trained_state(spec, steps=3), position=Position(epoch=2, step_in_epoch=0, step=12))
-    directory = tmp_path / "checkpoint"
-    write_checkpoint(directory, spec, old)
-    num_calls = num_calls_of_a_write(lambda: write_checkpoint(directory, spec, new))
-    lost = []
-    for kill_at in range(num_calls):
-        write_checkpoint(directory, spec, old)
-        with pytest.MonkeyPatch.context() as patch:
-            calls = names_of_calls(patch, kill_at)
-            with pytest.raises(Killed):
-                write_checkpoint(directory, spec, new)
-        try:
-            assert read_checkpoint(directory).position in (old.position, new.position)
-        except ModelError:
-            lost.append(f"killed before call {kill_at}: {calls[-1]}")
-    assert lost == []
+def test_a_checkpoint_is_never_written_over_another(checkpoint_dir: Path, spec: ModelSpec) -> None:
+    with pytest.raises(FileExistsError):
+        write_checkpoint(checkpoint_dir, spec, trained_state(spec, steps=3), MADE_BY)
+    assert read_checkpoint(checkpoint_dir, MADE_BY).scores == trained_state(spec).scores
 
 
 def test_full_disk_keeps_the_older_model(small_disk: Path, make_spec: Callable[..., ModelSpec]) -> None:
@@ -444,25 +477,3 @@ def test_full_disk_keeps_the_older_model(small_disk: Path, make_spec: Callable[.
     with pytest.raises(StorageError, match=r"disk full .*model|model.*No space left"):
         write_model(small_disk / "model", large, network(large).state_dict())
     assert_same(load_file(small_disk / "model" / WEIGHTS_NAME), network(small).state_dict())
-
-
-def test_the_newest_whole_checkpoint_is_taken_and_the_damaged_one_named(tmp_path: Path, spec: ModelSpec) -> None:
-    states = [replace(trained_state(spec), position=Position(epoch=0, step_in_epoch=n, step=n)) for n in (1, 2)]
-    for state in states:
-        write_checkpoint(tmp_path / f"checkpoint_{state.position.step}", spec, state)
-    newest_first = [tmp_path / "checkpoint_2", tmp_path / "checkpoint_1"]
-    found, warnings = read_newest(newest_first)
-    assert found is not None
-    assert (found.position.step, warnings) == (2, [])
-    (tmp_path / "checkpoint_2/last.safetensors").write_bytes(b"")
-    found, warnings = read_newest(newest_first)
-    assert found is not None
-    assert found.position.step == 1
-    assert warnings == [
-        f"checkpoint is damaged: {tmp_path}/checkpoint_2/last.safetensors. Remove the directory to start anew. "
-        f"An older one is taken: {tmp_path}/checkpoint_1."
-    ]
-    (tmp_path / "checkpoint_1/train_state.json").unlink()
-    with pytest.raises(ModelError, match=r"^checkpoint is damaged: .*/checkpoint_2/last"):
-        read_newest(newest_first)
-    assert read_newest([]) == (None, [])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.params import load_section
+from unet_core.checkpoint import Scores, ValidationRecord
 from unet_core.errors import TrainingError
 from unet_core.train_config import TrainConfig
 
@@ -32,13 +33,13 @@ def report(steps: range, epoch: int, *, loss: float | None = None, dice: float |
     """What a worker tells after some steps; with a validation where a loss is given."""
     return {
         "epoch": epoch,
-        "num_steps": 6,
-        "resting": 1,
         "seconds": 2.0 * epoch,
         "workers": 2,
         "time_ms": 1000 * epoch,
         "steps": [{"step": step, "loss": 1 / step, "learning_rate": 0.1} for step in steps],
-        "validation": {"loss": loss, "dice": dice, "class_dice": {"cell": dice}} if loss is not None else None,
+        "validation": {"step": steps[-1], "epoch": epoch, "loss": loss, "dice": dice, "class_dice": {"cell": dice}}
+        if loss is not None
+        else None,
     }
 
 
@@ -48,7 +49,7 @@ def watch(tree):
 
     def make(**changes: object):
         tree.write_recipe(train=changes)
-        return Watch(Record(), load_section("train", TrainConfig))
+        return Watch(Record(), load_section("train", TrainConfig), num_steps=6, resting=1)
 
     return make
 
@@ -105,6 +106,31 @@ def test_metrics_and_curves_hold_every_step_once_and_nothing_of_when(watch) -> N
     ]
 
 
+def test_what_was_told_on_a_lost_machine_comes_from_the_last_checkpoint(watch) -> None:
+    """Files are the same as where every report was seen."""
+    scores = Scores(
+        losses=(1.5, *(1 / step for step in range(1, 7))),
+        learning_rates=(0.1,) * 7,
+        validations=tuple(
+            ValidationRecord(**validation) for told in HISTORY if (validation := told["validation"]) is not None
+        ),
+    )
+    written = []
+    for told in ([], HISTORY[2:], HISTORY):
+        seen = watch(select_by="dice")
+        for line in told:
+            seen.on_report(line)
+        seen.complete(scores)
+        paths = [Path("train.json"), Path("curves.csv"), Path("validation.csv")]
+        seen.write(*paths)
+        written.append([path.read_bytes() for path in paths])
+        # MLflow too gets everything once.
+        assert sorted(step for step, metrics in seen._run.steps if "train_loss" in metrics) == list(range(7))
+        assert sorted(step for step, metrics in seen._run.steps if "val_loss" in metrics) == [2, 4, 6]
+    assert written[0] == written[1] == written[2]
+    assert written[0][1].splitlines()[:3] == [b"step,train_loss,learning_rate", b"0,1.5,0.1", b"1,1.0,0.1"]
+
+
 def test_a_report_with_a_failure_is_kept(watch) -> None:
     seen = watch()
     seen.on_report({"failure": "a shard is damaged", "time_ms": 0})
@@ -134,29 +160,29 @@ def test_a_lost_worker_and_another_number_of_workers_are_told(watch, caplog: pyt
 
 
 def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
-    from pipeline.stages.train import training_key
+    from pipeline.stages.train import training_inputs, training_key
 
     shards, root = Path("data/shards"), small_data.root
     (root / "unet_core").mkdir()
     code = root / "unet_core" / "model.py"
     code.write_text("1", encoding="utf-8")
     small_data.run("ingest", "validate", "split", "shard")
-    keys = [training_key(shards, root), training_key(shards, root)]
+    keys = [training_key(training_inputs(shards, root)), training_key(training_inputs(shards, root))]
     small_data.write_recipe(train={"learning_rate": 0.5})
-    keys.append(training_key(shards, root))
+    keys.append(training_key(training_inputs(shards, root)))
     small_data.write_recipe()
     code.write_text("2", encoding="utf-8")
-    keys.append(training_key(shards, root))
+    keys.append(training_key(training_inputs(shards, root)))
     code.write_text("1", encoding="utf-8")
     small_data.add_pair("s00", draw="corrected")
     small_data.record()
     small_data.run("ingest", "validate", "split", "shard")
-    keys.append(training_key(shards, root))
+    keys.append(training_key(training_inputs(shards, root)))
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
     # What only promotion or evaluation reads does not start training anew.
     small_data.write_recipe(promote={"min_score": 0.9}, evaluate={"seed": 7})
-    assert training_key(shards, root) == keys[-1]
+    assert training_key(training_inputs(shards, root)) == keys[-1]
 
 
 def test_skipped_steps_of_float16_are_told(watch) -> None:
