@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
     predict.add_argument("--exact", action="store_true", help="tiles that change nothing, slower")
     predict.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored forms, 8 times slower")
+    export = command("export", "write a model as one file for other programs, checked against PyTorch", _export)
+    export.add_argument("model", metavar="MODEL", help="registry address or model directory")
+    export.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
     reproduce = command("reproduce", "train a recorded run again and say whether the bits are the same", _reproduce)
     reproduce.add_argument("name", metavar="RUN_OR_MODEL", help="run id, models:/unet@champion or models:/unet/3")
     command("summary", "say where things stand", _summary)
@@ -157,6 +160,12 @@ def _predict(parsed: argparse.Namespace) -> None:
 
     options = Options(exact=parsed.exact, tta=parsed.tta, save=frozenset(filter(None, parsed.save.split(","))))
     predict(parsed.paths, out=parsed.out, model=parsed.model, options=options)
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from pipeline.export import export
+
+    export(parsed.model, to=parsed.to)
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:

@@ -1,24 +1,20 @@
 """`unet predict`: images, folders, patterns or URLs -> masks at the original size, and what else is asked for."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import tracking
 from pipeline.command import say
 from pipeline.image_files import find_images, name_results
+from pipeline.model_files import ModelFiles, open_model_files
 from pipeline.parallel import map_parallel
-from pipeline.placement import Placement, read_placement
-from pipeline.predict_image import Job, ModelFiles, Options, Outcome, died, load_model, predict_job
+from pipeline.placement import read_placement
+from pipeline.predict_image import Job, Options, Outcome, died, load_model, predict_job
 from pipeline.results import FOLDERS
 from pipeline.results_record import has_others, is_done
 from pipeline.storage import split_address, version_of
-from unet_core.checkpoint import SPEC_NAME, read_spec, weights_hash
 from unet_core.errors import DataError, RecipeError, UnetError
-from unet_core.hashing import hash_file
 
 #: Failed images that are named; the number of the others is said.
 MAX_NAMED = 20
@@ -34,7 +30,7 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -
         raise RecipeError(f"unet predict: --save: unknown: {', '.join(unknown)!r}. Choose among {', '.join(FOLDERS)}.")
     images = name_results(find_images(places, outside=out))
     placement = read_placement()
-    with _model_files(model, placement) as files:
+    with open_model_files(model) as files:
         # Whatever is wrong with the model is told before any image is.
         load_model(files)
         jobs = _jobs(images, files, options)
@@ -46,28 +42,6 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -
     what = ", ".join(FOLDERS[name] for name in FOLDERS if name in options.save)
     say(f"{len(outcomes) - len(failed)} images predicted: {what} in {out}")
     _tell_failed(failed, len(jobs))
-
-
-@contextmanager
-def _model_files(model: str, placement: Placement) -> Iterator[ModelFiles]:
-    """The model's directory; a registered one lies, meanwhile, where all nodes of a cluster see it."""
-    if Path(model).is_dir():
-        yield _hashed(Path(model))
-        return
-    tracking.connect(placement.tracking_uri, placement.experiment)
-    placement.state_dir.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=placement.state_dir) as scratch:
-        yield _hashed(tracking.fetch_model(model, Path(scratch)))
-
-
-def _hashed(directory: Path) -> ModelFiles:
-    # Tells where it is no model.
-    read_spec(directory)
-    return ModelFiles(
-        directory=directory,
-        weights_sha256=weights_hash(directory),
-        description_sha256=hash_file(directory / SPEC_NAME),
-    )
 
 
 def _jobs(images: dict[str, str], model: ModelFiles, options: Options) -> list[Job]:

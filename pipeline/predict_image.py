@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.memory import keep_freed_memory
+from pipeline.model_files import ModelFiles
 from pipeline.pictures import overlay
 from pipeline.results import (
     FOLDERS,
@@ -45,16 +46,6 @@ class Options:
     exact: bool
     tta: bool
     save: frozenset[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles:
-    """A model directory, and the hashes of what lies there."""
-
-    directory: Path
-    weights_sha256: str
-    description_sha256: str
-    """Of model.json: classes and their values, how images are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
