@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unet_core.errors import ModelError
 from unet_core.metrics import predict_planes
@@ -96,14 +97,14 @@ def predict_bands(
     for row, end in zip(rows, ends, strict=True):
         kept = row[0].kept
         # The rows that the tiles above have begun, then those that nobody has seen.
-        fresh = torch.zeros(len(total), kept.height - total.shape[1], width)
-        total = torch.cat([total, fresh], dim=1)
+        total = F.pad(total, (0, 0, 0, kept.height - total.shape[1]))
         for tile, logits in _predict_row(model, spec, image, row):
             columns = slice(tile.kept.left, tile.kept.left + tile.kept.width)
             weight = down[kept.top][:, None] * across[tile.kept.left]
             total[:, :, columns].addcmul_(logits, weight)
         yield Band(top=kept.top, logits=total[:, : end - kept.top])
-        total = total[:, end - kept.top :]
+        # A view would keep all rows in memory.
+        total = total[:, end - kept.top :].clone()
 
 
 def predict_logits(
