@@ -84,12 +84,21 @@ def _parser() -> argparse.ArgumentParser:
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
     command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
-    predict = command("predict", "write masks and overlays for images", _predict)
-    predict.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="image files or folders")
-    predict.add_argument("--out", type=Path, required=True, help="folder for masks/ and overlays/")
+    predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
+    predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
+    predict.add_argument(
+        "--save",
+        default="mask,overlay",
+        metavar="WHAT",
+        help="any of mask,overlay,probabilities,uncertainty,polygons,instances (default mask,overlay)",
+    )
     predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
     predict.add_argument("--exact", action="store_true", help="tiles that change nothing, slower")
     predict.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored forms, 8 times slower")
+    export = command("export", "write a model as one file for other programs, checked against PyTorch", _export)
+    export.add_argument("model", metavar="MODEL", help="registry address or model directory")
+    export.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
     reproduce = command("reproduce", "train a recorded run again and say whether the bits are the same", _reproduce)
     reproduce.add_argument("name", metavar="RUN_OR_MODEL", help="run id, models:/unet@champion or models:/unet/3")
     command("summary", "say where things stand", _summary)
@@ -147,8 +156,16 @@ def _promote(_: argparse.Namespace) -> None:
 
 def _predict(parsed: argparse.Namespace) -> None:
     from pipeline.predict import predict
+    from pipeline.predict_image import Options
 
-    predict(parsed.paths, out=parsed.out, model=parsed.model, exact=parsed.exact, tta=parsed.tta)
+    options = Options(exact=parsed.exact, tta=parsed.tta, save=frozenset(filter(None, parsed.save.split(","))))
+    predict(parsed.paths, out=parsed.out, model=parsed.model, options=options)
+
+
+def _export(parsed: argparse.Namespace) -> None:
+    from pipeline.export import export
+
+    export(parsed.model, to=parsed.to)
 
 
 def _reproduce(parsed: argparse.Namespace) -> None:

@@ -40,15 +40,16 @@ def map_parallel(
     *,
     placement: Placement,
     label: str,
+    unit: str = "samples",
     on_death: Callable[[Item], Result],
 ) -> Iterator[Result]:
-    """Results in the order of the items; a progress bar says `label`.
+    """Results in the order of the items; a progress bar says `label` and counts in `unit`.
 
     `function` must be a module's own function, or a partial of one. Where an item kills the process that works on it
     (a crash inside a decoder, no memory), `on_death` gives its result, and the others' results are as without it. Few
     items stay in this process, which nothing guards.
     """
-    shown = Progress(total=len(items), label=label, unit="samples")
+    shown = Progress(total=len(items), label=label, unit=unit)
     try:
         if len(items) <= FEW or (placement.ray_address is None and _count_here(placement) == 1):
             for item in items:

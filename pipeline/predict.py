@@ -1,94 +1,83 @@
-"""`unet predict`: images or folders -> masks at the original size, and overlays."""
+"""`unet predict`: images, folders, patterns or URLs -> masks at the original size, and what else is asked for."""
 
-import logging
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from pipeline import tracking
 from pipeline.command import say
-from pipeline.pictures import overlay, write_picture
+from pipeline.image_files import find_images, name_results
+from pipeline.model_files import ModelFiles, open_model_files
+from pipeline.parallel import map_parallel
 from pipeline.placement import read_placement
-from pipeline.progress import progress
-from pipeline.scoring import predict_sample
-from pipeline.source import PICTURE_SUFFIXES
-from pipeline.storage import read_file
-from unet_core.checkpoint import read_model
-from unet_core.errors import DataError
-from unet_core.images import read_image
-from unet_core.samples import Array, ClassMap
+from pipeline.predict_image import Job, Options, Outcome, died, load_model, predict_job
+from pipeline.results import FOLDERS
+from pipeline.results_record import has_others, is_done
+from pipeline.storage import split_address, version_of
+from unet_core.errors import DataError, RecipeError, UnetError
 
-log = logging.getLogger(__name__)
+#: Failed images that are named; the number of the others is said.
+MAX_NAMED = 20
 
 
-def predict(paths: Sequence[Path], *, out: Path, model: str, exact: bool = False, tta: bool = False) -> None:
-    """Predict all images; `model` is a registry address or a model directory."""
-    images = [path for path in find_images(paths) if not path.resolve().is_relative_to(out.resolve())]
-    if not images:
-        raise DataError(f"no images: {paths[0]}: what is there are results in {out}. Give image files or folders.")
-    if Path(model).is_dir():
-        network, spec = read_model(Path(model))
-    else:
-        placement = read_placement()
-        tracking.connect(placement.tracking_uri, placement.experiment)
-        with tempfile.TemporaryDirectory() as scratch:
-            network, spec = read_model(tracking.fetch_model(model, Path(scratch)))
-    names = _names(images)
-    for path in progress(images, total=len(images), label="predict", unit="images"):
-        image = read_image(read_file("", str(path)), spec.images)
-        mask = predict_sample(network, spec, image, exact=exact, tta=tta)
-        _write_mask(out / "masks", names[path], mask, spec.class_map)
-        write_picture(out / "overlays" / f"{names[path]}.png", overlay(image, mask, spec.class_map))
-    say(f"{len(images)} masks in {out / 'masks'}, overlays in {out / 'overlays'}")
+def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -> None:
+    """Predict all images that have no results yet; `model` is a registry address or a model directory.
+
+    Raises DataError at the end that names the images that could not be predicted; the others are done.
+    """
+    unknown = sorted(options.save - set(FOLDERS))
+    if unknown or not options.save:
+        raise RecipeError(f"unet predict: --save: unknown: {', '.join(unknown)!r}. Choose among {', '.join(FOLDERS)}.")
+    images = name_results(find_images(places, outside=out))
+    placement = read_placement()
+    with open_model_files(model) as files:
+        # Whatever is wrong with the model is told before any image is.
+        load_model(files)
+        jobs = _jobs(images, files, options)
+        todo = _without_done(jobs, out)
+        out.mkdir(parents=True, exist_ok=True)
+        work = partial(predict_job, model=files, root=placement.root, out=out, options=options)
+        outcomes = list(map_parallel(work, todo, placement=placement, label="predict", unit="images", on_death=died))
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    what = ", ".join(FOLDERS[name] for name in FOLDERS if name in options.save)
+    say(f"{len(outcomes) - len(failed)} images predicted: {what} in {out}")
+    _tell_failed(failed, len(jobs))
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Image files: the paths themselves, and all below a folder; DataError for a path without one."""
-    found = []
-    for path in paths:
-        inside = (
-            sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
-            if path.is_dir()
-            else [path]
-        )
-        if not inside or not path.exists():
-            raise DataError(f"no images: {path}. Give image files, or folders with {sorted(PICTURE_SUFFIXES)}.")
-        found += inside
-    return list(dict.fromkeys(found))
+def _jobs(images: dict[str, str], model: ModelFiles, options: Options) -> list[Job]:
+    made = {
+        "weights_sha256": model.weights_sha256,
+        "description_sha256": model.description_sha256,
+        "options": {"exact": options.exact, "tta": options.tta, "save": sorted(options.save)},
+    }
+    return [Job(address=address, name=name, about=_about(address, made)) for address, name in images.items()]
 
 
-def _names(images: Sequence[Path]) -> dict[Path, str]:
-    """Names of results: the image's own; DataError where two images would write one file."""
-    names: dict[str, Path] = {}
-    for path in images:
-        if path.stem in names:
-            raise DataError(f"two images of one name: {names[path.stem]} and {path}. Predict them into two folders.")
-        names[path.stem] = path
-    return {path: name for name, path in names.items()}
+def _about(address: str, made: dict[str, Any]) -> dict[str, Any]:
+    try:
+        version = version_of(*split_address(address))
+    except UnetError:
+        # Reading it will tell why.
+        version = "unknown"
+    return {"image": address, "version": version, **made}
 
 
-def _write_mask(folder: Path, name: str, mask: Array, class_map: ClassMap) -> None:
-    """Masks as a user would bring them: the recipe's pixel values; overlapping classes in a folder each."""
-    values = class_map.values
-    dtype = np.uint8 if max(values) < 256 else np.uint16
-    if class_map.kind == "multilabel":
-        for number, class_name in enumerate(class_map.names):
-            _write_png(
-                folder / class_name / f"{name}.png", np.where(mask[..., number], values[number], 0).astype(dtype)
-            )
+def _without_done(jobs: Sequence[Job], out: Path) -> list[Job]:
+    todo = [job for job in jobs if not is_done(out, job.name, job.about)]
+    if len(todo) < len(jobs):
+        say(f"{len(jobs) - len(todo)} of {len(jobs)} images have results of this model with these options: skipped")
+    others = sum(has_others(out, job.name) for job in todo)
+    if others:
+        say(f"{others} images have results of another model, other options or an older file: predicted anew")
+    return todo
+
+
+def _tell_failed(failed: Sequence[Outcome], num_images: int) -> None:
+    if not failed:
         return
-    if class_map.has_colours:
-        colours = np.array([[value >> 16, value >> 8 & 255, value & 255] for value in values], dtype=np.uint8)
-        _write_png(folder / f"{name}.png", colours[mask])
-        return
-    _write_png(folder / f"{name}.png", np.array(values, dtype=dtype)[mask])
-
-
-def _write_png(path: Path, values: npt.NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    lines = [f"  {outcome.address}: {outcome.failure}" for outcome in failed[:MAX_NAMED]]
+    if len(failed) > MAX_NAMED:
+        lines.append(f"  and {len(failed) - MAX_NAMED} more")
+    raise DataError(
+        f"{len(failed)} of {num_images} images could not be predicted, the others are done:\n" + "\n".join(lines)
+    )

@@ -127,6 +127,31 @@ def open_file(root: str, name: str) -> Iterator[BinaryIO]:
             yield stream
 
 
+def split_address(address: str) -> tuple[str, str]:
+    """Root and name, as the functions here take them, of one file's address."""
+    root, _, name = address.rpartition("/")
+    return (root, name) if is_url(address) else ("", address)
+
+
+def find_at_url(address: str) -> list[str]:
+    """Addresses of the files that a URL names, sorted: the file itself, all below a folder, or those of a pattern.
+
+    Patterns have * and [; a question mark begins a URL's query. Nothing there is an empty list; StorageError where the
+    place can't be reached.
+    """
+    with _foreseen(address):
+        system, base = _file_system(address)
+        # A listing that this process keeps from before would hide what has come since.
+        system.invalidate_cache()
+        if "*" in base or "[" in base:
+            found = system.glob(base)
+        elif system.isfile(base):
+            return [address]
+        else:
+            found = system.find(base)
+        return sorted(system.unstrip_protocol(path) for path in found)
+
+
 def version_of(root: str, name: str) -> str:
     """What changes when a local file does. A file at a URL is taken to stay as it is while a process runs."""
     if is_url(root):

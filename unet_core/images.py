@@ -55,8 +55,13 @@ def read_image(file: FileBytes, config: ImageConfig) -> npt.NDArray[np.uint8 | n
     return convert_image(read_picture(file, "image", config.page), config, where=file.name)
 
 
-def convert_image(picture: Picture, config: ImageConfig, *, where: str) -> npt.NDArray[np.uint8 | np.uint16]:
-    """What `read_image` gives, from a picture that is decoded already."""
+def convert_image(
+    picture: Picture, config: ImageConfig, *, where: str, limits: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8 | np.uint16]:
+    """What `read_image` gives, from a picture that is decoded already.
+
+    Where the picture is a part of an image, `limits` are the values of the whole at the percentiles of `config`.
+    """
     pixels = picture.pixels
     is_plain = pixels.dtype == np.uint8 and picture.bits <= 8
     if not is_plain and config.value_range is None and config.percentiles is None:
@@ -66,15 +71,20 @@ def convert_image(picture: Picture, config: ImageConfig, *, where: str) -> npt.N
         )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise DataError(f"image has values that are no numbers: {where}: NaN or infinity. Export it without.")
-    pixels = _as_channels(_as_gray_levels(picture), picture, config.channels, where)
+    pixels = pick_channels(picture, config, where=where)
     if config.value_range is not None:
         pixels = _scale(pixels, *config.value_range, white=config.white)
     elif config.percentiles is not None:
-        low, high = np.percentile(pixels, config.percentiles, method="inverted_cdf")
+        low, high = limits or np.percentile(pixels, config.percentiles, method="inverted_cdf")
         pixels = _scale(pixels, float(low), float(high), white=config.white)
     elif config.bits == 16:
         pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
     return np.ascontiguousarray(pixels)
+
+
+def pick_channels(picture: Picture, config: ImageConfig, *, where: str) -> Pixels:
+    """The picture's values in as many channels as the recipe says, not scaled yet."""
+    return _as_channels(_as_gray_levels(picture), picture, config.channels, where)
 
 
 def _as_gray_levels(picture: Picture) -> Pixels:

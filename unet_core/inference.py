@@ -1,20 +1,110 @@
-"""Image of any size -> logits, in tiles: fast ones that fade into each other, or exact ones, which change nothing."""
+"""Image of any size -> logits, in tiles: fast ones that fade into each other, or exact ones, which change nothing.
 
-from collections.abc import Iterator
+The image comes in rows and the logits go in bands of rows, so that neither must fit in memory as a whole.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unet_core.errors import ModelError
 from unet_core.metrics import predict_planes
 from unet_core.model import ModelSpec
 from unet_core.samples import Array, Window
-from unet_core.tiling import exact_tiles
+from unet_core.tiling import Tile, exact_tiles, fading_tiles
 
 #: Side of a tile and overlap of neighbours, in pixels. An image that fits in one tile is predicted whole.
 TILE_PX = 768
 OVERLAP_PX = 64
+
+
+class ImageRows(Protocol):
+    """An image that gives its rows when they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+
+    def read_rows(self, top: int, bottom: int) -> Array:
+        """Rows from `top` to before `bottom`, (bottom - top, W, C), uint8 or uint16 as the model was trained."""
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """The rows of an image in memory, (H, W, C)."""
+
+    image: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width, channels."""
+        return self.image.shape
+
+    def read_rows(self, top: int, bottom: int) -> Array:
+        """A view of some rows."""
+        return self.image[top:bottom]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Logits of some rows over the whole width."""
+
+    top: int
+    logits: Tensor
+    """(K, rows, W) float32 on the CPU."""
+
+
+def predict_bands(
+    model: nn.Module,
+    spec: ModelSpec,
+    image: ImageRows,
+    *,
+    exact: bool = False,
+    tile_px: int = TILE_PX,
+    overlap_px: int = OVERLAP_PX,
+) -> Iterator[Band]:
+    """Predict an image, from top to bottom; memory for two rows of tiles at most, whatever the image's height.
+
+    `exact` tiles overlap as far as the network looks and give the whole image's logits, to rounding; the others overlap
+    by `overlap_px` and differ a little near their borders. Raises ModelError for an image whose number of channels
+    the model does not take, and for exact tiles of a network whose normalisation follows the tile.
+    """
+    if len(image.shape) != 3 or image.shape[2] != spec.channels:
+        raise ModelError(
+            f"the model takes {spec.channels} channels, the image has shape {image.shape}. "
+            "Convert the image, or train a model for such images."
+        )
+    height, width = image.shape[:2]
+    # Without padding, a tile's border is mirrored where the image goes on: as in the paper, nothing of that is kept.
+    exact = exact or (spec.config.padding == "none" and spec.config.norm in ("none", "batch"))
+    if exact:
+        _check_exact(spec, height, width, tile_px)
+        tiles = list(exact_tiles(height, width, spec.config, tile_px=tile_px))
+    else:
+        stride = 2**spec.config.depth
+        tiles = list(fading_tiles(height, width, tile_px=tile_px, overlap_px=overlap_px, stride=stride))
+    down = _fading({(tile.kept.top, tile.kept.height) for tile in tiles}, height, overlap_px)
+    across = _fading({(tile.kept.left, tile.kept.width) for tile in tiles}, width, overlap_px)
+    rows = [list(row) for _, row in groupby(tiles, key=lambda tile: tile.kept.top)]
+    ends = [*(row[0].kept.top for row in rows[1:]), height]
+    total = torch.zeros(spec.class_map.num_classes, 0, width)
+    for row, end in zip(rows, ends, strict=True):
+        kept = row[0].kept
+        # The rows that the tiles above have begun, then those that nobody has seen.
+        total = F.pad(total, (0, 0, 0, kept.height - total.shape[1]))
+        for tile, logits in _predict_row(model, spec, image, row):
+            columns = slice(tile.kept.left, tile.kept.left + tile.kept.width)
+            weight = down[kept.top][:, None] * across[tile.kept.left]
+            total[:, :, columns].addcmul_(logits, weight)
+        yield Band(top=kept.top, logits=total[:, : end - kept.top])
+        # A view would keep all rows in memory.
+        total = total[:, end - kept.top :].clone()
 
 
 def predict_logits(
@@ -26,31 +116,15 @@ def predict_logits(
     tile_px: int = TILE_PX,
     overlap_px: int = OVERLAP_PX,
 ) -> Tensor:
-    """Predict one image (H, W, C), uint8 or uint16 as the model was trained; logits (K, H, W) float32 on the CPU.
-
-    `exact` tiles overlap as far as the network looks and give the whole image's logits, to rounding; the others overlap
-    by `overlap_px` and differ a little near their borders. Raises ModelError for an image whose number of channels
-    the model does not take, and for exact tiles of a network whose normalisation follows the tile.
-    """
-    if image.ndim != 3 or image.shape[2] != spec.channels:
-        raise ModelError(
-            f"the model takes {spec.channels} channels, the image has shape {image.shape}. "
-            "Convert the image, or train a model for such images."
-        )
-    height, width = image.shape[:2]
-    if height <= tile_px and width <= tile_px:
-        return _predict_tile(model, spec, image)
-    # Without padding, a tile's border is mirrored where the image goes on: as in the paper, nothing of that is kept.
-    if exact or (spec.config.padding == "none" and spec.config.norm in ("none", "batch")):
-        return _predict_exactly(model, spec, image, tile_px)
-    total = torch.zeros(spec.class_map.num_classes, height, width)
-    weights = torch.zeros(height, width)
-    for tile in _tiles(height, width, tile_px, overlap_px, stride=2**spec.config.depth):
-        rows, columns = _slices(tile)
-        weight = _ramp(tile.height, overlap_px)[:, None] * _ramp(tile.width, overlap_px)[None, :]
-        total[:, rows, columns] += weight * _predict_tile(model, spec, image[rows, columns])
-        weights[rows, columns] += weight
-    return total / weights
+    """Logits (K, H, W) float32 on the CPU of one image in memory (H, W, C), tiled as `predict_bands` says."""
+    bands = predict_bands(model, spec, ArrayRows(image), exact=exact, tile_px=tile_px, overlap_px=overlap_px)
+    first = next(bands)
+    if first.logits.shape[1] == image.shape[0]:
+        return first.logits
+    logits = torch.empty(spec.class_map.num_classes, *image.shape[:2])
+    for band in (first, *bands):
+        logits[:, band.top : band.top + band.logits.shape[1]] = band.logits
+    return logits
 
 
 def predict_symmetric(model: nn.Module, spec: ModelSpec, image: Array, *, exact: bool = False) -> Tensor:
@@ -64,41 +138,11 @@ def predict_symmetric(model: nn.Module, spec: ModelSpec, image: Array, *, exact:
     return total / 8
 
 
-def _predict_exactly(model: nn.Module, spec: ModelSpec, image: Array, tile_px: int) -> Tensor:
-    if spec.config.norm in ("group", "instance"):
-        raise ModelError(
-            f"no exact tiles with model.norm: {spec.config.norm}, whose statistics are those of the tile. "
-            "Predict without --exact, or train with norm batch or none."
-        )
-    height, width = image.shape[:2]
-    logits = torch.empty(spec.class_map.num_classes, height, width)
-    for tile in exact_tiles(height, width, spec.config, tile_px=tile_px):
-        seen = _predict_tile(model, spec, image[_slices(tile.seen)])
-        top, left = tile.kept.top - tile.seen.top, tile.kept.left - tile.seen.left
-        logits[(slice(None), *_slices(tile.kept))] = seen[
-            :, top : top + tile.kept.height, left : left + tile.kept.width
-        ]
-    return logits
-
-
-def _slices(window: Window) -> tuple[slice, slice]:
-    return slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-
-
 def predict_mask(logits: Tensor, spec: ModelSpec) -> Array:
     """Logits (K, H, W) -> class indices (H, W), or (H, W, K) zeros and ones for overlapping classes; uint8."""
     if spec.class_map.kind != "multilabel":
         return logits.argmax(dim=0).to(torch.uint8).numpy()
     return predict_planes(logits).permute(1, 2, 0).to(torch.uint8).numpy()
-
-
-def _predict_tile(model: nn.Module, spec: ModelSpec, image: Array) -> Tensor:
-    device = next(model.parameters()).device
-    # A copy: mapped files are read-only, and torch wants memory that it may write.
-    batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
-    with torch.inference_mode(), autocast(device, spec.precision):
-        logits: Tensor = model(batch)
-    return logits[0].float().cpu()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -107,26 +151,57 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
-def _tiles(height: int, width: int, tile_px: int, overlap_px: int, stride: int) -> Iterator[Window]:
-    for top, bottom in _spans(height, tile_px, overlap_px, stride):
-        for left, right in _spans(width, tile_px, overlap_px, stride):
-            yield Window(top=top, left=left, height=bottom - top, width=right - left)
+def _check_exact(spec: ModelSpec, height: int, width: int, tile_px: int) -> None:
+    if max(height, width) > tile_px and spec.config.norm in ("group", "instance"):
+        raise ModelError(
+            f"no exact tiles with model.norm: {spec.config.norm}, whose statistics are those of the tile. "
+            "Predict without --exact, or train with norm batch or none."
+        )
 
 
-def _spans(length: int, tile_px: int, overlap_px: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Starts and ends of tiles that cover `length`. A start is a multiple of the stride: elsewhere pooling would
-    pair other pixels than it does in the whole image, and the answer would depend on the tiles.
+def _predict_row(
+    model: nn.Module, spec: ModelSpec, image: ImageRows, row: Sequence[Tile]
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Tiles side by side, each with the logits of its kept part."""
+    first = row[0].seen
+    pixels = image.read_rows(first.top, first.top + first.height)
+    for tile in row:
+        seen, kept = tile.seen, tile.kept
+        logits = _predict_tile(model, spec, pixels[:, seen.left : seen.left + seen.width])
+        rows, columns = _within(kept, seen)
+        yield tile, logits[:, rows, columns]
+
+
+def _within(kept: Window, seen: Window) -> tuple[slice, slice]:
+    top, left = kept.top - seen.top, kept.left - seen.left
+    return slice(top, top + kept.height), slice(left, left + kept.width)
+
+
+def _predict_tile(model: nn.Module, spec: ModelSpec, image: Array) -> Tensor:
+    device = next(model.parameters()).device
+    # A copy: mapped files are read-only, and torch wants memory that it may write. Pixels of all channels side by side
+    # are the layout channels_last.
+    batch = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
+    with torch.inference_mode(), autocast(device, spec.precision):
+        logits: Tensor = model(batch)
+    return logits[0].float().cpu()
+
+
+def _fading(spans: set[tuple[int, int]], length: int, overlap_px: int) -> dict[int, Tensor]:
+    """Weights along one axis by the start of a span: where spans (start, length) overlap, they fade into each other.
+
+    At each place the weights of all spans add up to 1, so that blended logits need no division; those of tiles are the
+    products of their rows' and columns'.
     """
-    step = max(stride, (tile_px - overlap_px) // stride * stride)
-    start = 0
-    while start + tile_px < length:
-        yield start, start + tile_px
-        start += step
-    yield start, length
+    total = torch.zeros(length)
+    ramps = {start: _ramp(size, overlap_px) for start, size in sorted(spans)}
+    for start, ramp in ramps.items():
+        total[start : start + len(ramp)] += ramp
+    return {start: ramp / total[start : start + len(ramp)] for start, ramp in ramps.items()}
 
 
 def _ramp(length: int, overlap_px: int) -> Tensor:
-    """Weights along one side of a tile: 1 inside, falling to its ends over the overlap."""
+    """1 inside, falling to both ends over the overlap."""
     distance = torch.arange(1, length + 1, dtype=torch.float32)
     ramp = max(1, overlap_px)
     return torch.minimum(distance, distance.flip(0)).clamp(max=ramp) / ramp

@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import mmap
 import struct
 from dataclasses import dataclass
 from typing import Literal
@@ -25,11 +26,13 @@ MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, SEPARATED, YCBCR = range(7)
 ALPHA = frozenset({1, 2})
 SUBFILE_TYPE, SHORT = 254, 3
 
+Buffer = bytes | mmap.mmap
+
 
 def decode_tiff(data: bytes, page: int | None) -> Picture:
     """One page of a TIFF file; thumbnails (reduced copies of a page) are no pages."""
-    layout = _Layout.of(data)
-    directories = _find_directories(data, layout)
+    layout = Layout.of(data)
+    directories = find_directories(data, layout)
     pages = [place for place, is_thumbnail in directories if not is_thumbnail] or [place for place, _ in directories]
     place = pages[choose_page(len(pages), page)]
     if place != directories[0][0]:
@@ -38,10 +41,10 @@ def decode_tiff(data: bytes, page: int | None) -> Picture:
         data = data[: layout.first] + pointer + data[layout.first + len(pointer) :]
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         chosen = file.pages.first
-        _check_page(chosen, len(data))
+        check_page(chosen, len(data))
         pixels = _as_rows_columns_channels(chosen, chosen.asarray(maxworkers=1))
         orientation = chosen.tags.valueof(274, 1)
-        return _interpret(chosen, pixels, orientation if isinstance(orientation, int) else 1)
+        return interpret(chosen, pixels, orientation if isinstance(orientation, int) else 1)
 
 
 def describe_tiff(data: bytes) -> str:
@@ -59,7 +62,7 @@ def measure_tiff(data: bytes) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
+class Layout:
     """How a TIFF's directories are written: formats of `struct`, with the byte order."""
 
     first: int
@@ -71,14 +74,14 @@ class _Layout:
     short: str
 
     @classmethod
-    def of(cls, data: bytes) -> "_Layout":
+    def of(cls, data: Buffer) -> "Layout":
         order = "<" if data[:2] == b"II" else ">"
         if 43 in data[2:4]:  # BigTIFF
             return cls(first=8, offset=f"{order}Q", count=f"{order}Q", entry=f"{order}HHQ8s", short=f"{order}H")
         return cls(first=4, offset=f"{order}I", count=f"{order}H", entry=f"{order}HHI4s", short=f"{order}H")
 
 
-def _find_directories(data: bytes, layout: _Layout) -> list[tuple[int, bool]]:
+def find_directories(data: Buffer, layout: Layout) -> list[tuple[int, bool]]:
     """Place of each page's directory, and whether it is a thumbnail, a reduced copy of another.
 
     Directories that overlap or lie outside the file are refused: a few bytes could else claim thousands of pages with
@@ -108,8 +111,8 @@ def _find_directories(data: bytes, layout: _Layout) -> list[tuple[int, bool]]:
     return found
 
 
-def _check_page(page: tifffile.TiffPage, num_bytes: int) -> None:
-    """The header's claims must be possible: else missing parts would silently be read as zeros."""
+def check_page(page: tifffile.TiffPage, num_bytes: int) -> None:
+    """The header's claims must be possible in a file of so many bytes: else missing parts would be read as zeros."""
     if page.compression not in COMPRESSIONS:
         raise UnusableError(
             "is compressed in a way that we don't read",
@@ -148,7 +151,8 @@ def _as_rows_columns_channels(page: tifffile.TiffPage, pixels: Pixels) -> Pixels
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
-def _interpret(page: tifffile.TiffPage, pixels: Pixels, orientation: int) -> Picture:
+def interpret(page: tifffile.TiffPage, pixels: Pixels, orientation: int) -> Picture:
+    """What (H, W, C) pixels of a page mean, be they all or some of its rows."""
     photometric, bits, channels = int(page.photometric), int(page.bitspersample), pixels.shape[2]
     has_alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in ALPHA
     num_colours = channels - has_alpha

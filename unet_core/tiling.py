@@ -62,6 +62,26 @@ def _through_convolutions(config: ModelConfig, count: int, first: int, last: int
     return first - before, last + 2 * count - before
 
 
+def fading_tiles(height: int, width: int, *, tile_px: int, overlap_px: int, stride: int) -> Iterator[Tile]:
+    """Tiles of at most `tile_px` that overlap by `overlap_px` or a little more; all that they see counts.
+
+    A start is a multiple of the network's stride: elsewhere pooling would pair other pixels than it does in the whole
+    image, and the answer would depend on the tiles.
+    """
+    step = max(stride, (tile_px - overlap_px) // stride * stride)
+    for (top, bottom), (left, right) in product(_spans(height, tile_px, step), _spans(width, tile_px, step)):
+        window = Window(top=top, left=left, height=bottom - top, width=right - left)
+        yield Tile(seen=window, kept=window)
+
+
+def _spans(length: int, tile_px: int, step: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start + tile_px < length:
+        yield start, start + tile_px
+        start += step
+    yield start, length
+
+
 def exact_tiles(height: int, width: int, config: ModelConfig, *, tile_px: int) -> Iterator[Tile]:
     """Tiles of at most `tile_px` whose kept parts cover the image once, each out of reach of its tile's border.
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unet_core.errors import ModelError
-from unet_core.inference import predict_logits, predict_mask, predict_symmetric
+from unet_core.folding import fold_batch_norm
+from unet_core.inference import ArrayRows, predict_bands, predict_logits, predict_mask, predict_symmetric
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import Array, ClassMap, ImageConfig
@@ -311,3 +312,41 @@ def test_mask_of_planes_is_one_where_the_logit_is_positive(make_spec: Callable[.
     mask = predict_mask(torch.tensor([[[1.0, -1.0]], [[0.0, 3.0]]]), make_spec())
     assert mask.dtype == np.uint8
     assert mask.tolist() == [[[1, 0], [0, 1]]]
+
+
+class CountedRows(ArrayRows):
+    """Remembers which rows were asked for."""
+
+    def __init__(self, image: Array) -> None:
+        super().__init__(image)
+        object.__setattr__(self, "asked", [])
+
+    def read_rows(self, top: int, bottom: int) -> Array:
+        self.asked.append((top, bottom))  # type: ignore[attr-defined]
+        return super().read_rows(top, bottom)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("height", [1, 95, 96, 97, 250])
+def test_bands_follow_each_other_and_are_the_logits_of_the_image(
+    trained: tuple[UNet, ModelSpec], height: int, exact: bool
+) -> None:
+    model, spec = trained
+    image = np.random.default_rng(0).integers(0, 256, (height, 130, 1), dtype=np.uint8)
+    rows = CountedRows(image)
+    bands = list(predict_bands(model, spec, rows, exact=exact, tile_px=104, overlap_px=16))
+    logits = torch.cat([band.logits for band in bands], dim=1)
+    assert [band.top for band in bands] == np.cumsum([0, *(band.logits.shape[1] for band in bands[:-1])]).tolist()
+    assert torch.equal(logits, predict_logits(model, spec, image, exact=exact, tile_px=104, overlap_px=16))
+    # Never more rows at a time than a tile has.
+    assert max(bottom - top for top, bottom in rows.asked) <= 104  # type: ignore[attr-defined]
+    assert rows.asked[0][0] == 0  # type: ignore[attr-defined]
+    assert rows.asked[-1][1] == height  # type: ignore[attr-defined]
+
+
+def test_folded_network_predicts_the_same_tiles(trained: tuple[UNet, ModelSpec]) -> None:
+    model, spec = trained
+    image = draw_shapes(seed=1, number=0, height=150, width=170)[0][..., None]
+    plain = predict_logits(model, spec, image, tile_px=96, overlap_px=16)
+    folded = predict_logits(fold_batch_norm(model), spec, image, tile_px=96, overlap_px=16)
+    torch.testing.assert_close(folded, plain, rtol=0, atol=1e-4)

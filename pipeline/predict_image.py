@@ -1,0 +1,168 @@
+"""One image -> its results, in whichever process. Large TIFF files go through by rows."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.memory import keep_freed_memory
+from pipeline.model_files import ModelFiles
+from pipeline.pictures import overlay
+from pipeline.results import (
+    FOLDERS,
+    OF_WHOLE_MASKS,
+    TiffRowsFile,
+    open_tiff_files,
+    pixel_results,
+    write_png,
+    write_results,
+)
+from pipeline.results_record import forget, record
+from pipeline.storage import read_file, split_address
+from unet_core.checkpoint import read_model
+from unet_core.errors import DataError, UnetError
+from unet_core.folding import fold_batch_norm
+from unet_core.image_rows import FileRows, open_image_rows
+from unet_core.images import read_image
+from unet_core.inference import Band, predict_bands, predict_logits, predict_mask, predict_symmetric
+from unet_core.model import ModelSpec, UNet
+from unet_core.samples import Array
+
+#: TIFF files of more pixels are read and written by rows: 4096 x 4096.
+LARGE_PIXELS = 2**24
+#: The longer side of a large image's overlay.
+OVERLAY_PX = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to predict, and what to save."""
+
+    exact: bool
+    tta: bool
+    save: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One image."""
+
+    address: str
+    name: str
+    about: Mapping[str, Any]
+    """What its record will say: image, model, options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How it went."""
+
+    address: str
+    failure: str | None = None
+    """Why there are no results."""
+
+
+def predict_job(job: Job, *, model: ModelFiles, root: Path, out: Path, options: Options) -> Outcome:
+    """Predict an image and record it; a foreseen mistake is this image's alone. Paths are relative to `root`."""
+    # Ray starts workers elsewhere.
+    os.chdir(root)
+    try:
+        network, spec = load_model(model)
+        forget(out, job.name)
+        results = _predict(job, network, spec, out, options)
+        record(out, job.name, job.about, results)
+    except UnetError as error:
+        return Outcome(address=job.address, failure=str(error))
+    except MemoryError:
+        return Outcome(address=job.address, failure="no memory. Predict fewer at a time: lower UNET_PROCESSES.")
+    except OSError as error:
+        return Outcome(address=job.address, failure=f"{error.strerror or error}: {error.filename or out}.")
+    return Outcome(address=job.address)
+
+
+def died(job: Job) -> Outcome:
+    """The outcome of an image whose process ended."""
+    why = "its process ended: no memory, or a crash in a decoder. Lower UNET_PROCESSES, or look at the file."
+    return Outcome(address=job.address, failure=why)
+
+
+@lru_cache(maxsize=1)
+def load_model(model: ModelFiles) -> tuple[UNet, ModelSpec]:
+    """The network, folded for prediction; read once in a process."""
+    keep_freed_memory()
+    network, spec = read_model(model.directory)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return fold_batch_norm(network).to(device), spec
+
+
+def _predict(job: Job, network: UNet, spec: ModelSpec, out: Path, options: Options) -> list[Path]:
+    if Path(job.address).is_file():
+        with open_image_rows(Path(job.address), spec.images, min_pixels=LARGE_PIXELS) as rows:
+            if rows is not None:
+                return _predict_large(job.name, rows, network, spec, out, options)
+    image = read_image(read_file(*split_address(job.address)), spec.images)
+    predict = predict_symmetric if options.tta else predict_logits
+    logits = predict(network, spec, image, exact=options.exact)
+    return write_results(out, job.name, image, logits, spec, options.save)
+
+
+def _predict_large(
+    name: str, image: FileRows, network: UNet, spec: ModelSpec, out: Path, options: Options
+) -> list[Path]:
+    """As `write_results`, by bands of rows; pixels go to TIFF files, and the overlay is a small one."""
+    height, width = image.shape[:2]
+    refused = sorted(options.save & OF_WHOLE_MASKS) + ["--tta"] * options.tta
+    if refused:
+        raise DataError(
+            f"too large for {refused[0]}: {name}: {height}x{width} pixels, at most {LARGE_PIXELS:,} are possible. "
+            "Leave it out, or cut the image into parts."
+        )
+    thumbnail = Thumbnail(image)
+    bands = predict_bands(network, spec, thumbnail, exact=options.exact)
+    with open_tiff_files() as make:
+        files: dict[str, TiffRowsFile] = {}
+        for band in bands:
+            mask = predict_mask(band.logits, spec)
+            thumbnail.note_mask(band, mask)
+            for folder, rows in pixel_results(band.logits, mask, spec, options.save).items():
+                if folder not in files:
+                    files[folder] = make(out / folder / f"{name}.tif", (height, *rows.shape[1:]), rows.dtype)
+                files[folder].append(rows)
+        results = [file.finish() for file in files.values()]
+    if "overlay" in options.save:
+        picture = overlay(*thumbnail.picture(), spec.class_map)
+        results.append(write_png(out / FOLDERS["overlay"] / f"{name}.png", picture))
+    return results
+
+
+class Thumbnail:
+    """Rows that pass through; every so many pixels of them and of their masks are kept."""
+
+    def __init__(self, image: FileRows) -> None:
+        self._image, self.shape = image, image.shape
+        self._step = -(-max(image.shape[:2]) // OVERLAY_PX)
+        self._pixels: dict[int, Array] = {}
+        self._masks: list[Array] = []
+
+    def read_rows(self, top: int, bottom: int) -> Array:
+        """As the image's own."""
+        rows = self._image.read_rows(top, bottom)
+        for row in self._kept(top, bottom):
+            self._pixels[row] = rows[row - top, :: self._step].copy()
+        return rows
+
+    def note_mask(self, band: Band, mask: Array) -> None:
+        """The mask of the next rows."""
+        self._masks += [mask[row - band.top, :: self._step] for row in self._kept(band.top, band.top + len(mask))]
+
+    def picture(self) -> tuple[Array, Array]:
+        """The small image and its mask, when all rows have passed."""
+        return np.stack([self._pixels[row] for row in sorted(self._pixels)]), np.stack(self._masks)
+
+    def _kept(self, top: int, bottom: int) -> Iterable[int]:
+        return range(-(-top // self._step) * self._step, bottom, self._step)
