@@ -238,7 +238,7 @@ evaluate:
 promote:
   min_score: 0.5
   confidence: 0.95
-  min_images: 20
+  min_groups: 20
   bootstrap_draws: 10000
   seed: 0
 """

@@ -150,6 +150,14 @@ def find_version(client: Client, name: str, weights_sha256: str) -> Version | No
     return _version(min(found, key=lambda version: int(version.version))) if found else None
 
 
+def versions_tagged(client: Client, name: str, key: str, value: str) -> list[Version]:
+    """All versions that carry a tag."""
+    with registry_errors("searching the registry"):
+        return [
+            _version(found) for found in client.search_model_versions(f"name = '{name}' and tag.`{key}` = '{value}'")
+        ]
+
+
 def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
     """The version with the weights of `model_dir`, made only if there is none; and whether it was made."""
     from unet_core.checkpoint import weights_hash

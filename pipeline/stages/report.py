@@ -36,6 +36,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
             validation=plots / "validation.csv",
             data_examples=plots / "data.png",
             validation_examples=plots / "predictions.png",
+            score_plots={name: plots / f"{name}.png" for name in ("score_histogram", "calibration", "confusion")},
             cases_dir=evaluation / "cases",
         )
     )
