@@ -21,7 +21,7 @@ CONFIG = GateConfig(min_score=0.5, confidence=0.95, min_groups=20, bootstrap_dra
 MARGIN = 0.005
 GAIN, SCATTER = 0.015, 0.0365
 #: Groups and trials.
-SIZES = {20: 4000, 63: 3000, 500: 1000}
+SIZES = {20: 2000, 63: 1500, 500: 400}
 
 
 def main() -> None:

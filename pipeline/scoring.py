@@ -24,7 +24,7 @@ from unet_core.checkpoint import read_model, weights_hash
 from unet_core.errors import DataError, RegistryError
 from unet_core.index import read_index
 from unet_core.inference import predict_logits, predict_mask, predict_symmetric
-from unet_core.metrics import count_pixels, mask_to_tensor
+from unet_core.metrics import count_pixels, mask_to_tensor, predict_classes, predict_planes
 from unet_core.model import ModelSpec, UNet
 from unet_core.objects import average_precision, find_objects, match_objects
 from unet_core.reader import ShardReader
@@ -170,9 +170,9 @@ def _with_membership(row: ScoreRow, memberships: Mapping[str, Membership]) -> Sc
 def _planes(logits: Tensor, mask: Tensor) -> tuple[Array, Array]:
     """Predicted and true masks of all classes, (K, H, W) bool; ignored pixels are in neither."""
     if mask.dim() == 3:
-        return (logits > 0).numpy(), mask.bool().numpy()
+        return predict_planes(logits).numpy(), mask.bool().numpy()
     classes = torch.arange(len(logits)).view(-1, 1, 1)
-    predicted = (logits.argmax(dim=0) == classes) & (mask != IGNORE_INDEX)
+    predicted = (predict_classes(logits) == classes) & (mask != IGNORE_INDEX)
     return predicted.numpy(), (mask == classes).numpy()
 
 

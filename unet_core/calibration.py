@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unet_core.metrics import predict_classes, predict_planes
 from unet_core.samples import IGNORE_INDEX
 
 #: Bins of equal width over confidences 0 to 1, as in Guo et al. (2017).
@@ -40,10 +41,10 @@ def count_confidence(logits: Tensor, mask: Tensor) -> list[ConfidenceHistogram]:
     """
     if mask.dim() == 3:
         probability = logits.sigmoid()
-        confidence, right = torch.maximum(probability, 1 - probability), (logits > 0) == mask.bool()
+        confidence, right = torch.maximum(probability, 1 - probability), predict_planes(logits) == mask.bool()
         return [_histogram(confidence[k], right[k]) for k in range(len(logits))]
-    confidence = logits.softmax(dim=0).amax(dim=0)
-    given = logits.argmax(dim=0)
+    confidence = logits.softmax(dim=0).max(dim=0).values
+    given = predict_classes(logits)
     valid = mask != IGNORE_INDEX
     right = given == mask
     chosen = [valid & (given == k) for k in range(len(logits))]
