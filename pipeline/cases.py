@@ -16,8 +16,9 @@ from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
 
 #: Pictures of each kind.
 NUM_CASES = 4
-#: Where a class is missed, invented, or one was taken for another; told apart also by people who see few colours.
-MISSED, INVENTED, TAKEN_FOR_OTHER = (230, 159, 0), (86, 180, 233), (204, 121, 167)
+#: Where a class is missed, invented, or one was taken for another: no class has these colours, and people who see few
+#: colours can tell them apart.
+MISSED, INVENTED, TAKEN_FOR_OTHER = (255, 64, 160), (0, 220, 255), (255, 255, 255)
 
 
 def write_cases(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NUM_BATCHES = 10
 #: As `cases.py` paints them: the page needs no torch.
-ERROR_COLOURS = {"missed": "#e69f00", "invented": "#56b4e9", "taken for another class": "#cc79a7"}
+ERROR_COLOURS = {"missed": "#ff40a0", "invented": "#00dcff", "taken for another class": "#ffffff"}
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
 
@@ -53,7 +53,7 @@ class Page:
     data_examples: Path
     validation_examples: Path
     score_plots: Mapping[str, Path]
-    """score_histogram, calibration and confusion."""
+    """score_histogram, calibration, confusion and slices."""
     cases_dir: Path
 
 
@@ -64,7 +64,7 @@ def render(page: Page) -> str:
         VERDICT_MARK,
         class_section(page.scores, page.rows),
         object_section(page.scores),
-        slice_section(page.scores, _main_score(page)),
+        slice_section(page.scores, _main_score(page), page.score_plots),
         curve_section(page.scores, page.score_plots),
         _cases(page, "worst", "Worst test images"),
         _cases(page, "median", "Test images around the median"),
@@ -128,8 +128,8 @@ def _cases(page: Page, kind: str, title: str) -> str:
         if case["kind"] == kind
     )
     note = (
-        "<p class='soft'>Image, true mask, prediction, and what is wrong.</p>"
-        f"{_colour_key({**page.colours, **ERROR_COLOURS})}"
+        f"<p class='soft'>Image, true mask, prediction:</p>{_colour_key(page.colours)}"
+        f"<p class='soft'>What is wrong:</p>{_colour_key(ERROR_COLOURS)}"
     )
     return f"<h2>{title}</h2>{note}<div class='cases'>{figures}</div>"
 

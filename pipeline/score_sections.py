@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.comparison import Comparison
-from pipeline.gate import Verdict
+from pipeline.gate import Measured, Verdict
 from pipeline.page import Cell, picture, table
 from pipeline.scores import ScoreRow
 
@@ -21,7 +21,17 @@ def say_interval(body: Scores) -> str:
 
 def class_section(scores: Scores, rows: Sequence[ScoreRow]) -> str:
     """Scores of each class, mean over images and pooled."""
-    head = ["class", "Dice", "IoU", "precision", "recall", "Dice, pooled", "surface Dice", "95 % Hausdorff", "images"]
+    head = [
+        "class",
+        "Dice",
+        "IoU",
+        "precision",
+        "recall",
+        "Dice, pooled",
+        "surface Dice",
+        "95 % Hausdorff",
+        "images with it",
+    ]
     lines: list[list[Cell]] = []
     for name in scores["class_dice"]:
         images = [row for row in rows if row.class_name == name]
@@ -57,20 +67,23 @@ def object_section(scores: Scores) -> str:
     return f"<h2>Objects on the test split</h2>{table(['mean over images', ''], lines)}"
 
 
-def slice_section(scores: Scores, score: str) -> str:
+def slice_section(scores: Scores, score: str, plots: Mapping[str, Path]) -> str:
     """The main score of samples that belong together."""
+    slices = scores.get("slices", {})
+    if not slices:
+        return ""
     head = ["slice", score.capitalize(), "95 % interval", "images", "groups"]
-    return "".join(
+    tables = [
         f"<h2>Test images by {html.escape(column)}</h2>"
-        + table(
-            head,
-            [
-                [word, _number(part[score]), say_interval(part), part["images"], part["groups"]]
-                for word, part in words.items()
-            ],
-        )
-        for column, words in scores.get("slices", {}).items()
-    )
+        + table(head, [_slice(word, words[word], score) for word in words])
+        for column, words in slices.items()
+    ]
+    text = f"mean {score.capitalize()} of each slice"
+    return "".join(tables) + f"<figure class='plot'>{picture(plots['slices'], text)}</figure>"
+
+
+def _slice(word: str, part: Scores, score: str) -> list[Cell]:
+    return [word, _number(part[score]), say_interval(part), part["images"], part["groups"]]
 
 
 def curve_section(scores: Scores, plots: Mapping[str, Path]) -> str:
@@ -91,7 +104,18 @@ def verdict_section(verdict: Verdict) -> str:
     """Class by class and slice by slice, challenger beside champion."""
     parts = [("class", verdict.classes), ("slice", verdict.slices)]
     head = ["challenger", "champion", "difference", "95 % interval", "images", "groups"]
-    return "".join(table([kind, *head], [_compared(part) for part in compared]) for kind, compared in parts if compared)
+    tables = [table([kind, *head], [_compared(part) for part in compared]) for kind, compared in parts if compared]
+    return "".join(tables) + _measured(verdict.measured)
+
+
+def _measured(measured: Measured) -> str:
+    known = (
+        ("calibration error", measured.ece, ".3f", ""),
+        ("weights", measured.weights_mb, ".1f", " MB"),
+        ("time for an image", measured.latency_ms, ".0f", " ms"),
+    )
+    said = [f"{name} {value:{digits}}{unit}" for name, value, digits, unit in known if value is not None]
+    return f"<p class='soft'>Challenger: {', '.join(said)}.</p>" if said else ""
 
 
 def _compared(part: Comparison) -> list[Cell]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.comparison import Comparison
-from pipeline.gate import Verdict
+from pipeline.gate import Measured, Verdict
 from pipeline.report_page import Page, add_promotion, render
 from pipeline.scores import ScoreRow
 from pipeline.tracking import Version
@@ -100,7 +100,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         validation=tmp_path / "validation.csv",
         data_examples=tmp_path / "data.png",
         validation_examples=tmp_path / "val.png",
-        score_plots=dict.fromkeys(("score_histogram", "calibration", "confusion"), tmp_path / "plot.png"),
+        score_plots=dict.fromkeys(("score_histogram", "calibration", "confusion", "slices"), tmp_path / "plot.png"),
         cases_dir=tmp_path / "cases",
     )
 
@@ -144,8 +144,8 @@ class Reader(HTMLParser):
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(rendered: str) -> None:
     read = Reader(rendered)
-    # Data, validation, two cases, the curves, and three plots of scores.
-    assert len(read.addresses) == 8
+    # Data, validation, two cases, the curves, and four plots of scores.
+    assert len(read.addresses) == 9
     assert all(address.startswith("data:image/png;base64,") for address in read.addresses)
     assert not {"script", "link", "iframe", "object", "embed"} & set(read.tags)
     assert "http://" not in rendered
@@ -255,10 +255,12 @@ def test_a_promotion_shows_classes_and_slices_side_by_side(report: Path) -> None
         interval_95=(0.01, 0.09),
     )
     rare = dataclasses.replace(crop, name=EVIL, column="stain", difference=-0.05, interval_95=None)
-    verdict = dataclasses.replace(PROMOTED, classes=(crop,), slices=(rare,))
+    measured = Measured(ece=0.0312, weights_mb=1.94)
+    verdict = dataclasses.replace(PROMOTED, classes=(crop,), slices=(rare,), measured=measured)
     text = add_promotion(report, verdict, version("3"), version("2")).read_text(encoding="utf-8")
     assert "crop0.9000.850+0.050+0.010 to +0.09098" in Reader(text).text
     assert f"stain: {EVIL}0.9000.850-0.050too few groups98" in Reader(text).text
+    assert "Challenger: calibration error 0.031, weights 1.9 MB." in text
 
 
 def test_a_first_champion_has_no_version_against_it(report: Path) -> None:
