@@ -15,7 +15,7 @@ from pipeline import tracking
 from pipeline.comparison import PairedScores
 from pipeline.gate import GateConfig, Measured, Verdict, judge, judge_first, refuse_seen
 from pipeline.lineage import data_state
-from pipeline.membership import Membership, read_memberships, todays_groups
+from pipeline.membership import Membership, groups_in, read_memberships, todays_groups
 from pipeline.params import load_section
 from pipeline.placement import Placement
 from pipeline.score_summary import ece
@@ -70,7 +70,7 @@ def judge_versions(
     versions = [challenger, *([champion] if champion else [])]
     seen = {_name(version): _training_groups(client, version, data, memberships) for version in versions}
     splits = read_splits(data.splits)
-    test_groups = [memberships[key].group for key, split in splits.items() if split == "test"]
+    test_groups = groups_in(splits, memberships, "test").values()
     refuse_seen(test_groups, {name: groups for name, groups in seen.items() if groups is not None})
     unknown = tuple(name for name, groups in seen.items() if groups is None)
     for name in unknown:

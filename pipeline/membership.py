@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pipeline.catalog import CatalogRow, read_catalog
-from unet_core.splits import SplitConfig, Subject, unit_of
+from unet_core.errors import DataError
+from unet_core.splits import Split, SplitConfig, Subject, unit_of
 
 #: Columns of the catalog, beside those that the source brought, by which samples can be scored apart.
 SliceColumn = Literal["stratum", "group", "batch", "size"]
@@ -33,6 +34,17 @@ def read_memberships(accepted: Path, split: SplitConfig, columns: Sequence[Slice
             slices={**row.slices, **{column: word for column, word in words.items() if word is not None}},
         )
     return found
+
+
+def groups_in(
+    splits: Mapping[str, Split | None], memberships: Mapping[str, Membership], *wanted: Split
+) -> dict[str, str]:
+    """Key -> group of all samples of some splits; DataError where splits and catalog are not of one run."""
+    keys = sorted(key for key, split in splits.items() if split in wanted)
+    lost = [key for key in keys if key not in memberships]
+    if lost:
+        raise DataError(f"splits and catalog differ: {lost[0]} has a split and is not in the catalog. Run `dvc repro`.")
+    return {key: memberships[key].group for key in keys}
 
 
 def todays_groups(recorded: Mapping[str, str], memberships: Mapping[str, Membership]) -> Collection[str]:

@@ -111,7 +111,7 @@ def verdict_section(verdict: Verdict) -> str:
 def _measured(measured: Measured) -> str:
     known = (
         ("calibration error", measured.ece, ".3f", ""),
-        ("weights", measured.weights_mb, ".1f", " MB"),
+        ("weights", measured.weights_mb, ".3g", " MB"),
         ("time for an image", measured.latency_ms, ".0f", " ms"),
     )
     said = [f"{name} {value:{digits}}{unit}" for name, value, digits, unit in known if value is not None]

@@ -1,9 +1,11 @@
 """Stage 7: the registered version on the test split -> scores per image and class, intervals, plots, cases."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +13,7 @@ from PIL import Image
 from pipeline import tracking
 from pipeline.cases import write_cases
 from pipeline.json_file import write_json
-from pipeline.membership import Membership, SliceColumn, read_memberships
+from pipeline.membership import Membership, SliceColumn, groups_in, read_memberships
 from pipeline.params import load_section
 from pipeline.pictures import write_picture
 from pipeline.placement import read_placement
@@ -88,8 +90,7 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     figures = [*write_plots(plots, rows, body, config.score), plots / "cases.png"]
     write_picture(figures[-1], np.concatenate([np.asarray(Image.open(path)) for path in cases]))
     if version.run_id:
-        numbers = {f"test_{name}": value for name, value in body.items() if isinstance(value, float)}
-        tracking.log_to_run(client, version.run_id, metrics=numbers, files=[metrics, table, seen, *figures])
+        tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[metrics, table, seen, *figures])
     if body["interval_95"] is None:
         log.warning("evaluate: all test images belong to one group: how far the score would vary can't be told")
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
@@ -97,4 +98,13 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
 
 def training_groups(splits: Mapping[str, Split | None], memberships: Mapping[str, Membership]) -> dict[str, str]:
     """Key -> group of all samples that the model has seen: it learnt from train, and val chose its weights."""
-    return {key: memberships[key].group for key, split in sorted(splits.items()) if split in ("train", "val")}
+    return groups_in(splits, memberships, "train", "val")
+
+
+def _numbers(body: Mapping[str, Any]) -> dict[str, float]:
+    """The summary's own numbers, and those of classes and objects, by names that MLflow takes."""
+    found = {name: value for name, value in body.items() if isinstance(value, float)}
+    for kind, parts in body.items():
+        if kind.startswith("class_") or kind == "objects":
+            found |= {f"{kind}/{name}": value for name, value in parts.items() if isinstance(value, float)}
+    return {re.sub(r"[^\w\-. /]", "_", f"test_{name}"): value for name, value in found.items()}

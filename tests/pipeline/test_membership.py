@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import CatalogRow, write_catalog
-from pipeline.membership import Membership, read_memberships, todays_groups
+from pipeline.membership import Membership, groups_in, read_memberships, todays_groups
+from unet_core.errors import DataError
 from unet_core.splits import SplitConfig
 
 SPLIT = SplitConfig(seed=0, val_fraction=0.1, test_fraction=0.1)
@@ -52,3 +53,14 @@ def test_slices_are_the_sources_columns_and_those_of_the_recipe(accepted: Path) 
 def test_what_was_recorded_under_an_old_block_is_named_as_it_is_today() -> None:
     today = {"s1": Membership(group="volume#7", slices={})}
     assert set(todays_groups({"s1": "volume#3", "gone": "volume#4"}, today)) == {"volume#7", "volume#4"}
+
+
+def test_groups_of_splits_are_those_of_their_samples() -> None:
+    memberships = {key: Membership(group=f"group {key}", slices={}) for key in "abc"}
+    assert groups_in({"c": "test", "a": "test", "b": "train"}, memberships, "test") == {
+        "a": "group a",
+        "c": "group c",
+    }
+    with pytest.raises(DataError) as caught:
+        groups_in({"z": "test"}, memberships, "test")
+    assert str(caught.value) == ("splits and catalog differ: z has a split and is not in the catalog. Run `dvc repro`.")

@@ -260,7 +260,7 @@ def test_a_promotion_shows_classes_and_slices_side_by_side(report: Path) -> None
     text = add_promotion(report, verdict, version("3"), version("2")).read_text(encoding="utf-8")
     assert "crop0.9000.850+0.050+0.010 to +0.09098" in Reader(text).text
     assert f"stain: {EVIL}0.9000.850-0.050too few groups98" in Reader(text).text
-    assert "Challenger: calibration error 0.031, weights 1.9 MB." in text
+    assert "Challenger: calibration error 0.031, weights 1.94 MB." in text
 
 
 def test_a_first_champion_has_no_version_against_it(report: Path) -> None:
