@@ -145,9 +145,8 @@ def log_model(client: Client, run_id: str, model_dir: Path) -> str:
 
 def find_version(client: Client, name: str, weights_sha256: str) -> Version | None:
     """The version with these weights, or None."""
-    with registry_errors("searching the registry"):
-        found = client.search_model_versions(f"name = '{name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'")
-    return _version(min(found, key=lambda version: int(version.version))) if found else None
+    found = versions_tagged(client, name, WEIGHTS_TAG, weights_sha256)
+    return min(found, key=lambda version: int(version.number)) if found else None
 
 
 def versions_tagged(client: Client, name: str, key: str, value: str) -> list[Version]:
