@@ -61,8 +61,8 @@ class Bootstrap:
         if error <= TINY:
             return float(mean > limit + TINY)
         stretch = _stretch(int(self.num_groups[column]), level)
-        plain = np.nanmean(mean + stretch * self.deviations[:, column] > limit)
-        studentised = np.nanmean(stretch * self.studentised[:, column] < (mean - limit) / error)
+        plain = np.mean(mean + stretch * self.deviations[:, column] > limit)
+        studentised = np.mean(stretch * self.studentised[:, column] < (mean - limit) / error)
         return float(min(plain, studentised))
 
     def _quantile(self, draws: Floats, column: int, share: float) -> float:

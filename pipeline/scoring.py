@@ -1,5 +1,6 @@
 """A registered model on a split: predict every image whole, count, one row per image and class."""
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ from unet_core.samples import IGNORE_INDEX, Array, ClassMap, Sample
 from unet_core.splits import Split
 from unet_core.surface import compare_surfaces
 
+#: Work of one process that others should share: they take some seconds to start.
+WORTH_SECONDS = 8.0
 #: Images whose time is taken.
 NUM_TIMED = 9
 
@@ -71,11 +74,27 @@ def score_split(
         raise DataError(
             f"no images to score: the shards have none in {job.split}. Raise split.{job.split}_fraction, or add images."
         )
-    # Model and shards lie on this machine, so its own processes do the work, never a cluster's.
-    here = replace(placement, ray_address=None)
-    numbers = range(len(reader))
-    rows = map_parallel(partial(_score_number, job), numbers, placement=here, label=name, on_death=partial(_died, job))
+    rows = map_parallel(
+        partial(_score_number, job),
+        range(len(reader)),
+        # Model and shards lie on this machine, so its own processes do the work, never a cluster's.
+        placement=replace(placement, ray_address=None),
+        label=name,
+        on_death=partial(_died, job),
+        few=0 if _estimate_seconds(job) > WORTH_SECONDS else len(reader),
+    )
     return [_with_membership(row, memberships) for row in chain.from_iterable(rows)]
+
+
+def _estimate_seconds(job: ScoringJob) -> float:
+    """How long one process would take; it decides who does the work and no result."""
+    reader = _opened(job)[2]
+    _score_number(job, 0)  # to warm up
+    number = min(1, len(reader) - 1)
+    begun = time.perf_counter()
+    _score_number(job, number)
+    seconds = time.perf_counter() - begun
+    return seconds * sum(shard.num_pixels for shard in reader.shards) / math.prod(reader.entry(number).image.shape[:2])
 
 
 def score_sample(logits: Tensor, sample: Sample, class_map: ClassMap, *, tolerance_px: float) -> list[ScoreRow]:
