@@ -2,8 +2,9 @@
 
 `python -m benchmarks.gate [--quick]` prints one JSON line last. `false_promotion_rate` is the largest of 20, 63 and
 500 groups at a nominal 5 %, of models that are equal (or worse by just the margin) and whose differences are normal;
-`cases` has long tails of losses too. `true_promotion_rate` is for 63 images and a gain of 0.015 whose differences
-scatter by 0.0365, so that its 95 % interval is 0.006 to 0.024. Compares with nothing: it is a budget.
+`cases` has long tails of losses too, of which few groups show too little. `true_promotion_rate` is for 63 images and a
+gain of 0.015 whose differences scatter by 0.0365, so that its 95 % interval is 0.006 to 0.024. Compares with nothing:
+it is a budget.
 """
 
 import argparse
@@ -21,7 +22,10 @@ CONFIG = GateConfig(min_score=0.5, confidence=0.95, min_groups=20, bootstrap_dra
 MARGIN = 0.005
 GAIN, SCATTER = 0.015, 0.0365
 #: Groups and trials.
-SIZES = {20: 2000, 63: 1500, 500: 400}
+SIZES = {20: 2000, 63: 1500, 500: 500}
+#: Kinds of differences: normal; at the margin's boundary; groups of five images that share their luck; long tails.
+ORDINARY = ("normal", "margin", "groups")
+KINDS = (*ORDINARY, "exponential losses", "lognormal losses")
 
 
 def main() -> None:
@@ -30,23 +34,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of images and trials")
     share = 10 if parser.parse_args().quick else 1
     cases: dict[str, float] = {}
+    ordinary: dict[int, float] = {}
     for size, trials in SIZES.items():
-        for kind in ("normal", "exponential losses", "lognormal losses"):
-            cases[f"{kind}, {size}"] = _promotion_rate(kind, size, trials // share, gain=0.0)
-        cases[f"margin, {size}"] = _promotion_rate("normal", size, trials // share, gain=-MARGIN, margin=MARGIN)
-        cases[f"slices of 5, {size}"] = _promotion_rate("slices", size, trials // share, gain=0.0)
-        print({name: rate for name, rate in cases.items() if name.endswith(f" {size}")}, flush=True)
-    ordinary = {name: rate for name, rate in cases.items() if "losses" not in name}
+        found = {kind: _promotion_rate(kind, size, trials // share) for kind in KINDS}
+        cases |= {f"{kind}, {size}": rate for kind, rate in found.items()}
+        ordinary[size] = round(sum(found[kind] for kind in ORDINARY) / len(ORDINARY), 4)
+        print(size, found, flush=True)
     seconds = _time_large(100_000 // share)
     print_result(
         {
             "seconds": round(seconds, 2),
             "peak_mb": round(peak_mb(), 1),
             "false_promotion_rate": max(ordinary.values()),
+            "false_promotion_rates": ordinary,
             "true_promotion_rate": _promotion_rate("normal", 63, 1000 // share, gain=GAIN),
             "nominal": round(1 - CONFIG.confidence, 6),
             "binomial_bound": {
-                size: round(0.05 + 3 * (0.05 * 0.95 / (trials // share)) ** 0.5, 4) for size, trials in SIZES.items()
+                size: round(0.05 + 3 * (0.05 * 0.95 / (len(ORDINARY) * trials // share)) ** 0.5, 4)
+                for size, trials in SIZES.items()
             },
             "cases": cases,
             "images": 100_000 // share,
@@ -57,14 +62,15 @@ def main() -> None:
     )
 
 
-def _promotion_rate(kind: str, size: int, trials: int, *, gain: float, margin: float = 0.0) -> float:
-    rng = np.random.default_rng(size)
+def _promotion_rate(kind: str, size: int, trials: int, *, gain: float = 0.0) -> float:
+    rng = np.random.default_rng([size, KINDS.index(kind)])
+    margin = MARGIN if kind == "margin" else 0.0
     config = replace(CONFIG, margin=margin)
     promoted = 0
     for seed in range(trials):
         images, difference = _draw(rng, kind, size)
         difficulty = np.full(images, 0.8)
-        scores = _pair(difficulty + difference + gain, difficulty, num_groups=size)
+        scores = _pair(difficulty + difference + gain - margin, difficulty, num_groups=size)
         verdict = judge(scores, replace(config, seed=seed), score="Dice", measured=Measured())
         promoted += verdict.decision == "promoted"
     return round(promoted / trials, 4)
@@ -78,8 +84,7 @@ def _draw(rng: np.random.Generator, kind: str, size: int) -> tuple[int, Floats]:
         # Skewness 6: one image in a hundred loses more than three standard deviations.
         spread = ((np.e - 1) * np.e) ** 0.5
         return size, SCATTER * (np.exp(0.5) - rng.lognormal(size=size)) / spread
-    if kind == "slices":
-        # Groups of five images that share their luck.
+    if kind == "groups":
         return 5 * size, rng.normal(0, SCATTER, size).repeat(5) + rng.normal(0, SCATTER / 3, 5 * size)
     return size, rng.normal(0, SCATTER, size)
 
