@@ -18,7 +18,7 @@ from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
 NUM_CASES = 4
 #: Where a class is missed, invented, or one was taken for another: no class has these colours, and people who see few
 #: colours can tell them apart.
-MISSED, INVENTED, TAKEN_FOR_OTHER = (255, 64, 160), (0, 220, 255), (255, 255, 255)
+MISSED, INVENTED, TAKEN_FOR_OTHER = (255, 64, 160), (0, 220, 255), (255, 255, 0)
 
 
 def write_cases(

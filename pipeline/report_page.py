@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NUM_BATCHES = 10
 #: As `cases.py` paints them: the page needs no torch.
-ERROR_COLOURS = {"missed": "#ff40a0", "invented": "#00dcff", "taken for another class": "#ffffff"}
+ERROR_COLOURS = {"missed": "#ff40a0", "invented": "#00dcff", "taken for another class": "#ffff00"}
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
 
