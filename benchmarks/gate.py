@@ -22,7 +22,7 @@ CONFIG = GateConfig(min_score=0.5, confidence=0.95, min_groups=20, bootstrap_dra
 MARGIN = 0.005
 GAIN, SCATTER = 0.015, 0.0365
 #: Groups and trials.
-SIZES = {20: 2000, 63: 1500, 500: 500}
+SIZES = {20: 2000, 63: 1500, 500: 400}
 #: Kinds of differences: normal; at the margin's boundary; groups of five images that share their luck; long tails.
 ORDINARY = ("normal", "margin", "groups")
 KINDS = (*ORDINARY, "exponential losses", "lognormal losses")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-#: Numbers drawn at a time: they stay in a processor's cache.
-BLOCK = 2**18
+#: Numbers drawn at a time: 32 MB. Few large products of matrices, since threads wait for each other in every one.
+BLOCK = 2**22
 #: More groups than this are drawn in bundles, put together at random: the mean of so many is normal, and its standard
 #: error over bundles is the one over groups, to less than a percent.
 MAX_UNITS = 10_000
