@@ -11,6 +11,8 @@ from pipeline.command import run_command
 
 # What the stages of dvc.yaml leave behind, for commands that a person types without arguments.
 SHARDS = Path("data/shards")
+ACCEPTED = Path("data/accepted.parquet")
+SPLITS = Path("data/splits.csv")
 MODEL = Path("models/final")
 RECEIPT = Path("models/receipt.json")
 METRICS = Path("metrics")
@@ -149,9 +151,12 @@ def _search(parsed: argparse.Namespace) -> None:
 
 
 def _promote(_: argparse.Namespace) -> None:
+    from pipeline.judging import DataPaths
     from pipeline.promote import promote
 
-    promote(shards=SHARDS, model=MODEL, receipt=RECEIPT, report=REPORT)
+    promote(
+        data=DataPaths(accepted=ACCEPTED, splits=SPLITS, shards=SHARDS), model=MODEL, receipt=RECEIPT, report=REPORT
+    )
 
 
 def _predict(parsed: argparse.Namespace) -> None:

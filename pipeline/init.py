@@ -238,7 +238,9 @@ evaluate:
 promote:
   min_score: 0.5
   confidence: 0.95
-  min_images: 20
+  min_groups: 20                # of test images; an image without a group is its own
+  max_class_drop: 0.05          # no class and no slice may surely fall by more; docs/promotion.md has all limits
+  max_slice_drop: 0.05
   bootstrap_draws: 10000
   seed: 0
 """

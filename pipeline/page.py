@@ -34,6 +34,8 @@ code { overflow-wrap: anywhere; } .key { display: flex; flex-wrap: wrap; gap: .2
 table.texts { width: 100%; } table.texts td, table.texts th { text-align: left; vertical-align: top;
        overflow-wrap: anywhere; } table.texts td:first-child { min-width: 8rem; }
 .share { min-width: 8rem; } .share i { display: block; height: .8em; min-width: 1px; border: 1px solid var(--line); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); gap: 0 1.5rem; }
+.plot { max-width: 40rem; margin-top: 1rem; }
 .cases { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 0 1.5rem; }
 """
 

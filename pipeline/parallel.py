@@ -34,7 +34,7 @@ class Workers:
     """What is raised when a worker process ends in the middle of its work."""
 
 
-def map_parallel(
+def map_parallel(  # noqa: PLR0913 each says one thing of the work
     function: Callable[[Item], Result],
     items: Sequence[Item],
     *,
@@ -42,16 +42,17 @@ def map_parallel(
     label: str,
     unit: str = "samples",
     on_death: Callable[[Item], Result],
+    few: int = FEW,
 ) -> Iterator[Result]:
     """Results in the order of the items; a progress bar says `label` and counts in `unit`.
 
     `function` must be a module's own function, or a partial of one. Where an item kills the process that works on it
-    (a crash inside a decoder, no memory), `on_death` gives its result, and the others' results are as without it. Few
-    items stay in this process, which nothing guards.
+    (a crash inside a decoder, no memory), `on_death` gives its result, and the others' results are as without it. Up to
+    `few` items stay in this process, which nothing guards.
     """
     shown = Progress(total=len(items), label=label, unit=unit)
     try:
-        if len(items) <= FEW or (placement.ray_address is None and _count_here(placement) == 1):
+        if len(items) <= few or (placement.ray_address is None and _count_here(placement) == 1):
             for item in items:
                 yield function(item)
                 shown.advance()

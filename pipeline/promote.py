@@ -5,21 +5,14 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.command import say
-from pipeline.gate import GateConfig, Verdict, judge, judge_first
 from pipeline.json_file import write_json
-from pipeline.params import load_section
+from pipeline.judging import TEST_SET_TAG, DataPaths, judge_versions
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
 from pipeline.report_page import add_promotion
-from pipeline.scores import image_scores
-from pipeline.scoring import fetch_registered, score_split
-from pipeline.stages.evaluate import EvaluateConfig
-from unet_core.errors import RegistryError
-from unet_core.index import read_index
-from unet_core.reader import ShardReader
 
 
-def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
+def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path) -> None:
     """Score, judge, move the alias if the gate opens, and write verdict and page beside the report."""
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
@@ -28,48 +21,31 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path) -> None:
     if champion is not None and champion.weights_sha256 == challenger.weights_sha256:
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same weights")
         return
-    verdict = _judge(challenger, champion, shards)
+    judgement = judge_versions(client, challenger, champion, data, placement)
+    verdict = judgement.verdict
     if verdict.decision == "promoted":
         tracking.set_alias(client, challenger, tracking.CHAMPION)
     tracking.set_version_tags(
-        client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence}
+        client,
+        challenger,
+        {
+            "gate.decision": verdict.decision,
+            "gate.sentence": verdict.sentence,
+            TEST_SET_TAG: judgement.test_set_sha256,
+        },
     )
     body = {
         **asdict(verdict),
         "version": challenger.number,
         "weights_sha256": challenger.weights_sha256,
         "against": champion.number if champion else None,
+        "test_set_sha256": judgement.test_set_sha256,
+        "versions_judged_before": judgement.versions_judged_before,
+        "training_unknown": judgement.training_unknown,
     }
     verdict_path = report.with_name("verdict.json")
     write_json(verdict_path, body)
     say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
+    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
     if report.exists():
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
-
-
-def _judge(challenger: tracking.Version, champion: tracking.Version | None, shards: Path) -> Verdict:
-    gate = load_section("promote", GateConfig)
-    score = load_section("evaluate", EvaluateConfig).score
-    index = read_index(shards)
-    reader = ShardReader(shards, index.of_split("test"))
-    network, spec = fetch_registered(challenger)
-    if champion is None:
-        return judge_first(
-            image_scores(score_split(network, spec, reader, index.class_map, name="challenger"), score),
-            gate,
-            score=score.capitalize(),
-        )
-    old_network, old_spec = fetch_registered(champion)
-    if (old_spec.class_map.names, old_spec.class_map.kind, old_spec.channels) != (
-        spec.class_map.names,
-        spec.class_map.kind,
-        spec.channels,
-    ):
-        raise RegistryError(
-            f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "
-            f"{list(old_spec.class_map.names)} on {old_spec.channels} channels, version {challenger.number} "
-            f"{list(spec.class_map.names)} on {spec.channels}. Give the new task its own register.model."
-        )
-    new = image_scores(score_split(network, spec, reader, index.class_map, name="challenger"), score)
-    old = image_scores(score_split(old_network, old_spec, reader, index.class_map, name="champion"), score)
-    return judge(new, old, gate, score=score.capitalize())

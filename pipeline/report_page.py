@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.gate import Verdict
 from pipeline.page import embed, html_page, picture, table
+from pipeline.score_sections import (
+    class_section,
+    curve_section,
+    object_section,
+    say_interval,
+    slice_section,
+    verdict_section,
+)
 from pipeline.scores import ScoreRow
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.tracking import Version
 
 NUM_BATCHES = 10
+#: As `cases.py` paints them: the page needs no torch.
+ERROR_COLOURS = {"missed": "#ff40a0", "invented": "#00dcff", "taken for another class": "#ffff00"}
 #: Where `unet promote` puts the verdict.
 VERDICT_MARK = "<!-- verdict -->"
 
@@ -42,6 +52,8 @@ class Page:
     validation: Path
     data_examples: Path
     validation_examples: Path
+    score_plots: Mapping[str, Path]
+    """score_histogram, calibration, confusion and slices."""
     cases_dir: Path
 
 
@@ -50,9 +62,12 @@ def render(page: Page) -> str:
     sections = [
         _head(page),
         VERDICT_MARK,
-        _classes(page),
+        class_section(page.scores, page.rows),
+        object_section(page.scores),
+        slice_section(page.scores, _main_score(page), page.score_plots),
+        curve_section(page.scores, page.score_plots),
         _cases(page, "worst", "Worst test images"),
-        _cases(page, "best", "Best test images"),
+        _cases(page, "median", "Test images around the median"),
         _training(page),
         _data(page),
         _lineage(page),
@@ -76,6 +91,7 @@ def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champio
     text = (
         f'<div class="verdict {css}"><p><b>{html.escape(verdict.sentence)}</b></p>'
         f'<p class="soft">{html.escape(challenger.name)} version {challenger.number} against {against}</p></div>'
+        f"{verdict_section(verdict)}"
         f'<details><summary class="soft">The version in the registry</summary><div class="scroll"><table>{rows}</table>'
         "</div></details>"
     )
@@ -86,9 +102,8 @@ def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champio
 
 def _head(page: Page) -> str:
     score = _main_score(page)
-    low, high = page.scores["interval_95"]
     numbers = [
-        (f"{page.scores[score]:.3f}", f"test {score.capitalize()} (95 % interval {low:.3f} to {high:.3f})"),
+        (f"{page.scores[score]:.3f}", f"test {score.capitalize()} (95 % interval {say_interval(page.scores)})"),
         (f"{page.training['val_loss']:.3f}", "validation loss"),
         (str(page.scores["images"]), "test images"),
         (str(page.splits["train"]), "training images"),
@@ -105,39 +120,26 @@ def _main_score(page: Page) -> str:
     return "dice" if "dice" in page.scores else "iou"
 
 
-def _classes(page: Page) -> str:
-    rows = []
-    for name, dice in page.scores["class_dice"].items():
-        images = [row for row in page.rows if row.class_name == name]
-        there = sum(row.true_positive + row.false_negative > 0 for row in images)
-        scored = "" if images and images[0].scored else " (not in the mean)"
-        cells = [dice, page.scores["class_iou"][name], page.scores["pooled_dice"][name]]
-        shown = "".join(f"<td>{_number(cell)}</td>" for cell in cells)
-        rows.append(f"<tr><td>{html.escape(name)}{scored}</td>{shown}<td>{there}</td></tr>")
-    error = page.scores.get("pixel_error")
-    return (
-        "<h2>Scores per class on the test split</h2><div class='scroll'><table><thead><tr><th>class</th>"
-        "<th>Dice, mean over images</th><th>IoU, mean over images</th><th>Dice, pooled</th><th>images with it</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        + (f"<p class='soft'>Pixels of another class than true: {error:.2%}</p>" if error is not None else "")
-    )
-
-
 def _cases(page: Page, kind: str, title: str) -> str:
     figures = "".join(
-        f"<figure>{picture(page.cases_dir / case['picture'], 'image, mask, prediction, overlay')}"
+        f"<figure>{picture(page.cases_dir / case['picture'], 'image, mask, prediction, errors')}"
         f"<figcaption>{html.escape(case['key'])}: {case['score']:.3f}</figcaption></figure>"
         for case in page.cases
         if case["kind"] == kind
     )
-    key = "".join(
-        f"<li><i style='background:{html.escape(colour)}'></i>{html.escape(name)}</li>"
-        for name, colour in page.colours.items()
-    )
     note = (
-        f"<p class='soft'>Image, true mask, prediction, prediction over the image.</p><ul class='key soft'>{key}</ul>"
+        f"<p class='soft'>Image, true mask, prediction:</p>{_colour_key(page.colours)}"
+        f"<p class='soft'>What is wrong:</p>{_colour_key(ERROR_COLOURS)}"
     )
     return f"<h2>{title}</h2>{note}<div class='cases'>{figures}</div>"
+
+
+def _colour_key(colours: Mapping[str, str]) -> str:
+    entries = "".join(
+        f"<li><i style='background:{html.escape(colour)}'></i>{html.escape(name)}</li>"
+        for name, colour in colours.items()
+    )
+    return f"<ul class='key soft'>{entries}</ul>"
 
 
 def _training(page: Page) -> str:
@@ -190,10 +192,6 @@ def _lineage(page: Page) -> str:
         "<p class='soft'>Version, run and commit stand on the promotion page and in MLflow; data and code of every "
         f"stage in dvc.lock.</p><details><summary>Recipe</summary><pre>{html.escape(page.recipe)}</pre></details>"
     )
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def _curves(curves: Path, validation: Path) -> str:

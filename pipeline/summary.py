@@ -24,12 +24,12 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     if not train or not scores:
         raise RegistryError(f"nothing to sum up yet: {metrics} has no scores. Run `dvc repro` first.")
     score = "dice" if "dice" in scores else "iou"
-    low, high = scores["interval_95"]
+    interval = "{:.3f} to {:.3f}".format(*scores["interval_95"]) if scores["interval_95"] else "unknown: one group"
     verdict = _read(report.with_name("verdict.json"))
     is_current = verdict.get("weights_sha256") == known.weights_sha256
     promoted = report.with_name("promotion.html")
     say()
-    say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {low:.3f} to {high:.3f}) "
+    say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {interval}) "
         f"on {scores['images']} images; validation loss {train['val_loss']:.4f}")  # fmt: skip
     say(f"  version   {known.model} {version.number if version else 'not in this registry'}, "
         f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip

@@ -145,9 +145,16 @@ def log_model(client: Client, run_id: str, model_dir: Path) -> str:
 
 def find_version(client: Client, name: str, weights_sha256: str) -> Version | None:
     """The version with these weights, or None."""
+    found = versions_tagged(client, name, WEIGHTS_TAG, weights_sha256)
+    return min(found, key=lambda version: int(version.number)) if found else None
+
+
+def versions_tagged(client: Client, name: str, key: str, value: str) -> list[Version]:
+    """All versions that carry a tag."""
     with registry_errors("searching the registry"):
-        found = client.search_model_versions(f"name = '{name}' and tag.`{WEIGHTS_TAG}` = '{weights_sha256}'")
-    return _version(min(found, key=lambda version: int(version.version))) if found else None
+        return [
+            _version(found) for found in client.search_model_versions(f"name = '{name}' and tag.`{key}` = '{value}'")
+        ]
 
 
 def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:

@@ -37,7 +37,7 @@ TINY = {
     "train.validate_every_epochs": 1,
     "train.checkpoint_every_steps": 5,
     "promote.min_score": 0.01,
-    "promote.min_images": 3,
+    "promote.min_groups": 3,
     "shard.target_mb": 2.0,
 }
 

@@ -1,4 +1,4 @@
-"""Exact, mergeable counts -> Dice and IoU. A score that has no denominator is undefined, never 0 or 1."""
+"""Exact, mergeable counts -> Dice, IoU, precision, recall. A score without a denominator is undefined, never 0 or 1."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +28,16 @@ class Counts:
     def iou(self) -> float | None:
         """TP / (TP + FP + FN); None where the class is neither in the mask nor predicted."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+
+    @property
+    def precision(self) -> float | None:
+        """TP / (TP + FP); None where the class is not predicted."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive)
+
+    @property
+    def recall(self) -> float | None:
+        """TP / (TP + FN); None where the class is not in the mask."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
 
 def mean_defined(scores: Iterable[float | None]) -> float | None:

@@ -106,7 +106,7 @@ def divide(subjects: Sequence[Subject], pairs: Iterable[tuple[str, str]], config
     Raises RecipeError for a declared word that the recipe does not know, and for a sample without position where
     `block` is set; DataError for a pair of unknown keys.
     """
-    units = {subject.key: _unit(subject, config) for subject in subjects}
+    units = {subject.key: unit_of(subject, config) for subject in subjects}
     bonds, num_pairs_in_blocks = _bonds({subject.key: subject for subject in subjects}, pairs, config)
     splits: dict[str, Split] = {}
     quarantined: dict[str, str] = {}
@@ -168,8 +168,8 @@ def _position(name: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _unit(subject: Subject, config: SplitConfig) -> str:
-    """Name of what is never divided: the group, or a block of it."""
+def unit_of(subject: Subject, config: SplitConfig) -> str:
+    """Name of what is never divided: the group, or a block of it; RecipeError for a block without position."""
     if config.block is None:
         return subject.group
     if subject.position is None:

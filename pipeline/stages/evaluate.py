@@ -1,7 +1,7 @@
-"""Stage 7: the registered version on the test split -> scores per image and class, intervals, best and worst images."""
+"""Stage 7: the registered version on the test split -> scores per image and class, intervals, plots, cases."""
 
-import csv
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,31 +11,28 @@ import numpy as np
 from PIL import Image
 
 from pipeline import tracking
+from pipeline.cases import write_cases
 from pipeline.json_file import write_json
+from pipeline.membership import Membership, SliceColumn, groups_in, read_memberships
 from pipeline.params import load_section
-from pipeline.pictures import as_rgb, class_colours, fit, grid, overlay, paint_mask, write_picture
+from pipeline.pictures import write_picture
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
-from pipeline.scores import (
-    Score,
-    ScoreRow,
-    bootstrap_interval,
-    by_class,
-    class_scores,
-    image_scores,
-    pixel_error,
-    write_rows,
-)
-from pipeline.scoring import fetch_registered, predict_sample, score_split
-from unet_core.errors import DataError, RecipeError
+from pipeline.score_plots import write_plots
+from pipeline.score_summary import summarise
+from pipeline.scores import Score, image_scores, write_rows
+from pipeline.scoring import ScoringJob, registered_model, score_split
+from pipeline.stages.split import read_splits
+from unet_core.checkpoint import read_model
+from unet_core.errors import RecipeError
 from unet_core.index import read_index
-from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
+from unet_core.splits import Split, SplitConfig
 
 log = logging.getLogger(__name__)
 
-#: Pictures of the best and of the worst images, each.
-NUM_CASES = 4
+#: What a model has seen, beside its run: the gate looks there.
+TRAINING_GROUPS = "training_groups.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +44,10 @@ class EvaluateConfig:
     bootstrap_draws: int
     seed: int
     """Of the bootstrap."""
+    slice_by: Sequence[SliceColumn] = ()
+    """What samples are scored apart by, beside the columns that the source brought (ingest.slice_columns)."""
+    tolerance_px: float = 2.0
+    """How far, in pixels, an outline may lie from the true one and still count for the surface Dice."""
 
     def __post_init__(self) -> None:
         if self.bootstrap_draws < 1 or self.seed < 0:
@@ -54,86 +55,56 @@ class EvaluateConfig:
                 f"evaluate.bootstrap_draws: {self.bootstrap_draws}, evaluate.seed: {self.seed}: "
                 "draws must be at least 1, the seed not negative."
             )
+        if self.tolerance_px < 0:
+            raise RecipeError(f"evaluate.tolerance_px: {self.tolerance_px}: must not be negative.")
 
 
-def run(*, shards: Path, model: Path, receipt: Path, evaluation: Path, metrics: Path, plots: Path) -> None:
+def run(  # noqa: PLR0913  each is a path of dvc.yaml
+    *,
+    accepted: Path,
+    splits: Path,
+    shards: Path,
+    model: Path,
+    receipt: Path,
+    evaluation: Path,
+    metrics: Path,
+    plots: Path,
+) -> None:
     """Score the version that the registry has under the receipt's hash."""
     config = load_section("evaluate", EvaluateConfig)
-    scores, cases = evaluation / "scores.parquet", evaluation / "cases"
+    memberships = read_memberships(accepted, load_section("split", SplitConfig), config.slice_by)
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = registered_version(client, read_receipt(receipt), model)
-    network, spec = fetch_registered(version)
-    index = read_index(shards)
-    reader = ShardReader(shards, index.of_split("test"))
-    rows = score_split(network, spec, reader, index.class_map, name="evaluate")
-    write_rows(scores, rows)
-    body = summarise(rows, config, spec)
+    with registered_model(version) as directory:
+        job = ScoringJob(model=directory, shards=shards, split="test", tolerance_px=config.tolerance_px)
+        rows = score_split(job, memberships, name="evaluate", placement=placement)
+        network, spec = read_model(directory)
+    body = summarise(rows, config.score, draws=config.bootstrap_draws, seed=config.seed)
+    table, seen = evaluation / "scores.parquet", evaluation / TRAINING_GROUPS
+    write_rows(table, rows)
+    write_json(seen, training_groups(read_splits(splits), memberships))
     write_json(metrics, body)
-    write_cases(cases, rows, config.score, reader, network, spec)
-    figures = write_plots(plots, body, cases)
+    reader = ShardReader(shards, read_index(shards).of_split("test"))
+    cases = write_cases(evaluation / "cases", image_scores(rows, config.score), reader, network, spec)
+    figures = [*write_plots(plots, rows, body, config.score), plots / "cases.png"]
+    write_picture(figures[-1], np.concatenate([np.asarray(Image.open(path)) for path in cases]))
     if version.run_id:
-        numbers = {f"test_{name}": value for name, value in body.items() if isinstance(value, float)}
-        tracking.log_to_run(client, version.run_id, metrics=numbers, files=[metrics, scores, *figures])
+        tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[metrics, table, seen, *figures])
+    if body["interval_95"] is None:
+        log.warning("evaluate: all test images belong to one group: how far the score would vary can't be told")
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
 
 
-def summarise(rows: Sequence[ScoreRow], config: EvaluateConfig, spec: ModelSpec) -> dict[str, Any]:
-    """The metrics file: means over images, their interval, means per class, and pooled scores."""
-    per_image = image_scores(rows, config.score)
-    if not per_image:
-        raise DataError(
-            "no score is defined: no scored class occurs in the test images or predictions. "
-            "Check masks.classes and the test split."
-        )
-    interval = bootstrap_interval(list(per_image.values()), draws=config.bootstrap_draws, seed=config.seed)
-    body: dict[str, Any] = {
-        config.score: sum(per_image.values()) / len(per_image),
-        "interval_95": list(interval),
-        "images": len(per_image),
-        "class_dice": class_scores(rows, "dice"),
-        "class_iou": class_scores(rows, "iou"),
-        "pooled_dice": {name: counts.dice for name, counts in by_class(rows).items()},
-    }
-    if spec.class_map.kind != "multilabel":
-        body["pixel_error"] = pixel_error(rows)
-    return body
+def training_groups(splits: Mapping[str, Split | None], memberships: Mapping[str, Membership]) -> dict[str, str]:
+    """Key -> group of all samples that the model has seen: it learnt from train, and val chose its weights."""
+    return groups_in(splits, memberships, "train", "val")
 
 
-def write_plots(directory: Path, body: Mapping[str, Any], cases: Path) -> list[Path]:
-    """For `dvc plots`: a bar a class, and the cases on one sheet."""
-    bars, sheet = directory / "class_scores.csv", directory / "cases.png"
-    defined = [(name, dice) for name, dice in body["class_dice"].items() if dice is not None]
-    with bars.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([("class", "dice"), *defined])
-    strips = [np.asarray(Image.open(path)) for path in sorted(cases.glob("*.png"))]
-    write_picture(sheet, np.concatenate(strips))
-    return [bars, sheet]
-
-
-def write_cases(
-    directory: Path, rows: Sequence[ScoreRow], score: Score, reader: ShardReader, network: UNet, spec: ModelSpec
-) -> None:
-    """Pictures of the best and worst images: image, mask, prediction, prediction over image; and a list of them."""
-    per_image = image_scores(rows, score)
-    ranked = sorted(per_image, key=lambda key: (per_image[key], key))
-    numbers = {key: number for number, key in enumerate(reader.keys())}
-    chosen = [("worst", key) for key in ranked[:NUM_CASES]] + [("best", key) for key in ranked[::-1][:NUM_CASES]]
-    directory.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for place, (kind, key) in enumerate(chosen):
-        sample = reader.read(numbers[key])
-        predicted = predict_sample(network, spec, sample.image)
-        name = f"{place:02d}_{kind}.png"
-        tiles = [
-            as_rgb(sample.image),
-            paint_mask(sample.mask, spec.class_map),
-            paint_mask(predicted, spec.class_map),
-            overlay(sample.image, predicted, spec.class_map),
-        ]
-        write_picture(directory / name, grid([[fit(tile) for tile in tiles]]))
-        listed.append({"kind": kind, "key": key, "score": per_image[key], "picture": name})
-    shades = ["#" + bytes(colour).hex() for colour in class_colours(spec.class_map)]
-    colours = dict(zip(spec.class_map.names, shades, strict=True))
-    body = {"colours": colours, "cases": listed}
-    write_json(directory / "cases.json", body)
+def _numbers(body: Mapping[str, Any]) -> dict[str, float]:
+    """The summary's own numbers, and those of classes and objects, by names that MLflow takes."""
+    found = {name: value for name, value in body.items() if isinstance(value, float)}
+    for kind, parts in body.items():
+        if kind.startswith("class_") or kind == "objects":
+            found |= {f"{kind}/{name}": value for name, value in parts.items() if isinstance(value, float)}
+    return {re.sub(r"[^\w\-. /]", "_", f"test_{name}"): value for name, value in found.items()}

@@ -9,6 +9,8 @@ from pipeline.params import RECIPE
 from pipeline.report_page import Page, render
 from pipeline.scores import read_rows
 
+SCORE_PLOTS = ("score_histogram", "calibration", "confusion", "slices")
+
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,7 @@ def run(*, metrics: Path, plots: Path, evaluation: Path, rejected: Path, receipt
             validation=plots / "validation.csv",
             data_examples=plots / "data.png",
             validation_examples=plots / "predictions.png",
+            score_plots={name: plots / f"{name}.png" for name in SCORE_PLOTS},
             cases_dir=evaluation / "cases",
         )
     )

@@ -90,7 +90,7 @@ class Tree:
         recipe["shard"] = {"target_mb": 0.0008, "tile_px": None, "codec": "raw"}
         recipe["train"]["loss"] = {"cross_entropy": 0.5, "dice": 0.5}
         recipe["evaluate"]["bootstrap_draws"] = 200
-        recipe["promote"] |= {"min_images": 2, "bootstrap_draws": 500}
+        recipe["promote"] |= {"min_groups": 2, "bootstrap_draws": 500}
         for section, values in changes.items():
             recipe[section] = {**recipe[section], **values}
         (self.root / "params.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
@@ -237,7 +237,7 @@ def write_model_dir():
         state["encoder.0.2.weight"][0, 0, 1, 1] = 1
         state["decoder.0.0.weight"][0, 2, 1, 1] = 1
         state["decoder.0.2.weight"][0, 0, 1, 1] = 1
-        first = 1 if spec.class_map.kind == "multiclass" else 0
+        first = 0 if spec.class_map.kind == "multilabel" else 1
         sign = -1 if inverted else 1
         state["head.weight"][first:, 0] = 10 * sign
         state["head.bias"][first:] = -1 * sign

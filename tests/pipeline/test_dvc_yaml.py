@@ -126,7 +126,7 @@ def test_every_section_is_followed_by_a_stage_or_used_by_a_command() -> None:
     assert followed | OF_COMMANDS == set(SECTIONS)
     assert not followed & OF_COMMANDS
     assert set(recipe) == set(SECTIONS)
-    assert 'load_section("promote"' in (REPOSITORY / "pipeline" / "promote.py").read_text(encoding="utf-8")
+    assert 'load_section("promote"' in (REPOSITORY / "pipeline" / "judging.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("stage", ROAD)

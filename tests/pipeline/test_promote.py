@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import tracking
+from pipeline.judging import DataPaths
 from pipeline.promote import promote
 from pipeline.receipt import read_receipt
 from unet_core.errors import RegistryError
@@ -11,11 +12,12 @@ from unet_core.samples import ClassMap
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 MODEL, RECEIPT, REPORT = Path("models/final"), Path("models/receipt.json"), Path("reports/report.html")
+DATA = DataPaths(accepted=Path("data/accepted.parquet"), splits=Path("data/splits.csv"), shards=Path("data/shards"))
 VERDICT, PAGE = Path("reports/verdict.json"), Path("reports/promotion.html")
 
 
 def ask() -> None:
-    promote(shards=Path("data/shards"), model=MODEL, receipt=RECEIPT, report=REPORT)
+    promote(data=DATA, model=MODEL, receipt=RECEIPT, report=REPORT)
 
 
 def champion(client) -> str | None:
@@ -42,7 +44,7 @@ def test_a_first_good_model_becomes_champion_and_says_so(reported, client, capsy
     ask()
     assert champion(client) == challenger()
     said = capsys.readouterr().out
-    assert "unet version 1 promoted: the first champion, Dice 1.000; minimum 0.5," in said
+    assert "unet version 1 promoted: the first champion, Dice 1.000, minimum 0.5;" in said
     assert "report with the verdict: reports/promotion.html" in said
     assert (verdict()["decision"], verdict()["version"], verdict()["against"]) == ("promoted", "1", None)
     assert "promoted: the first champion" in PAGE.read_text(encoding="utf-8")
@@ -110,7 +112,7 @@ def test_with_too_few_test_images_the_champion_stays(reported, client, write_mod
     tracking.set_alias(client, tracking.find_version(client, "unet", bad), tracking.CHAMPION)
     write_model_dir(MODEL)
     reported.run("register")
-    reported.write_recipe(promote={"min_images": 100})
+    reported.write_recipe(promote={"min_groups": 100})
     ask()
     assert champion(client) == bad
     assert verdict()["sentence"].startswith("too few to tell: ")

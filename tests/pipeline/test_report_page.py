@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.gate import Verdict
+from pipeline.comparison import Comparison
+from pipeline.gate import Measured, Verdict
 from pipeline.report_page import Page, add_promotion, render
 from pipeline.scores import ScoreRow
 from pipeline.tracking import Version
 
 EVIL = "<script>alert(1)</script>"
 SENTENCE = "promoted: Dice 0.912 vs 0.874, +0.038 (95 % interval +0.021 to +0.055) on 96 images"
-PROMOTED = Verdict(decision="promoted", sentence=SENTENCE, images=96, challenger=0.912, champion=0.874)
+PROMOTED = Verdict(decision="promoted", sentence=SENTENCE, images=96, groups=96, challenger=0.912, champion=0.874)
 
 
 def version(number: str, **tags: str) -> Version:
@@ -39,7 +40,9 @@ def row(key: str, name: str, hit: int, missed: int) -> ScoreRow:
 def put_files(folder: Path) -> None:
     cases = folder / "cases"
     cases.mkdir()
-    for number, path in enumerate((folder / "data.png", folder / "val.png", cases / "0.png", cases / "1.png")):
+    for number, path in enumerate(
+        (folder / "data.png", folder / "val.png", cases / "0.png", cases / "1.png", folder / "plot.png")
+    ):
         Image.fromarray(np.full((4, 4, 3), number, dtype=np.uint8)).save(path)
     lines = "\n".join(f"{step},{1 / step},0.01" for step in range(1, 5))
     (folder / "curves.csv").write_text(f"step,train_loss,learning_rate\n{lines}\n", encoding="utf-8")
@@ -65,13 +68,26 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
             "images": 2,
             "class_dice": {"soil": 0.95, "crop": 0.8765, EVIL: None},
             "class_iou": {"soil": 0.9, "crop": 0.78, EVIL: None},
+            "class_precision": {"soil": 0.91, "crop": 0.79, EVIL: None},
+            "class_recall": {"soil": 0.92, "crop": 0.81, EVIL: None},
+            "class_surface_dice": {"crop": 0.77, EVIL: None},
+            "class_hausdorff95_px": {"crop": 4.25, EVIL: None},
+            "images_without_dice": {"soil": 0, "crop": 0, EVIL: 2},
+            "images_without_hausdorff95": {"crop": 1, EVIL: 2},
+            "slices": {
+                "stain": {
+                    EVIL: {"dice": 0.5, "interval_95": [0.4, 0.6], "images": 1, "groups": 1},
+                    "pink": {"dice": None, "interval_95": None, "images": 0, "groups": 0},
+                }
+            },
+            "confusion": {"soil": {"soil": 1}},
             "pooled_dice": {"soil": 0.96, "crop": 0.88, EVIL: None},
             "pixel_error": 0.0321,
         },
         rejected=[{"key": EVIL, "reason": f"mask size differs: {EVIL}"}],
         cases=[
             {"kind": "worst", "key": EVIL, "score": 0.111, "picture": "0.png"},
-            {"kind": "best", "key": "s01", "score": 0.999, "picture": "1.png"},
+            {"kind": "median", "key": "s01", "score": 0.999, "picture": "1.png"},
         ],
         colours={"soil": "#000000", "crop": "#e69f00", EVIL: "#56b4e9"},
         rows=[
@@ -84,6 +100,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         validation=tmp_path / "validation.csv",
         data_examples=tmp_path / "data.png",
         validation_examples=tmp_path / "val.png",
+        score_plots=dict.fromkeys(("score_histogram", "calibration", "confusion", "slices"), tmp_path / "plot.png"),
         cases_dir=tmp_path / "cases",
     )
 
@@ -127,8 +144,8 @@ class Reader(HTMLParser):
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(rendered: str) -> None:
     read = Reader(rendered)
-    # Data, validation, two cases and the curves.
-    assert len(read.addresses) == 5
+    # Data, validation, two cases, the curves, and four plots of scores.
+    assert len(read.addresses) == 9
     assert all(address.startswith("data:image/png;base64,") for address in read.addresses)
     assert not {"script", "link", "iframe", "object", "embed"} & set(read.tags)
     assert "http://" not in rendered
@@ -152,13 +169,42 @@ def test_the_page_says_the_scores(rendered: str) -> None:
 
 
 def test_a_class_says_whether_it_counts_and_in_how_many_images_it_is(rendered: str) -> None:
-    assert re.search(r"<td>soil \(not in the mean\)</td>(<td>[^<]+</td>){3}<td>2</td>", rendered)
-    assert re.search(r"<td>crop</td>(<td>[^<]+</td>){3}<td>1</td>", rendered)
+    assert re.search(r"<td>soil \(not in the mean\)</td>(<td>[^<]+</td>){7}<td>2</td>", rendered)
+    cells = ("0.876", "0.780", "0.790", "0.810", "0.880", "0.770", "4.2 px", "1")
+    assert f"<td>crop</td>{''.join(f'<td>{cell}</td>' for cell in cells)}" in rendered
 
 
-def test_undefined_scores_are_called_so(rendered: str) -> None:
-    cells = "<td>undefined</td>" * 3
+def test_undefined_scores_are_called_so_and_counted(rendered: str) -> None:
+    cells = "<td>undefined</td>" * 7
     assert f"<td>{html.escape(EVIL)}</td>{cells}<td>0</td>" in rendered
+    assert "Images where the Hausdorff distance is undefined, left out of its mean: crop 1" in rendered
+
+
+def test_slices_are_shown_with_their_intervals(rendered: str) -> None:
+    text = Reader(rendered).text
+    assert "Test images by stain" in text
+    assert f"{EVIL}0.5000.400 to 0.60011" in text
+    assert "pinkundefinedunknown, too few groups00" in text
+
+
+def test_without_a_confusion_matrix_there_is_no_picture_of_one(page: Page) -> None:
+    scores = {name: value for name, value in page.scores.items() if name != "confusion"}
+    assert "Where pixels of each true class went" not in render(dataclasses.replace(page, scores=scores))
+
+
+def test_objects_have_a_table_of_their_own(page: Page, rendered: str) -> None:
+    assert "average precision" not in rendered
+    objects = {
+        "average_precision": 0.612,
+        "interval_95": [0.55, 0.67],
+        "average_precision_at": {"0.50": 0.9, "0.75": 0.7, "0.90": None},
+        "true": 120,
+        "predicted": 118,
+        "mean_absolute_count_error": 2.5,
+    }
+    text = Reader(render(dataclasses.replace(page, scores={**page.scores, "objects": objects}))).text
+    assert "average precision, IoU 0.50 to 0.950.612 (0.550 to 0.670)" in text
+    assert "objects, true and predicted120 and 118" in text
 
 
 def test_names_from_outside_are_text_and_no_code(rendered: str) -> None:
@@ -177,7 +223,7 @@ def test_without_rejected_files_the_page_says_so(page: Page, rendered: str) -> N
 
 
 def test_iou_can_be_the_main_score(page: Page) -> None:
-    scores = {**page.scores, "iou": 0.654}
+    scores = {**page.scores, "iou": 0.654, "slices": {}}
     del scores["dice"]
     assert "test Iou (95 % interval 0.810 to 0.930)" in render(dataclasses.replace(page, scores=scores))
 
@@ -197,6 +243,26 @@ def test_a_promotion_is_a_page_of_its_own_and_leaves_the_report_alone(report: Pa
     assert Reader(text).open == []
 
 
+def test_a_promotion_shows_classes_and_slices_side_by_side(report: Path) -> None:
+    crop = Comparison(
+        name="crop",
+        column=None,
+        images=9,
+        groups=8,
+        challenger=0.9,
+        champion=0.85,
+        difference=0.05,
+        interval_95=(0.01, 0.09),
+    )
+    rare = dataclasses.replace(crop, name=EVIL, column="stain", difference=-0.05, interval_95=None)
+    measured = Measured(ece=0.0312, weights_mb=1.94)
+    verdict = dataclasses.replace(PROMOTED, classes=(crop,), slices=(rare,), measured=measured)
+    text = add_promotion(report, verdict, version("3"), version("2")).read_text(encoding="utf-8")
+    assert "crop0.9000.850+0.050+0.010 to +0.09098" in Reader(text).text
+    assert f"stain: {EVIL}0.9000.850-0.050too few groups98" in Reader(text).text
+    assert "Challenger: calibration error 0.031, weights 1.94 MB." in text
+
+
 def test_a_first_champion_has_no_version_against_it(report: Path) -> None:
     assert "unet version 1 against no champion before" in add_promotion(report, PROMOTED, version("1"), None).read_text(
         encoding="utf-8"
@@ -205,13 +271,13 @@ def test_a_first_champion_has_no_version_against_it(report: Path) -> None:
 
 @pytest.mark.parametrize(("decision", "css"), [("not promoted", "not"), ("too few to tell", "wait")])
 def test_a_verdict_that_moved_nothing_looks_like_it(report: Path, decision, css: str) -> None:
-    verdict = Verdict(decision=decision, sentence=f"{decision}: so", images=2, challenger=0.5)
+    verdict = Verdict(decision=decision, sentence=f"{decision}: so", images=2, groups=2, challenger=0.5)
     text = add_promotion(report, verdict, version("3"), version("2")).read_text(encoding="utf-8")
     assert f'<div class="verdict {css}">' in text
 
 
 def test_the_newest_verdict_replaces_an_older_one(report: Path) -> None:
-    old = Verdict(decision="not promoted", sentence="an older sentence", images=2, challenger=0.5)
+    old = Verdict(decision="not promoted", sentence="an older sentence", images=2, groups=2, challenger=0.5)
     add_promotion(report, old, version("2"), version("1"))
     text = add_promotion(report, PROMOTED, version("3"), version("1")).read_text(encoding="utf-8")
     assert "an older sentence" not in text

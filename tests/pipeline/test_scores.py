@@ -5,12 +5,14 @@ import pytest
 
 from pipeline.scores import (
     ScoreRow,
-    bootstrap_interval,
     by_class,
     class_scores,
+    image_rows,
     image_scores,
     pixel_error,
     read_rows,
+    score_matrix,
+    scored_classes,
     write_rows,
 )
 from unet_core.counts import Counts
@@ -27,6 +29,17 @@ def row(key: str, name: str, hit: int, extra: int, missed: int, *, scored: bool 
         false_negative=missed,
         dice=counts.dice,
         iou=counts.iou,
+        precision=counts.precision,
+        recall=counts.recall,
+        group=f"group of {key}",
+        slices={"stain": "pink", "site": "a"},
+        surface_points=8,
+        surface_hits=6,
+        surface_dice=0.75,
+        confusion=(hit, missed),
+        decisions=(0, 3),
+        right=(0, 2),
+        confidence=(0.0, 2.5),
     )
 
 
@@ -60,6 +73,15 @@ def test_a_class_score_is_the_mean_over_the_images_where_it_is_defined() -> None
     assert class_scores([row("a", "ring", 0, 0, 0)], "dice") == {"ring": None}
 
 
+def test_scores_as_a_matrix_have_a_row_an_image_and_a_column_a_scored_class() -> None:
+    assert scored_classes(ROWS) == ["ring", "plus"]
+    matrix = score_matrix(ROWS, "dice")
+    assert matrix[:, 0].tolist() == [pytest.approx(2 / 3), pytest.approx(0.6)]
+    assert matrix[0, 1] == pytest.approx(2 / 3)
+    assert np.isnan(matrix[1, 1])
+    assert [row.key for row in image_rows(ROWS)] == ["a", "b"]
+
+
 def test_pooled_counts_are_added_before_they_are_divided() -> None:
     pooled = by_class(ROWS)
     assert pooled["ring"] == Counts(true_positive=5, false_positive=2, false_negative=4)
@@ -71,27 +93,6 @@ def test_pixel_error_is_the_share_of_pixels_that_got_another_class() -> None:
     rows = [row("a", "soil", 6, 1, 1), row("a", "plant", 2, 1, 1)]
     assert pixel_error(rows) == pytest.approx(0.2)
     assert pixel_error([row("a", "soil", 0, 3, 0)]) is None
-
-
-def test_the_interval_holds_the_mean_and_narrows_with_more_images() -> None:
-    rng = np.random.default_rng(0)
-    few, many = rng.uniform(size=10), rng.uniform(size=400)
-    widths = []
-    for values in (few, many):
-        low, high = bootstrap_interval(list(values), draws=1000, seed=0)
-        assert low < values.mean() < high
-        widths.append(high - low)
-    assert widths[1] < widths[0] / 3
-
-
-def test_the_interval_of_equal_scores_is_a_point() -> None:
-    assert bootstrap_interval([0.75] * 5, draws=100, seed=0) == (0.75, 0.75)
-
-
-def test_the_interval_follows_its_seed() -> None:
-    values = [0.1, 0.4, 0.5, 0.9]
-    assert bootstrap_interval(values, draws=50, seed=3) == bootstrap_interval(values, draws=50, seed=3)
-    assert bootstrap_interval(values, draws=50, seed=3) != bootstrap_interval(values, draws=50, seed=4)
 
 
 def test_rows_are_read_as_they_were_written_undefined_scores_too(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
-"""`fetch_registered` is tested with the registry, in test_promote.py."""
+"""`registered_model` is tested with the registry, in test_promote.py."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import scoring
+from pipeline.membership import Membership
+from pipeline.placement import Placement
 from pipeline.scores import ScoreRow
-from pipeline.scoring import predict_sample, score_split
+from pipeline.scoring import ScoringJob, median_latency_ms, predict_sample, score_split
 from unet_core.checkpoint import read_model
+from unet_core.errors import DataError
+from unet_core.index import ShardIndex, read_index, write_index
 from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, ClassMap, Sample
@@ -19,12 +24,31 @@ PLANES = ClassMap(kind="multilabel", classes={"ring": 255, "plus": 255})
 IMAGE = np.array([[255, 255, 0, 0]], dtype=np.uint8)[..., None]
 
 
+OBJECTS = ClassMap(kind="instances", classes={"background": 0, "nucleus": 1}, background="background")
+
+
 def score(folder: Path, write_model_dir, class_map: ClassMap, mask: list) -> list[ScoreRow]:
     write_model_dir(folder / "model", class_map)
-    sample = Sample(key="a", image=IMAGE, mask=np.array([mask], dtype=np.uint8))
+    dtype = np.uint16 if class_map.kind == "instances" else np.uint8
+    sample = Sample(key="a", image=IMAGE, mask=np.array([mask], dtype=dtype))
     shard = write_shard(folder, "test/b0001-00000.tar", "content", pack_all([sample], class_map))
-    network, spec = read_model(folder / "model")
-    return score_split(network, spec, ShardReader(folder, [shard]), spec.class_map, name="test")
+    write_index(folder, ShardIndex(class_map=class_map, channels=1, shards=(shard,)))
+    return score_folder(folder)
+
+
+def score_folder(folder: Path, memberships: dict | None = None, processes: int = 1) -> list[ScoreRow]:
+    placement = Placement(
+        root=folder,
+        tracking_uri="",
+        experiment="",
+        ray_address=None,
+        workers=None,
+        loader_threads=1,
+        processes=processes,
+    )
+    job = ScoringJob(model=folder / "model", shards=folder, split="test", tolerance_px=1.0)
+    known = {"a": Membership(group="patient 1", slices={"stain": "pink"})}
+    return score_split(job, known if memberships is None else memberships, name="test", placement=placement)
 
 
 def counts(row: ScoreRow) -> tuple[int, int, int]:
@@ -55,3 +79,75 @@ def test_the_mask_of_an_image_has_its_size(tmp_path: Path, write_model_dir) -> N
         assert mask.shape == shape
         assert mask.dtype == np.uint8
         assert mask.reshape(4, -1)[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_a_row_has_all_scores_of_its_class(tmp_path: Path, write_model_dir) -> None:
+    soil, crop = score(tmp_path, write_model_dir, INDEXED, [1, 0, 0, 1])
+    assert (crop.group, crop.slices) == ("patient 1", {"stain": "pink"})
+    assert (crop.precision, crop.recall) == (0.5, 0.5)
+    # Predicted pixels 0 and 1, true ones 0 and 3; within one pixel of the other lie 0, 1 and 0.
+    assert (crop.surface_points, crop.surface_hits, crop.surface_dice) == (4, 3, 0.75)
+    assert crop.hausdorff95_px == pytest.approx(1.9)
+    # Pixels of soil and of crop, by what they were taken for.
+    assert (soil.confusion, crop.confusion) == ((1, 1), (1, 1))
+    assert (sum(soil.decisions), sum(soil.right), sum(crop.decisions), sum(crop.right)) == (2, 1, 2, 1)
+    assert (soil.surface_points, soil.surface_dice) == (0, None)
+    assert (crop.true_objects, crop.average_precision) == (None, None)
+
+
+def test_overlapping_classes_have_no_confusion(tmp_path: Path, write_model_dir) -> None:
+    ring, _ = score(tmp_path, write_model_dir, PLANES, [[1, 1], [1, 0], [0, 0], [0, 0]])
+    assert ring.confusion == ()
+    assert sum(ring.decisions) == 4
+
+
+def test_objects_are_matched_where_masks_tell_them_apart(tmp_path: Path, write_model_dir) -> None:
+    background, nucleus = score(tmp_path, write_model_dir, OBJECTS, [1, 1, 0, 2])
+    assert (nucleus.true_objects, nucleus.predicted_objects, nucleus.matched_objects) == (2, 1, (1,) * 10)
+    assert nucleus.average_precision == pytest.approx(0.5)
+    assert (nucleus.dice, background.true_objects) == (pytest.approx(0.8), None)
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path, write_model_dir) -> None:
+    write_index(tmp_path, ShardIndex(class_map=INDEXED, channels=1, shards=()))
+    with pytest.raises(DataError) as caught:
+        score_folder(tmp_path)
+    assert str(caught.value) == (
+        "no images to score: the shards have none in test. Raise split.test_fraction, or add images."
+    )
+
+
+def test_a_sample_that_the_catalog_does_not_know_is_refused(tmp_path: Path, write_model_dir) -> None:
+    score(tmp_path, write_model_dir, INDEXED, [1, 0, 0, 1])
+    with pytest.raises(DataError, match=r"^a sample of the shards is not in the catalog: a\. Run `dvc repro`\.$"):
+        score_folder(tmp_path, memberships={})
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_rows_of_one(
+    tmp_path: Path, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "WORTH_SECONDS", 0.0)
+    write_model_dir(tmp_path / "model", INDEXED)
+    rng = np.random.default_rng(0)
+    keys = [f"s{number:02d}" for number in range(6)]
+    samples = [
+        Sample(
+            key=key,
+            image=rng.integers(0, 256, (20, 24, 1), dtype=np.uint8),
+            mask=rng.integers(0, 2, (20, 24), dtype=np.uint8),
+        )
+        for key in keys
+    ]
+    shard = write_shard(tmp_path, "test/b0001-00000.tar", "content", pack_all(samples, INDEXED))
+    write_index(tmp_path, ShardIndex(class_map=INDEXED, channels=1, shards=(shard,)))
+    memberships = {key: Membership(group=key, slices={}) for key in keys}
+    alone, together = (score_folder(tmp_path, memberships, processes) for processes in (1, 2))
+    assert [row.key for row in alone[::2]] == keys
+    assert together == alone
+
+
+def test_latency_is_that_of_one_image(tmp_path: Path, write_model_dir) -> None:
+    score(tmp_path, write_model_dir, INDEXED, [1, 0, 0, 1])
+    shards = read_index(tmp_path).of_split("test")
+    assert 0 < median_latency_ms(*read_model(tmp_path / "model"), ShardReader(tmp_path, shards)) < 10_000

@@ -52,3 +52,10 @@ def test_mean_leaves_undefined_scores_out() -> None:
 @pytest.mark.parametrize("scores", [[], [None, None]])
 def test_mean_of_nothing_is_undefined(scores: list[float | None]) -> None:
     assert mean_defined(scores) is None
+
+
+def test_precision_and_recall_divide_by_what_was_predicted_and_by_what_is_there() -> None:
+    assert counts(2, 1, 3).precision == pytest.approx(2 / 3)
+    assert counts(2, 1, 3).recall == pytest.approx(2 / 5)
+    assert (counts(0, 0, 3).precision, counts(0, 0, 3).recall) == (None, 0.0)
+    assert (counts(0, 2, 0).precision, counts(0, 2, 0).recall) == (0.0, None)

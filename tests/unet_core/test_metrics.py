@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from unet_core.counts import Counts
-from unet_core.metrics import count_pixels, mask_to_tensor, predict_planes
+from unet_core.metrics import count_pixels, mask_to_tensor, predict_classes, predict_planes
 from unet_core.samples import IGNORE_INDEX, ClassMap
 
 
@@ -83,3 +83,8 @@ def test_instances_are_scored_as_foreground() -> None:
     masks = mask_to_tensor(np.array([[[0, 1, 300]]], dtype=np.uint16), class_map)
     assert masks.dtype == torch.int64
     assert masks.tolist() == [[[0, 1, 1]]]
+
+
+def test_classes_are_those_of_the_largest_logit_and_of_equal_ones_the_first() -> None:
+    logits = torch.tensor([[[0.0, 2.0, 1.0]], [[1.0, 2.0, 0.0]], [[0.5, 2.0, 3.0]]])
+    assert predict_classes(logits).tolist() == [[1, 0, 2]]

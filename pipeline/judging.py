@@ -1,0 +1,182 @@
+"""The gate's question put to two versions of the registry: both are scored anew on today's test images.
+
+Old numbers are never compared with new ones.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.comparison import PairedScores
+from pipeline.gate import GateConfig, Measured, Verdict, judge, judge_first, refuse_seen
+from pipeline.lineage import data_state
+from pipeline.membership import Membership, groups_in, read_memberships, todays_groups
+from pipeline.params import load_section
+from pipeline.placement import Placement
+from pipeline.score_summary import ece
+from pipeline.scores import ScoreRow, image_rows, score_matrix, scored_classes
+from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
+from pipeline.stages.evaluate import TRAINING_GROUPS, EvaluateConfig, training_groups
+from pipeline.stages.split import read_splits
+from unet_core.checkpoint import read_model, read_spec
+from unet_core.errors import RegistryError
+from unet_core.index import read_index
+from unet_core.reader import ShardReader
+from unet_core.splits import SplitConfig
+
+log = logging.getLogger(__name__)
+
+#: Tag of versions: the test images that it was judged on.
+TEST_SET_TAG = "gate.test_set_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPaths:
+    """What the stages left of the data."""
+
+    accepted: Path
+    splits: Path
+    shards: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict, and on what it was found."""
+
+    verdict: Verdict
+    test_set_sha256: str
+    """Of the test shards' content."""
+    versions_judged_before: int
+    """On just these images, of this model: each choice by the same images makes their scores flatter a little more."""
+    training_unknown: tuple[str, ...]
+    """Versions of which nobody recorded what they were trained on."""
+
+
+def judge_versions(
+    client: tracking.Client,
+    challenger: tracking.Version,
+    champion: tracking.Version | None,
+    data: DataPaths,
+    placement: Placement,
+) -> Judgement:
+    """Score both and compare; RegistryError where they can't be compared, or one was trained on a test group."""
+    evaluate = load_section("evaluate", EvaluateConfig)
+    memberships = read_memberships(data.accepted, load_section("split", SplitConfig), evaluate.slice_by)
+    versions = [challenger, *([champion] if champion else [])]
+    seen = {_name(version): _training_groups(client, version, data, memberships) for version in versions}
+    splits = read_splits(data.splits)
+    test_groups = groups_in(splits, memberships, "test").values()
+    refuse_seen(test_groups, {name: groups for name, groups in seen.items() if groups is not None})
+    unknown = tuple(name for name, groups in seen.items() if groups is None)
+    for name in unknown:
+        log.warning("promote: nobody recorded what %s was trained on: it may have seen test images", name)
+    test_set = hash_test_set(data.shards)
+    judged = tracking.versions_tagged(client, challenger.name, TEST_SET_TAG, test_set)
+    return Judgement(
+        verdict=_judge(challenger, champion, data.shards, memberships, placement),
+        test_set_sha256=test_set,
+        versions_judged_before=sum(version.number != challenger.number for version in judged),
+        training_unknown=unknown,
+    )
+
+
+def hash_test_set(shards: Path) -> str:
+    """sha256 of what the test shards hold: keys, files, and how they were read."""
+    contents = sorted(shard.content for shard in read_index(shards).of_split("test"))
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
+
+
+def _judge(
+    challenger: tracking.Version,
+    champion: tracking.Version | None,
+    shards: Path,
+    memberships: Mapping[str, Membership],
+    placement: Placement,
+) -> Verdict:
+    gate, evaluate = load_section("promote", GateConfig), load_section("evaluate", EvaluateConfig)
+    score = evaluate.score
+
+    def rows_of(directory: Path, name: str) -> list[ScoreRow]:
+        job = ScoringJob(model=directory, shards=shards, split="test", tolerance_px=evaluate.tolerance_px)
+        return score_split(job, memberships, name=name, placement=placement)
+
+    with registered_model(challenger) as directory:
+        if champion is None:
+            rows = rows_of(directory, "challenger")
+            measured = _measure(directory, rows, shards, gate)
+            groups = [row.group for row in image_rows(rows)]
+            return judge_first(score_matrix(rows, score), groups, gate, score=score.capitalize(), measured=measured)
+        with registered_model(champion) as old_directory:
+            _check_comparable(challenger, directory, champion, old_directory)
+            rows, old_rows = rows_of(directory, "challenger"), rows_of(old_directory, "champion")
+        measured = _measure(directory, rows, shards, gate)
+    return judge(pair_scores(rows, old_rows, score), gate, score=score.capitalize(), measured=measured)
+
+
+def pair_scores(challenger: Sequence[ScoreRow], champion: Sequence[ScoreRow], score: str) -> PairedScores:
+    """The rows of both models, which stand in the same order."""
+    assert [(row.key, row.class_name) for row in challenger] == [(row.key, row.class_name) for row in champion]
+    images = image_rows(challenger)
+    columns = sorted({column for row in images for column in row.slices})
+    return PairedScores(
+        groups=[row.group for row in images],
+        classes=scored_classes(challenger),
+        challenger=score_matrix(challenger, score),
+        champion=score_matrix(champion, score),
+        slices={column: [row.slices.get(column) for row in images] for column in columns},
+    )
+
+
+def _measure(directory: Path, rows: Sequence[ScoreRow], shards: Path, gate: GateConfig) -> Measured:
+    latency = None
+    if gate.max_latency_ms is not None:
+        latency = median_latency_ms(*read_model(directory), ShardReader(shards, read_index(shards).of_split("test")))
+    weights = (directory / "model.safetensors").stat().st_size
+    return Measured(ece=ece(rows), weights_mb=weights / 1e6, latency_ms=latency)
+
+
+def _check_comparable(
+    challenger: tracking.Version, directory: Path, champion: tracking.Version, old_directory: Path
+) -> None:
+    new, old = read_spec(directory), read_spec(old_directory)
+    if (old.class_map.names, old.class_map.kind, old.channels) != (
+        new.class_map.names,
+        new.class_map.kind,
+        new.channels,
+    ):
+        raise RegistryError(
+            f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "
+            f"{list(old.class_map.names)} on {old.channels} channels, version {challenger.number} "
+            f"{list(new.class_map.names)} on {new.channels}. Give the new task its own register.model."
+        )
+
+
+def _training_groups(
+    client: tracking.Client, version: tracking.Version, data: DataPaths, memberships: Mapping[str, Membership]
+) -> set[str] | None:
+    """Groups of the samples that a version has seen; None where nobody recorded them."""
+    recorded = _recorded_groups(client, version)
+    if recorded is None and version.tags.get("data.index_sha256") == data_state(data.shards)["data.index_sha256"]:
+        recorded = training_groups(read_splits(data.splits), memberships)
+    return None if recorded is None else set(todays_groups(recorded, memberships))
+
+
+def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
+    if version.run_id is None:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = tracking.fetch_run_file(client, version.run_id, f"evaluation/{TRAINING_GROUPS}", Path(scratch))
+        except RegistryError:
+            return None
+        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+
+def _name(version: tracking.Version) -> str:
+    return f"{version.name} version {version.number}"

@@ -1,0 +1,126 @@
+import csv
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import tracking
+from pipeline.judging import TEST_SET_TAG, DataPaths, hash_test_set, judge_versions, pair_scores
+from pipeline.placement import read_placement
+from pipeline.receipt import read_receipt
+from pipeline.scores import ScoreRow
+from unet_core.errors import RegistryError
+from unet_core.index import read_index, write_index
+
+SHARDS, SPLITS = Path("data/shards"), Path("data/splits.csv")
+DATA = DataPaths(accepted=Path("data/accepted.parquet"), splits=SPLITS, shards=SHARDS)
+
+
+def row(key: str, name: str, dice: float | None, *, scored: bool = True) -> ScoreRow:
+    return ScoreRow(
+        key=key,
+        group=f"group {key}",
+        slices={"stain": "pink"} if key == "a" else {},
+        class_name=name,
+        scored=scored,
+        true_positive=1,
+        false_positive=1,
+        false_negative=1,
+        dice=dice,
+        iou=dice,
+    )
+
+
+def test_rows_of_two_models_become_pairs_of_images_and_scored_classes() -> None:
+    old = [row(key, name, 0.5, scored=name == "crop") for key in "ab" for name in ("soil", "crop")]
+    new = [dataclasses.replace(one, dice=None if one.key == "b" else 0.75) for one in old]
+    pairs = pair_scores(new, old, "dice")
+    assert (pairs.groups, pairs.classes) == (["group a", "group b"], ["crop"])
+    assert pairs.champion.tolist() == [[0.5], [0.5]]
+    assert pairs.challenger[0, 0] == 0.75
+    assert np.isnan(pairs.challenger[1, 0])
+    assert pairs.slices == {"stain": ["pink", None]}
+
+
+def test_the_test_set_is_known_by_the_content_of_its_shards_alone(sharded) -> None:
+    index = read_index(SHARDS)
+    before = hash_test_set(SHARDS)
+    kept = tuple(shard for shard in index.shards if shard.split != "train")
+    write_index(SHARDS, dataclasses.replace(index, shards=kept))
+    assert hash_test_set(SHARDS) == before
+    write_index(SHARDS, dataclasses.replace(index, shards=kept[:-1]))
+    assert hash_test_set(SHARDS) != before
+
+
+def challenger(client) -> tracking.Version:
+    found = tracking.find_version(client, "unet", read_receipt(Path("models/receipt.json")).weights_sha256)
+    assert found is not None
+    return found
+
+
+def judge_now(client):
+    return judge_versions(client, challenger(client), None, DATA, read_placement())
+
+
+def move(split: str, to: str) -> str:
+    """Let one sample of a split belong to another one, as other split settings would; its key."""
+    with SPLITS.open(newline="", encoding="utf-8") as stream:
+        head, *lines = list(csv.reader(stream))
+    key = next(key for key, where in lines if where == split)
+    changed = [[name, to if name == key else where] for name, where in lines]
+    with SPLITS.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([head, *changed])
+    return key
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_that_was_trained_on_what_is_test_today_is_refused(registered, client) -> None:
+    registered.run("evaluate")
+    key = move("train", "test")
+    with pytest.raises(RegistryError) as caught:
+        judge_now(client)
+    assert str(caught.value).startswith("can't be judged: unet version 1 was trained on 1 of ")
+    assert f"such as '{key}'" in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_nobody_recorded_is_taken_from_an_equal_index_or_said_to_be_unknown(
+    registered, client, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Never evaluated here, but registered with today's index.
+    assert judge_now(client).training_unknown == ()
+    client.set_model_version_tag("unet", "1", "data.index_sha256", "of other data")
+    with caplog.at_level(logging.WARNING):
+        judgement = judge_now(client)
+    assert judgement.training_unknown == ("unet version 1",)
+    assert "nobody recorded what unet version 1 was trained on" in caplog.text
+    assert judgement.verdict.decision == "promoted"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_versions_that_the_same_images_judged_before_are_counted(registered, client, write_model_dir) -> None:
+    first = challenger(client)
+    assert judge_now(client).versions_judged_before == 0
+    tracking.set_version_tags(client, first, {TEST_SET_TAG: hash_test_set(SHARDS)})
+    # Asking again for the same version is no new look.
+    assert judge_now(client).versions_judged_before == 0
+    write_model_dir(Path("models/final"), seed=1)
+    registered.run("register")
+    assert challenger(client).number != first.number
+    assert judge_now(client).versions_judged_before == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_limits_are_measured_on_the_challenger(registered, client) -> None:
+    registered.write_recipe(promote={"max_weights_mb": 0.0001, "max_latency_ms": 0.0001, "max_ece": 0.0})
+    verdict = judge_now(client).verdict
+    assert verdict.decision == "not promoted"
+    assert [reason.split(" ")[0] for reason in verdict.reasons] == ["calibration", "weights", "time"]
+    assert verdict.measured.weights_mb is not None
+    assert verdict.measured.weights_mb < 1
