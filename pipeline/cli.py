@@ -83,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
-    command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    promote = command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    promote.add_argument("version", nargs="?", metavar="VERSION", help="a version's number; by default the newest")
+    promote.add_argument("--force", action="store_true", help="without the gate; wants --reason")
+    promote.add_argument("--reason", default="", help="why, for the history")
+    rollback = command("rollback", "let champion name the version that it named before", _rollback)
+    rollback.add_argument("--reason", default="", help="why, for the history")
+    command("history", "list every move of the champion", _history)
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -148,10 +154,23 @@ def _search(parsed: argparse.Namespace) -> None:
     search(shards=SHARDS, out=parsed.out, apply=parsed.apply)
 
 
-def _promote(_: argparse.Namespace) -> None:
-    from pipeline.promote import promote
+def _promote(parsed: argparse.Namespace) -> None:
+    from pipeline.promote import Request, promote
 
-    promote(shards=SHARDS, model=MODEL, receipt=RECEIPT, report=REPORT)
+    ask = Request(version=parsed.version, force=parsed.force, reason=parsed.reason)
+    promote(shards=SHARDS, model=MODEL, receipt=RECEIPT, report=REPORT, ask=ask)
+
+
+def _rollback(parsed: argparse.Namespace) -> None:
+    from pipeline.rollback import rollback
+
+    rollback(reason=parsed.reason)
+
+
+def _history(_: argparse.Namespace) -> None:
+    from pipeline.rollback import show_history
+
+    show_history()
 
 
 def _predict(parsed: argparse.Namespace) -> None:

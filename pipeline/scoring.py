@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import tracking
+from pipeline.fetched_model import fetch_model
 from pipeline.progress import progress
 from pipeline.scores import ScoreRow
-from unet_core.checkpoint import read_model, weights_hash
+from unet_core.checkpoint import read_model
 from unet_core.counts import Counts
-from unet_core.errors import RegistryError
 from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.metrics import count_pixels, mask_to_tensor
 from unet_core.model import ModelSpec, UNet
@@ -18,16 +18,9 @@ from unet_core.samples import Array, ClassMap
 
 
 def fetch_registered(version: tracking.Version) -> tuple[UNet, ModelSpec]:
-    """Load a registered version; RegistryError if its weights are not those that it was registered with."""
+    """Load a registered version; RegistryError if its files are not those that it was registered with."""
     with tempfile.TemporaryDirectory() as scratch:
-        directory = tracking.fetch_model(f"models:/{version.name}/{version.number}", Path(scratch))
-        found = weights_hash(directory)
-        if version.weights_sha256 and found != version.weights_sha256:
-            raise RegistryError(
-                f"weights of {version.name} version {version.number} have changed since it was registered: "
-                f"{found[:12]}, tagged {version.weights_sha256[:12]}. Do not use it; register the model again."
-            )
-        return read_model(directory)
+        return read_model(fetch_model(version, Path(scratch)))
 
 
 def score_split(model: UNet, spec: ModelSpec, reader: ShardReader, class_map: ClassMap, *, name: str) -> list[ScoreRow]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import tracking
-from pipeline.promote import promote
+from pipeline.promote import Request, promote
 from pipeline.receipt import read_receipt
 from unet_core.errors import RegistryError
 from unet_core.samples import ClassMap
@@ -14,17 +14,17 @@ MODEL, RECEIPT, REPORT = Path("models/final"), Path("models/receipt.json"), Path
 VERDICT, PAGE = Path("reports/verdict.json"), Path("reports/promotion.html")
 
 
-def ask() -> None:
-    promote(shards=Path("data/shards"), model=MODEL, receipt=RECEIPT, report=REPORT)
+def ask(**wish) -> None:
+    promote(shards=Path("data/shards"), model=MODEL, receipt=RECEIPT, report=REPORT, ask=Request(**wish))
 
 
 def champion(client) -> str | None:
     version = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
-    return version.weights_sha256 if version else None
+    return version.model_sha256 if version else None
 
 
 def challenger() -> str:
-    return read_receipt(RECEIPT).weights_sha256
+    return read_receipt(RECEIPT).model_sha256
 
 
 def verdict() -> dict:
@@ -56,7 +56,7 @@ def test_asking_again_changes_nothing(reported, client, capsys: pytest.CaptureFi
     before = champion(client)
     capsys.readouterr()
     ask()
-    assert "nothing to do: unet version 1 is champion already, with the same weights" in capsys.readouterr().out
+    assert "nothing to do: unet version 1 is champion already, with the same model" in capsys.readouterr().out
     assert champion(client) == before
 
 
@@ -133,6 +133,6 @@ def test_weights_that_were_changed_in_the_registry_are_not_used(reported, client
     write_model_dir(Path("other"), inverted=True)
     (stored,) = reported.root.glob("mlruns/**/model.safetensors")
     stored.write_bytes((Path("other") / "model.safetensors").read_bytes())
-    with pytest.raises(RegistryError, match=r"^weights of unet version 1 have changed since it was registered: "):
+    with pytest.raises(RegistryError, match=r"^files of unet version 1 have changed since it was registered: "):
         ask()
     assert champion(client) is None

@@ -1,0 +1,108 @@
+"""Promotions and rollbacks by many processes at once, while others read: is any lost, is there always a champion?
+
+python -m benchmarks.promotions --moves 1000 --processes 8
+python -m benchmarks.promotions --uri postgresql://...      an empty database of your own
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import random
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from benchmarks.workspace import print_result
+from pipeline import tracking
+from pipeline.history import Entry, Move, champions, history, move_champion
+
+NAME = "unet"
+NUM_VERSIONS = 5
+READERS = 2
+
+
+def main() -> None:
+    """Run and print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--uri", help="tracking store or server; by default a SQLite file of its own")
+    parser.add_argument("--moves", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=8)
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        uri = parsed.uri or f"sqlite:///{folder}/mlflow.db"
+        make_versions(uri)
+        print_result(measure(uri, moves=parsed.moves, processes=parsed.processes))
+
+
+def make_versions(uri: str) -> None:
+    """A registered model with some versions (of nothing), the first of them champion."""
+    client = tracking.connect(uri)
+    client.create_registered_model(NAME)
+    for _ in range(NUM_VERSIONS):
+        client.create_model_version(NAME, source="file:///nowhere", tags={})
+    move_champion(client, NAME, lambda _: Move(action="forced", version="1", reason="the first"))
+
+
+def measure(uri: str, *, moves: int, processes: int) -> Mapping[str, Any]:
+    """What was lost, doubled or missing."""
+    context = multiprocessing.get_context("spawn")
+    started = time.perf_counter()
+    with ProcessPoolExecutor(processes + READERS, mp_context=context) as pool, context.Manager() as manager:
+        stop = manager.Event()
+        reading = [pool.submit(read_champion, uri, stop) for _ in range(READERS)]
+        shares = [moves // processes + (number < moves % processes) for number in range(processes)]
+        moving = [pool.submit(move_often, uri, count, seed) for seed, count in enumerate(shares)]
+        made = [identity for future in moving for identity in future.result()]
+        stop.set()
+        seen = [future.result() for future in reading]
+    seconds = time.perf_counter() - started
+    entries = history(tracking.connect(uri), NAME)[1:]
+    recorded = [entry.identity for entry in entries]
+    return {
+        "moves": len(made),
+        "seconds": round(seconds, 1),
+        "lost": len(set(made) - set(recorded)),
+        "doubled": len(recorded) - len(set(recorded)),
+        "unasked": len(set(recorded) - set(made)),
+        "out_of_order": count_out_of_order(entries),
+        "reads": sum(reads for reads, _ in seen),
+        "reads_without_champion": sum(missing for _, missing in seen),
+    }
+
+
+def move_often(uri: str, count: int, seed: int) -> list[str]:
+    """Promote any version or go back, `count` times; the identities of the entries made."""
+    client = tracking.connect(uri)
+    draw = random.Random(seed)
+
+    def decide(entries: Sequence[Entry]) -> Move:
+        line = champions(entries)
+        if len(line) > 1 and draw.random() < 0.5:
+            return Move(action="rolled back", version=line[-2], reason="")
+        version = draw.choice([str(n) for n in range(1, NUM_VERSIONS + 1) if str(n) != line[-1]])
+        return Move(action="promoted", version=version, reason="")
+
+    return [move_champion(client, NAME, decide).identity for _ in range(count)]
+
+
+def read_champion(uri: str, stop: Any) -> tuple[int, int]:
+    """Read the alias until told to stop: how often, and how often there was no valid version."""
+    client = tracking.connect(uri)
+    reads = missing = 0
+    while not stop.is_set():
+        version = tracking.version_by_alias(client, NAME, tracking.CHAMPION)
+        reads += 1
+        missing += version is None or not 1 <= int(version.number) <= NUM_VERSIONS
+        time.sleep(0.01)
+    return reads, missing
+
+
+def count_out_of_order(entries: Sequence[Entry]) -> int:
+    """Entries that do not begin where the one before ended."""
+    return sum(later.before != earlier.version for earlier, later in itertools.pairwise(entries))
+
+
+if __name__ == "__main__":
+    main()
