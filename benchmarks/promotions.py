@@ -5,15 +5,17 @@ python -m benchmarks.promotions --uri postgresql://...      an empty database of
 """
 
 import argparse
+import contextlib
 import itertools
 import multiprocessing
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from benchmarks.postgres import postgres
 from benchmarks.workspace import print_result
 from pipeline import tracking
 from pipeline.history import Entry, Move, champions, history, move_champion
@@ -26,14 +28,20 @@ READERS = 2
 def main() -> None:
     """Run and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--uri", help="tracking store or server; by default a SQLite file of its own")
+    parser.add_argument("--postgres", action="store_true", help="instead of a SQLite file")
     parser.add_argument("--moves", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=8)
     parsed = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        uri = parsed.uri or f"sqlite:///{folder}/mlflow.db"
+    with postgres() if parsed.postgres else sqlite() as uri:
         make_versions(uri)
         print_result(measure(uri, moves=parsed.moves, processes=parsed.processes))
+
+
+@contextlib.contextmanager
+def sqlite() -> Iterator[str]:
+    """The URI of a store in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"sqlite:///{folder}/mlflow.db"
 
 
 def make_versions(uri: str) -> None:
@@ -95,7 +103,7 @@ def read_champion(uri: str, stop: Any) -> tuple[int, int]:
         version = tracking.version_by_alias(client, NAME, tracking.CHAMPION)
         reads += 1
         missing += version is None or not 1 <= int(version.number) <= NUM_VERSIONS
-        time.sleep(0.01)
+        time.sleep(0.05)
     return reads, missing
 
 

@@ -4,10 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from benchmarks.postgres import find_programs, postgres
 from benchmarks.promotions import make_versions, measure
 from pipeline import history, tracking
 from pipeline.append_log import open_log
@@ -15,6 +17,7 @@ from pipeline.claimant import this_process
 from pipeline.history import Entry, Move, champions, describe, move_champion, settle
 from unet_core.errors import RegistryError
 
+WRONG = ("lost", "doubled", "unasked", "out_of_order", "reads_without_champion")
 #: A process that is killed by its own hand when it reaches a function, before or after it.
 DIES = """
 import os, signal, sys
@@ -257,11 +260,30 @@ def test_a_history_that_others_wrote_into_is_named(client, uri: str, line: str) 
     assert champion(client) == "1"
 
 
+@pytest.fixture
+def postgres_uri(tree) -> Iterator[str]:
+    if find_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres() as uri:
+        make_versions(uri)
+        yield uri
+
+
+@pytest.mark.slow
+def test_postgresql_lets_one_claim_through_and_a_killed_promoter_is_finished_there_too(postgres_uri: str) -> None:
+    client = tracking.connect(postgres_uri)
+    words = [sys.executable, "-c", DIES, postgres_uri, "3", "alias", "before"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert champion(client) == "1"
+    found = measure(postgres_uri, moves=12, processes=3)
+    assert {name: found[name] for name in WRONG} == {**dict.fromkeys(WRONG, 0), "unasked": 1}
+    assert history.history(client, "unet")[1].version == "3"
+
+
 @pytest.mark.slow
 def test_many_processes_lose_no_move_and_readers_always_see_a_champion(client, uri: str) -> None:
     """`python -m benchmarks.promotions` does it with eight, a thousand times."""
     found = measure(uri, moves=24, processes=4)
     assert found["moves"] == 24
     assert found["reads"] > 0
-    wrong = ("lost", "doubled", "unasked", "out_of_order", "reads_without_champion")
-    assert {name: found[name] for name in wrong} == dict.fromkeys(wrong, 0)
+    assert {name: found[name] for name in WRONG} == dict.fromkeys(WRONG, 0)
