@@ -33,14 +33,23 @@ def postgres() -> Iterator[str]:
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     password = secrets.token_hex(16)
+    # PostgreSQL does not run as root.
+    owner = "postgres" if os.getuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="unet-postgres-") as scratch:
         folder = Path(scratch)
         (folder / "password").write_text(password, encoding="ascii")
-        if os.getuid() == 0:
+        if owner is not None:
             for path in (folder, folder / "password"):
-                shutil.chown(path, "postgres", "postgres")
+                shutil.chown(path, owner, owner)
         initdb = [programs / "initdb", "-D", folder / "data", "-U", USER, "-A", "scram-sha-256", "--no-sync"]
-        subprocess.run([*initdb, f"--pwfile={folder / 'password'}"], check=True, capture_output=True, **_as_server())
+        subprocess.run(
+            [*initdb, f"--pwfile={folder / 'password'}"],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            user=owner,
+            group=owner,
+        )
         port = _free_port()
         # Where a machine is lost, this database is too: it need not wait for the disk.
         options = [
@@ -55,7 +64,7 @@ def postgres() -> Iterator[str]:
         ]
         words = [programs / "postgres", "-D", folder / "data", "-p", str(port), *options]
         with (folder / "log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(words, stdout=log, stderr=log, **_as_server())
+            process = subprocess.Popen(words, stdout=log, stderr=log, cwd="/", user=owner, group=owner)
         try:
             _wait(process, folder / "log")
             yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
@@ -63,11 +72,6 @@ def postgres() -> Iterator[str]:
             # Ends its clients' sessions too.
             process.send_signal(signal.SIGINT)
             process.wait(timeout=30)
-
-
-def _as_server() -> dict[str, str]:
-    """PostgreSQL does not run as root."""
-    return {"user": "postgres", "group": "postgres", "cwd": "/"} if os.getuid() == 0 else {}
 
 
 def _free_port() -> int:

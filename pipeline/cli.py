@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     rollback = command("rollback", "let champion name the version that it named before", _rollback)
     rollback.add_argument("--reason", default="", help="why, for the history")
     command("history", "list every move of the champion", _history)
+    lineage = command("lineage", "tell where a model comes from", _lineage)
+    lineage.add_argument("model", metavar="MODEL", help="models:/unet@champion or models:/unet/3")
+    diff = command("diff", "tell what changed from one model to another", _diff)
+    diff.add_argument("old", metavar="MODEL", help="models:/unet/2")
+    diff.add_argument("new", metavar="MODEL", help="models:/unet@champion")
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -171,6 +176,18 @@ def _history(_: argparse.Namespace) -> None:
     from pipeline.rollback import show_history
 
     show_history()
+
+
+def _lineage(parsed: argparse.Namespace) -> None:
+    from pipeline.ancestry import show_lineage
+
+    show_lineage(parsed.model)
+
+
+def _diff(parsed: argparse.Namespace) -> None:
+    from pipeline.ancestry import show_difference
+
+    show_difference(parsed.old, parsed.new)
 
 
 def _predict(parsed: argparse.Namespace) -> None:

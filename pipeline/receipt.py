@@ -51,6 +51,6 @@ def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Pat
             "another. Run `dvc checkout` or `dvc repro`."
         )
     log.warning("the registry lacks model %s: registering it anew", receipt.model_sha256[:12])
-    version, _ = ensure_version(client, receipt.model, model_dir, {})
+    version, _ = ensure_version(client, receipt.model, model_dir)
     tracking.set_alias(client, version, tracking.CHALLENGER)
     return version

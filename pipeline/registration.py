@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -22,7 +21,7 @@ SERVING_CODE = Path(__file__).with_name("serving.py")
 REQUIREMENTS = ["mlflow", "torch", "safetensors", "numpy", "pillow", "tifffile", "imagecodecs", "webdataset"]
 
 
-def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
+def ensure_version(client: Client, name: str, model_dir: Path) -> tuple[Version, bool]:
     """The version of this model directory, made only if there is none; and whether it was made."""
     model = model_hash(model_dir)
     old = find_version(client, name, model)
@@ -34,7 +33,7 @@ def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str
         run_id, model_uri = _find_logged_model(client, model, model_dir)
         of_run = client.get_run(run_id).data.tags
         lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
-        tags = {**lineage, **tags, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model}
+        tags = {**lineage, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model}
         made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags)
     first = find_version(client, name, model)
     assert first is not None

@@ -34,6 +34,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 #: Tags of runs and versions. A model is known by the hash of weights and description together.
 MODEL_TAG = "unet.model_sha256"
 WEIGHTS_TAG = "unet.weights_sha256"
+#: Tag of training runs: how many workers, from which step on.
+WORKERS_TAG = "train.workers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,30 @@ def fetch_run_file(client: Client, run_id: str, name: str, directory: Path) -> P
             f"the run has no {name}: {run_id}: it was not trained by this version of the project, or elsewhere. "
             "Name the training run itself, or train again."
         ) from error
+
+
+def list_run_files(client: Client, run_id: str) -> list[str]:
+    """Names of files and folders at the top of a run."""
+    with registry_errors("listing files of a run"):
+        return [entry.path for entry in client.list_artifacts(run_id)]
+
+
+def log_run_file(client: Client, run_id: str, path: Path) -> None:
+    """Store a file with a run, under its own name."""
+    with registry_errors(f"storing {path.name} with a run"):
+        client.log_artifact(run_id, str(path))
+
+
+def run_tags(client: Client, run_id: str) -> dict[str, str]:
+    """All tags of a run."""
+    with registry_errors("reading a run"):
+        return dict(client.get_run(run_id).data.tags)
+
+
+def run_metrics(client: Client, run_id: str) -> dict[str, float]:
+    """The last values of a run's metrics."""
+    with registry_errors("reading scores"):
+        return dict(client.get_run(run_id).data.metrics)
 
 
 def set_alias(client: Client, version: Version, alias: str) -> None:

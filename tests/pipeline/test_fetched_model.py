@@ -32,7 +32,7 @@ class Trap:
 @pytest.fixture
 def version(client, tree, write_model_dir) -> tracking.Version:
     write_model_dir(MODEL)
-    made, _ = ensure_version(client, "unet", MODEL, {})
+    made, _ = ensure_version(client, "unet", MODEL)
     return made
 
 

@@ -188,7 +188,7 @@ def test_a_champion_that_changed_while_the_gate_was_judging_stays(
         verdict = whole(*arguments)
         # Meanwhile, on another host.
         write_model_dir(Path("other"), seed=3)
-        other, _ = ensure_version(client, "unet", Path("other"), {})
+        other, _ = ensure_version(client, "unet", Path("other"))
         move_champion(client, "unet", lambda _: Move(action="forced", version=other.number, reason="quicker"))
         return verdict
 

@@ -1,6 +1,11 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import tracking
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
@@ -58,7 +63,7 @@ def said(caplog: pytest.LogCaptureFixture, receipt: Receipt) -> bool:
 def test_a_version_that_was_deleted_is_made_anew_from_the_working_tree(
     client, model: Path, receipt: Receipt, caplog
 ) -> None:
-    first, _ = ensure_version(client, "unet", model, {})
+    first, _ = ensure_version(client, "unet", model)
     assert registered_version(client, receipt, model) == first
     assert not said(caplog, receipt)
     client.delete_model_version("unet", first.number)
@@ -75,7 +80,7 @@ def test_a_version_that_was_deleted_is_made_anew_from_the_working_tree(
 def test_a_version_made_anew_keeps_its_lineage(client, model: Path, receipt: Receipt) -> None:
     lineage = {"git.commit": "abc", "data.index_sha256": "def"}
     TrainingRun(client, training="abc", params={}).finish(model, lineage)
-    first, _ = ensure_version(client, "unet", model, lineage)
+    first, _ = ensure_version(client, "unet", model)
     client.delete_model_version("unet", first.number)
     second = registered_version(client, receipt, model)
     assert second.run_id == first.run_id
@@ -86,7 +91,7 @@ def test_a_version_made_anew_keeps_its_lineage(client, model: Path, receipt: Rec
 def test_another_registry_gets_the_version_too(
     client, model: Path, receipt: Receipt, tree, empty_store: Path, caplog
 ) -> None:
-    first, _ = ensure_version(client, "unet", model, {})
+    first, _ = ensure_version(client, "unet", model)
     (tree.root / "other.db").write_bytes(empty_store.read_bytes())
     other = tracking.connect(f"sqlite:///{tree.root / 'other.db'}")
     assert registered_version(other, receipt, model).model_sha256 == first.model_sha256
@@ -102,3 +107,116 @@ def test_a_receipt_without_version_and_with_another_model_is_refused(client, mod
         "the registry lacks the model of the receipt (000000000000) and models/final holds another. "
         "Run `dvc checkout` or `dvc repro`."
     )
+
+
+# With DVC: a receipt comes without its version
+
+
+@pytest.fixture(scope="module")
+def recorded_once(
+    tmp_path_factory: pytest.TempPathFactory, sharded_once: Path, empty_store: Path, write_model_dir, repository: Path
+) -> Path:
+    """A repository in which the stages `register` and `evaluate` of dvc.yaml ran, below them real git and DVC."""
+    root = tmp_path_factory.mktemp("recorded") / "tree"
+    shutil.copytree(sharded_once, root)
+    shutil.copy(empty_store, root / "mlflow.db")
+    write_model_dir(root / MODEL)
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    chosen = {name: stages[name] for name in ("register", "evaluate")}
+    for stage in chosen.values():
+        stage["cmd"] = stage["cmd"].replace("unet ", f"{sys.executable} -m pipeline.cli ", 1)
+        stage["deps"] = [path for path in stage["deps"] if path.startswith(("data/", "models/"))]
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": chosen}), encoding="utf-8")
+    (root / ".gitignore").write_text("/mlflow.db\n/mlruns\n/.dvc-site\n/.unet\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        command("git", "init", "--quiet")
+        command("dvc", "init", "--quiet")
+        command("dvc", "add", "--quiet", "data/shards", "models/final")
+        command("dvc", "repro")
+        command("git", "add", ".")
+        command("git", "-c", "user.name=n", "-c", "user.email=n@example.invalid", "commit", "--quiet", "-m", "trained")
+    return root
+
+
+@pytest.fixture
+def recorded(tree, recorded_once: Path):
+    """A copy of that repository as working tree."""
+    shutil.copytree(recorded_once, tree.root, dirs_exist_ok=True)
+    return tree
+
+
+def command(*words: str, **environment: str) -> str:
+    if words[0] in ("dvc", "unet"):
+        words = (sys.executable, "-m", "dvc" if words[0] == "dvc" else "pipeline.cli", *words[1:])
+    outside = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(words, env={**outside, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def assert_registers_anew(promoted: str, uri: str) -> None:
+    """What `unet promote` said, and what stands in the registry afterwards."""
+    known = read_receipt(Path("models/receipt.json"))
+    assert f"the registry lacks model {known.model_sha256[:12]}: registering it anew" in promoted
+    version = tracking.version_by_alias(tracking.connect(uri), "unet", tracking.CHAMPION)
+    assert version is not None
+    assert version.model_sha256 == known.model_sha256
+
+
+def empty(empty_store: Path, path: Path) -> str:
+    """The URI of an empty store."""
+    shutil.rmtree(path.parent / "mlruns", ignore_errors=True)
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(empty_store, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.mark.slow
+def test_the_run_cache_brings_no_receipt_so_that_the_version_is_registered_anew(recorded, empty_store: Path) -> None:
+    """The receipt is not DVC's to keep (`cache: false`): the stage runs, where others are restored."""
+    uri = empty(empty_store, recorded.root / "mlflow.db")
+    before = read_receipt(Path("models/receipt.json"))
+    for name in ("models/receipt.json", "dvc.lock", "metrics/evaluate.json"):
+        Path(name).unlink()
+    told = command("dvc", "repro")
+    assert "Stage 'evaluate' is cached - skipping run, checking out outputs" in told
+    assert "Running stage 'register'" in told
+    assert read_receipt(Path("models/receipt.json")) == before
+    version = tracking.version_by_alias(tracking.connect(uri), "unet", tracking.CHALLENGER)
+    assert version is not None
+    assert version.model_sha256 == before.model_sha256
+
+
+@pytest.mark.slow
+def test_a_receipt_that_a_colleague_pulled_is_noticed(
+    recorded, empty_store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("colleague")
+    command("dvc", "remote", "add", "--default", "shared", str(elsewhere / "remote"))
+    command("dvc", "push", "--quiet")
+    command("git", "clone", "--quiet", str(recorded.root), str(elsewhere / "clone"))
+    shutil.copy(".dvc/config", elsewhere / "clone" / ".dvc" / "config")
+    monkeypatch.chdir(elsewhere / "clone")
+    command("dvc", "pull", "--quiet")
+    assert "up to date" in command("dvc", "repro")
+    assert_registers_anew(command("unet", "promote"), f"sqlite:///{elsewhere / 'clone' / 'mlflow.db'}")
+
+
+@pytest.mark.slow
+def test_the_receipt_of_a_deleted_version_is_noticed(recorded) -> None:
+    uri = f"sqlite:///{recorded.root / 'mlflow.db'}"
+    tracking.connect(uri).delete_model_version("unet", "1")
+    assert "up to date" in command("dvc", "repro")
+    assert_registers_anew(command("unet", "promote"), uri)
+
+
+@pytest.mark.slow
+def test_a_receipt_of_another_tracking_server_is_noticed(recorded, empty_store: Path) -> None:
+    uri = empty(empty_store, recorded.root / "other" / "mlflow.db")
+    assert "up to date" in command("dvc", "repro", MLFLOW_TRACKING_URI=uri)
+    assert_registers_anew(command("unet", "promote", MLFLOW_TRACKING_URI=uri), uri)
+    # Evaluation needs the version too.
+    assert "registering it anew" not in command("dvc", "repro", "--force", "--single-item", "evaluate")
+    uri = empty(empty_store, recorded.root / "third" / "mlflow.db")
+    assert "registering it anew" in command("dvc", "repro", "-f", "-s", "evaluate", MLFLOW_TRACKING_URI=uri)

@@ -79,7 +79,7 @@ def test_a_verdict_on_another_version_is_not_shown_as_this_ones(
 
     write_model_dir(Path("model"))
     write_receipt(RECEIPT, model="unet", model_dir=Path("model"))
-    version, _ = ensure_version(client, "unet", Path("model"), {})
+    version, _ = ensure_version(client, "unet", Path("model"))
     assert read_receipt(RECEIPT).model_sha256 == version.model_sha256
     write_json(METRICS / "evaluate.json", SCORES)
     write_json(METRICS / "train.json", {"val_loss": 0.1234})

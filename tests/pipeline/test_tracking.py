@@ -25,16 +25,16 @@ def model(tree, write_model_dir) -> Path:
 
 
 def test_a_version_is_found_by_its_hash_in_its_own_model_only(client, model: Path) -> None:
-    version, _ = ensure_version(client, "unet", model, {})
+    version, _ = ensure_version(client, "unet", model)
     assert tracking.find_version(client, "unet", version.model_sha256) == version
     assert tracking.find_version(client, "unet", "0" * 64) is None
     assert tracking.find_version(client, "other", version.model_sha256) is None
 
 
 def test_an_alias_names_the_version_it_was_set_to(client, model: Path, write_model_dir) -> None:
-    first, _ = ensure_version(client, "unet", model, {})
+    first, _ = ensure_version(client, "unet", model)
     write_model_dir(Path("other"), inverted=True)
-    second, _ = ensure_version(client, "unet", Path("other"), {})
+    second, _ = ensure_version(client, "unet", Path("other"))
     for version in (first, second):
         tracking.set_alias(client, version, tracking.CHAMPION)
         assert tracking.version_by_alias(client, "unet", tracking.CHAMPION) == version
@@ -42,12 +42,13 @@ def test_an_alias_names_the_version_it_was_set_to(client, model: Path, write_mod
 
 def test_without_model_or_alias_there_is_no_version(client, model: Path) -> None:
     assert tracking.version_by_alias(client, "unet", tracking.CHAMPION) is None
-    ensure_version(client, "unet", model, {})
+    ensure_version(client, "unet", model)
     assert tracking.version_by_alias(client, "unet", tracking.CHAMPION) is None
 
 
 def test_tags_are_added_to_a_version(client, model: Path) -> None:
-    version, _ = ensure_version(client, "unet", model, {"git.commit": "abc"})
+    version, _ = ensure_version(client, "unet", model)
+    tracking.set_version_tags(client, version, {"git.commit": "abc"})
     tracking.set_version_tags(client, version, {"gate.decision": "promoted"})
     tags = tracking.find_version(client, "unet", version.model_sha256).tags
     assert (tags["gate.decision"], tags["git.commit"]) == ("promoted", "abc")
@@ -91,7 +92,7 @@ def test_a_file_that_is_no_store_is_named(tree) -> None:
 
 
 def test_scores_are_added_to_a_run_that_has_ended(client, model: Path, tree) -> None:
-    version, _ = ensure_version(client, "unet", model, {})
+    version, _ = ensure_version(client, "unet", model)
     (tree.root / "scores.json").write_text("{}", encoding="utf-8")
     tracking.log_to_run(client, version.run_id, metrics={"test_dice": 0.9}, files=[Path("scores.json")])
     assert client.get_run(version.run_id).data.metrics["test_dice"] == 0.9

@@ -170,7 +170,7 @@ def test_classes_of_any_name_have_metrics(client, model: Path) -> None:
 def test_registering_takes_the_model_that_the_training_logged(client, model: Path) -> None:
     run = TrainingRun(client, training="abc", params={})
     run.finish(model, {})
-    version, made = ensure_version(client, "unet", model, {})
+    version, made = ensure_version(client, "unet", model)
     assert made
     assert version.run_id == run.run_id
     assert len(client.search_logged_models([client.get_run(run.run_id).info.experiment_id])) == 1
