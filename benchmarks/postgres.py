@@ -41,7 +41,7 @@ def postgres() -> Iterator[str]:
         if owner is not None:
             for path in (folder, folder / "password"):
                 shutil.chown(path, owner, owner)
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", USER, "-A", "scram-sha-256", "--no-sync"]
+        initdb = [f"{programs}/initdb", "-D", f"{folder}/data", "-U", USER, "-A", "scram-sha-256", "--no-sync"]
         subprocess.run(
             [*initdb, f"--pwfile={folder / 'password'}"],
             check=True,
@@ -62,7 +62,7 @@ def postgres() -> Iterator[str]:
             "-c",
             f"unix_socket_directories={folder}",
         ]
-        words = [programs / "postgres", "-D", folder / "data", "-p", str(port), *options]
+        words = [f"{programs}/postgres", "-D", f"{folder}/data", "-p", str(port), *options]
         with (folder / "log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(words, stdout=log, stderr=log, cwd="/", user=owner, group=owner)
         try:

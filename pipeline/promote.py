@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import tracking
+from pipeline.announce import announce
 from pipeline.command import say
 from pipeline.gate import GateConfig, Verdict, judge, judge_first
 from pipeline.history import MAX_REASON, Entry, Move, champions, check_reason, move_champion, settle
@@ -52,12 +53,14 @@ def promote(*, shards: Path, model: Path, receipt: Path, report: Path, ask: Requ
     if ask.force:
         move = Move(action="forced", version=challenger.number, reason=ask.reason)
         entry = move_champion(client, challenger.name, lambda _: move)
+        announce(placement.on_promotion, challenger.name, entry)
         say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
         return
     verdict = _judge(challenger, champion, shards)
     if verdict.decision == "promoted":
         move = Move(action="promoted", version=challenger.number, reason=verdict.sentence[:MAX_REASON])
-        move_champion(client, challenger.name, partial(_unless_changed, champion, move))
+        entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
+        announce(placement.on_promotion, challenger.name, entry)
     tracking.set_version_tags(
         client, challenger, {"gate.decision": verdict.decision, "gate.sentence": verdict.sentence}
     )

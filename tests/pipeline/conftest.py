@@ -35,6 +35,7 @@ PLACEMENT = (
     "UNET_CACHE",
     "UNET_CACHE_GB",
     "UNET_CHECKPOINTS",
+    "UNET_ON_PROMOTION",
 )
 
 
