@@ -50,7 +50,7 @@ def postgres() -> Iterator[str]:
             user=owner,
             group=owner,
         )
-        port = _free_port()
+        port = free_port()
         # Where a machine is lost, this database is too: it need not wait for the disk.
         options = [
             "-c",
@@ -74,7 +74,8 @@ def postgres() -> Iterator[str]:
             process.wait(timeout=30)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])

@@ -23,6 +23,28 @@ from pipeline.history import Entry, Move, champions, history, move_champion
 NAME = "unet"
 NUM_VERSIONS = 5
 READERS = 2
+#: What must be 0.
+WRONG = ("lost", "doubled", "unasked", "out_of_order", "reads_without_champion")
+#: A process that is killed by its own hand when it reaches a function, before or after it.
+DIES = """
+import os, signal, sys
+from pipeline import append_log, history, tracking
+uri, version, place, when = sys.argv[1:]
+module, name = {"claim": (append_log.AppendLog, "claim"), "alias": (tracking, "set_alias")}[place.split()[0]]
+whole, calls = getattr(module, name), []
+def dies(*arguments):
+    calls.append(arguments)
+    hit = place != "claim done" or len(calls) == 2
+    if hit and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = whole(*arguments)
+    if hit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(module, name, dies)
+move = history.Move(action="promoted", version=version, reason="killed on the way")
+history.move_champion(tracking.connect(uri), "unet", lambda _: move)
+"""
 
 
 def main() -> None:
@@ -49,7 +71,7 @@ def make_versions(uri: str) -> None:
     client = tracking.connect(uri)
     client.create_registered_model(NAME)
     for _ in range(NUM_VERSIONS):
-        client.create_model_version(NAME, source="file:///nowhere", tags={})
+        client.create_model_version(NAME, source="s3://nowhere/model", tags={})
     move_champion(client, NAME, lambda _: Move(action="forced", version="1", reason="the first"))
 
 

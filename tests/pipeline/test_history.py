@@ -10,34 +10,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.postgres import find_programs, postgres
-from benchmarks.promotions import make_versions, measure
+from benchmarks.promotions import DIES, WRONG, make_versions, measure
 from pipeline import history, tracking
 from pipeline.append_log import open_log
 from pipeline.claimant import this_process
 from pipeline.history import Entry, Move, champions, describe, move_champion, settle
 from unet_core.errors import RegistryError
-
-WRONG = ("lost", "doubled", "unasked", "out_of_order", "reads_without_champion")
-#: A process that is killed by its own hand when it reaches a function, before or after it.
-DIES = """
-import os, signal, sys
-from pipeline import append_log, history, tracking
-uri, version, place, when = sys.argv[1:]
-module, name = {"claim": (append_log.AppendLog, "claim"), "alias": (tracking, "set_alias")}[place.split()[0]]
-whole, calls = getattr(module, name), []
-def dies(*arguments):
-    calls.append(arguments)
-    hit = place != "claim done" or len(calls) == 2
-    if hit and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = whole(*arguments)
-    if hit:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(module, name, dies)
-move = history.Move(action="promoted", version=version, reason="killed on the way")
-history.move_champion(tracking.connect(uri), "unet", lambda _: move)
-"""
 
 
 def entry(number: int, action: str, version: str | None, **changes) -> Entry:

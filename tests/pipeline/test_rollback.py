@@ -16,7 +16,7 @@ def three(client, tree):
     tree.write_recipe()
     client.create_registered_model("unet")
     for number in ("1", "2", "3"):
-        client.create_model_version("unet", source="file:///nowhere", tags={})
+        client.create_model_version("unet", source="s3://nowhere/model", tags={})
         move = Move(action="promoted", version=number, reason=f"promoted: number {number}")
         move_champion(client, "unet", lambda _, move=move: move)
     return client
