@@ -34,7 +34,9 @@ def ensure_version(client: Client, name: str, model_dir: Path) -> tuple[Version,
         of_run = client.get_run(run_id).data.tags
         lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
         tags = {**lineage, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model}
-        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags)
+        # A server takes a logged model as source only together with its id.
+        model_id = model_uri.removeprefix("models:/")
+        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id)
     first = find_version(client, name, model)
     assert first is not None
     if first.number == str(made.version):

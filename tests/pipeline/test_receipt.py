@@ -149,7 +149,9 @@ def recorded(tree, recorded_once: Path):
 def command(*words: str, **environment: str) -> str:
     if words[0] in ("dvc", "unet"):
         words = (sys.executable, "-m", "dvc" if words[0] == "dvc" else "pipeline.cli", *words[1:])
-    outside = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "DVC_NO_ANALYTICS": "1"}
+    # MLflow writes the address that it was connected to last into this process's environment.
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    outside |= {"PYTHONPATH": str(Path(__file__).parents[2]), "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(words, env={**outside, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
