@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.command import say
+from pipeline.fetched_model import find_model
 from pipeline.history import history
 from pipeline.lineage_record import Lineage, read_lineage, recipe_sections
-from pipeline.fetched_model import find_model
 from pipeline.placement import read_placement
 
 #: Names of samples that stand in a line.

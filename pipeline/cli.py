@@ -17,6 +17,7 @@ METRICS = Path("metrics")
 REPORT = Path("reports/report.html")
 TIMINGS = Path(".unet/timings.jsonl")
 
+Run = Callable[[argparse.Namespace], None]
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
 
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: Run) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
@@ -83,18 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
-    promote = command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
-    promote.add_argument("version", nargs="?", metavar="VERSION", help="a version's number; by default the newest")
-    promote.add_argument("--force", action="store_true", help="without the gate; wants --reason")
-    promote.add_argument("--reason", default="", help="why, for the history")
-    rollback = command("rollback", "let champion name the version that it named before", _rollback)
-    rollback.add_argument("--reason", default="", help="why, for the history")
-    command("history", "list every move of the champion", _history)
-    lineage = command("lineage", "tell where a model comes from", _lineage)
-    lineage.add_argument("model", metavar="MODEL", help="models:/unet@champion or models:/unet/3")
-    diff = command("diff", "tell what changed from one model to another", _diff)
-    diff.add_argument("old", metavar="MODEL", help="models:/unet/2")
-    diff.add_argument("new", metavar="MODEL", help="models:/unet@champion")
+    _add_registry_commands(command)
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -115,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     command("summary", "say where things stand", _summary)
     command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
     return parser
+
+
+def _add_registry_commands(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
+    promote = command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    promote.add_argument("version", nargs="?", metavar="VERSION", help="a version's number; by default the newest")
+    promote.add_argument("--force", action="store_true", help="without the gate; wants --reason")
+    promote.add_argument("--reason", default="", help="why, for the history")
+    rollback = command("rollback", "let champion name the version that it named before", _rollback)
+    rollback.add_argument("--reason", default="", help="why, for the history")
+    command("history", "list every move of the champion", _history)
+    lineage = command("lineage", "tell where a model comes from", _lineage)
+    lineage.add_argument("model", metavar="MODEL", help="models:/unet@champion or models:/unet/3")
+    diff = command("diff", "tell what changed from one model to another", _diff)
+    diff.add_argument("old", metavar="MODEL", help="models:/unet/2")
+    diff.add_argument("new", metavar="MODEL", help="models:/unet@champion")
 
 
 def _init(parsed: argparse.Namespace) -> None:

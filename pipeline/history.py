@@ -150,8 +150,9 @@ def _settle(client: tracking.Client, name: str, log_: AppendLog) -> tuple[Entry,
         number = alias.number if alias else None
         if number == (champions(entries) or [None])[-1]:
             return entries
-        log.warning("champion of %s was moved by other means: version %s", name, number)
-        _claim(log_, entries, Move(action="found", version=number, reason="not by this command"))
+        found = Move(action="found", version=number, reason="not by this command")
+        if _claim(log_, entries, found) is not None:
+            log.warning("champion of %s was moved by other means: version %s", name, number)
 
 
 class _Patience:
