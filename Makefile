@@ -74,4 +74,7 @@ fmt: install-dev ## format and mend what can be mended
 ui: install ## MLflow's pages on this machine, at http://127.0.0.1:5000
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
-.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check fmt ui
+servers: install-dev ## PostgreSQL and an MLflow server with passwords on this machine, to try out; nothing is kept
+	python -m infra.servers
+
+.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check fmt ui servers

@@ -132,7 +132,7 @@ class Hosts:
         words = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=120")
         done = subprocess.run(
             host.inside(ray, "drain-node", f"--address={self.hosts[0].address}:{PORT}", *words),
-            # The address also here: to find its own name, the command connects to any cluster of this machine otherwise.
+            # The address also here: looking for its own name, the command takes any cluster of this machine.
             env={**os.environ, **self.environment},
             capture_output=True,
             text=True,

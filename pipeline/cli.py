@@ -19,6 +19,7 @@ METRICS = Path("metrics")
 REPORT = Path("reports/report.html")
 TIMINGS = Path(".unet/timings.jsonl")
 
+Run = Callable[[argparse.Namespace], None]
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
 
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: Run) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
-    command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    _add_registry_commands(command)
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -106,6 +107,21 @@ def _parser() -> argparse.ArgumentParser:
     command("summary", "say where things stand", _summary)
     command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
     return parser
+
+
+def _add_registry_commands(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
+    promote = command("promote", "let the gate compare the challenger with the champion, and move the alias", _promote)
+    promote.add_argument("version", nargs="?", metavar="VERSION", help="a version's number; by default the newest")
+    promote.add_argument("--force", action="store_true", help="without the gate; wants --reason")
+    promote.add_argument("--reason", default="", help="why, for the history")
+    rollback = command("rollback", "let champion name the version that it named before", _rollback)
+    rollback.add_argument("--reason", default="", help="why, for the history")
+    command("history", "list every move of the champion", _history)
+    lineage = command("lineage", "tell where a model comes from", _lineage)
+    lineage.add_argument("model", metavar="MODEL", help="models:/unet@champion or models:/unet/3")
+    diff = command("diff", "tell what changed from one model to another", _diff)
+    diff.add_argument("old", metavar="MODEL", help="models:/unet/2")
+    diff.add_argument("new", metavar="MODEL", help="models:/unet@champion")
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -150,13 +166,37 @@ def _search(parsed: argparse.Namespace) -> None:
     search(shards=SHARDS, out=parsed.out, apply=parsed.apply)
 
 
-def _promote(_: argparse.Namespace) -> None:
+def _promote(parsed: argparse.Namespace) -> None:
     from pipeline.judging import DataPaths
-    from pipeline.promote import promote
+    from pipeline.promote import Request, promote
 
-    promote(
-        data=DataPaths(accepted=ACCEPTED, splits=SPLITS, shards=SHARDS), model=MODEL, receipt=RECEIPT, report=REPORT
-    )
+    ask = Request(version=parsed.version, force=parsed.force, reason=parsed.reason)
+    data = DataPaths(accepted=ACCEPTED, splits=SPLITS, shards=SHARDS)
+    promote(data=data, model=MODEL, receipt=RECEIPT, report=REPORT, ask=ask)
+
+
+def _rollback(parsed: argparse.Namespace) -> None:
+    from pipeline.rollback import rollback
+
+    rollback(reason=parsed.reason)
+
+
+def _history(_: argparse.Namespace) -> None:
+    from pipeline.rollback import show_history
+
+    show_history()
+
+
+def _lineage(parsed: argparse.Namespace) -> None:
+    from pipeline.ancestry import show_lineage
+
+    show_lineage(parsed.model)
+
+
+def _diff(parsed: argparse.Namespace) -> None:
+    from pipeline.ancestry import show_difference
+
+    show_difference(parsed.old, parsed.new)
 
 
 def _predict(parsed: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import tracking
+from pipeline.fetched_model import fetch_model, find_model
 from pipeline.placement import read_placement
 from unet_core.checkpoint import SPEC_NAME, read_spec, weights_hash
 from unet_core.hashing import hash_file
@@ -32,10 +33,10 @@ def open_model_files(model: str) -> Iterator[ModelFiles]:
         yield _hashed(Path(model))
         return
     placement = read_placement()
-    tracking.connect(placement.tracking_uri, placement.experiment)
+    version = find_model(tracking.connect(placement.tracking_uri, placement.experiment), model)
     placement.state_dir.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=placement.state_dir) as scratch:
-        yield _hashed(tracking.fetch_model(model, Path(scratch)))
+        yield _hashed(fetch_model(version, Path(scratch)))
 
 
 def _hashed(directory: Path) -> ModelFiles:

@@ -5,6 +5,7 @@ The only module that reads environment variables; README.md shows them as a tabl
 
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class Placement:
     """UNET_CHECKPOINTS: URL below which working checkpoints lie, in a folder for each training; by default .unet/ of
     the working tree, which all hosts must then see."""
 
+    on_promotion: tuple[str, ...] = ()
+    """UNET_ON_PROMOTION: a command, as words of a shell but run without one, that is told of each new champion."""
+
     @property
     def state_dir(self) -> Path:
         """Working files that are nobody's result: checkpoints of unfinished trainings, timings."""
@@ -77,6 +81,7 @@ def read_placement() -> Placement:
         cache_dir=os.environ.get("UNET_CACHE") or Placement.cache_dir,
         cache_gb=_read_gigabytes("UNET_CACHE_GB") or Placement.cache_gb,
         checkpoints=_read_url("UNET_CHECKPOINTS"),
+        on_promotion=_read_words("UNET_ON_PROMOTION"),
     )
 
 
@@ -111,6 +116,15 @@ def _read_workers(name: str) -> Workers | None:
             f"Did you mean {numbers[1]}-{numbers[0]}?"
         )
     return Workers(least=numbers[0], most=numbers[1])
+
+
+def _read_words(name: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(os.environ.get(name) or ""))
+    except ValueError as error:
+        raise RecipeError(
+            f"environment variable {name}: {error}: not a command's words. Correct or unset it."
+        ) from error
 
 
 def _read_url(name: str) -> str | None:

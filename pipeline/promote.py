@@ -1,30 +1,61 @@
 """`unet promote`: the gate compares challenger and champion on today's test images, and moves the alias or not."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline import tracking
+from pipeline.announce import announce
 from pipeline.command import say
+from pipeline.history import MAX_REASON, Entry, Move, champions, check_reason, move_champion, settle
 from pipeline.json_file import write_json
 from pipeline.judging import TEST_SET_TAG, DataPaths, judge_versions
 from pipeline.placement import read_placement
-from pipeline.receipt import read_receipt, registered_version
+from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
+from unet_core.errors import RegistryError
 
 
-def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asks for."""
+
+    version: str | None = None
+    """None: the receipt's."""
+    force: bool = False
+    """Without the gate; it wants a reason."""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.force != bool(self.reason.strip()):
+            raise RegistryError("--force and --reason go together: say in a sentence why the gate is passed by.")
+        check_reason(self.reason)
+
+
+def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: Request) -> None:
     """Score, judge, move the alias if the gate opens, and write verdict and page beside the report."""
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
-    challenger = registered_version(client, read_receipt(receipt), model)
+    known = read_receipt(receipt)
+    settle(client, known.model)
+    challenger = _challenger(client, known, model, ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
-    if champion is not None and champion.weights_sha256 == challenger.weights_sha256:
-        say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same weights")
+    if champion is not None and champion.model_sha256 == challenger.model_sha256:
+        say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
+        return
+    if ask.force:
+        move = Move(action="forced", version=challenger.number, reason=ask.reason)
+        entry = move_champion(client, challenger.name, lambda _: move)
+        announce(placement.on_promotion, challenger.name, entry)
+        say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
         return
     judgement = judge_versions(client, challenger, champion, data, placement)
     verdict = judgement.verdict
     if verdict.decision == "promoted":
-        tracking.set_alias(client, challenger, tracking.CHAMPION)
+        move = Move(action="promoted", version=challenger.number, reason=verdict.sentence[:MAX_REASON])
+        entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
+        announce(placement.on_promotion, challenger.name, entry)
     tracking.set_version_tags(
         client,
         challenger,
@@ -37,6 +68,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path) -> Non
     body = {
         **asdict(verdict),
         "version": challenger.number,
+        "model_sha256": challenger.model_sha256,
         "weights_sha256": challenger.weights_sha256,
         "against": champion.number if champion else None,
         "test_set_sha256": judgement.test_set_sha256,
@@ -49,3 +81,26 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path) -> Non
     say(f"versions judged on these test images before: {judgement.versions_judged_before}")
     if report.exists():
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+
+
+def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Request) -> tracking.Version:
+    if ask.version is None:
+        return registered_version(client, known, model)
+    version = tracking.version_by_number(client, known.model, ask.version)
+    if version is None:
+        raise RegistryError(
+            f"no such version: {known.model} version {ask.version}: it was deleted or never made. Look with `make ui`."
+        )
+    return version
+
+
+def _unless_changed(judged: tracking.Version | None, move: Move, entries: Sequence[Entry]) -> Move:
+    """The move; RegistryError if the champion is no longer the one that the gate has seen."""
+    before = judged.number if judged else None
+    now = (champions(entries) or [None])[-1]
+    if now != before:
+        raise RegistryError(
+            f"the champion changed while the gate was judging: version {before} then, version {now} now. "
+            "Run `unet promote` again."
+        )
+    return move

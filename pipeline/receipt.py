@@ -2,11 +2,13 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import tracking
-from unet_core.checkpoint import weights_hash
+from pipeline.json_file import write_json
+from pipeline.registration import ensure_version
+from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import RegistryError
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ class Receipt:
     """What `register` wrote."""
 
     model: str
+    model_sha256: str
     weights_sha256: str
 
 
@@ -28,20 +31,26 @@ def read_receipt(path: Path) -> Receipt:
         raise RegistryError(f"nothing is registered: {path} can't be read. Run `dvc repro` first.") from error
 
 
+def write_receipt(path: Path, *, model: str, model_dir: Path) -> None:
+    """Write what does not change with the registry: the model's name and hashes."""
+    known = Receipt(model=model, model_sha256=model_hash(model_dir), weights_sha256=weights_hash(model_dir))
+    write_json(path, asdict(known))
+
+
 def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Path) -> tracking.Version:
     """The receipt's version; where this registry lacks it, the model directory is registered anew.
 
     DVC's run cache, a colleague's `dvc pull` or another tracking server bring a receipt without a version.
     """
-    version = tracking.find_version(client, receipt.model, receipt.weights_sha256)
+    version = tracking.find_version(client, receipt.model, receipt.model_sha256)
     if version is not None:
         return version
-    if not model_dir.is_dir() or weights_hash(model_dir) != receipt.weights_sha256:
+    if not model_dir.is_dir() or model_hash(model_dir) != receipt.model_sha256:
         raise RegistryError(
-            f"the registry lacks the model of the receipt ({receipt.weights_sha256[:12]}) and {model_dir} holds "
-            "other weights. Run `dvc checkout` or `dvc repro`."
+            f"the registry lacks the model of the receipt ({receipt.model_sha256[:12]}) and {model_dir} holds "
+            "another. Run `dvc checkout` or `dvc repro`."
         )
-    log.warning("the registry lacks model %s: registering it anew", receipt.weights_sha256[:12])
-    version, _ = tracking.ensure_version(client, receipt.model, model_dir, {})
+    log.warning("the registry lacks model %s: registering it anew", receipt.model_sha256[:12])
+    version, _ = ensure_version(client, receipt.model, model_dir)
     tracking.set_alias(client, version, tracking.CHALLENGER)
     return version

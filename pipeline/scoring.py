@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from pipeline import tracking
+from pipeline.fetched_model import fetch_model
 from pipeline.membership import Membership
 from pipeline.parallel import map_parallel
 from pipeline.placement import Placement
 from pipeline.scores import ScoreRow
 from unet_core.calibration import count_confidence
-from unet_core.checkpoint import read_model, weights_hash
-from unet_core.errors import DataError, RegistryError
+from unet_core.checkpoint import read_model
+from unet_core.errors import DataError
 from unet_core.index import read_index
 from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.metrics import count_pixels, mask_to_tensor, predict_classes, predict_planes
@@ -53,16 +54,9 @@ class ScoringJob:
 
 @contextmanager
 def registered_model(version: tracking.Version) -> Iterator[Path]:
-    """The model directory of a version; RegistryError if its weights are not those that it was registered with."""
+    """The model directory of a version; RegistryError if its files are not those that it was registered with."""
     with tempfile.TemporaryDirectory() as scratch:
-        directory = tracking.fetch_model(f"models:/{version.name}/{version.number}", Path(scratch))
-        found = weights_hash(directory)
-        if version.weights_sha256 and found != version.weights_sha256:
-            raise RegistryError(
-                f"weights of {version.name} version {version.number} have changed since it was registered: "
-                f"{found[:12]}, tagged {version.weights_sha256[:12]}. Do not use it; register the model again."
-            )
-        yield directory
+        yield fetch_model(version, Path(scratch))
 
 
 def score_split(

@@ -18,7 +18,7 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     placement = read_placement()
     known = read_receipt(receipt)
     client = tracking.connect(placement.tracking_uri, placement.experiment)
-    version = tracking.find_version(client, known.model, known.weights_sha256)
+    version = tracking.find_version(client, known.model, known.model_sha256)
     champion = tracking.version_by_alias(client, known.model, tracking.CHAMPION)
     train, scores = (_read(metrics / name) for name in ("train.json", "evaluate.json"))
     if not train or not scores:
@@ -26,7 +26,7 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     score = "dice" if "dice" in scores else "iou"
     interval = "{:.3f} to {:.3f}".format(*scores["interval_95"]) if scores["interval_95"] else "unknown: one group"
     verdict = _read(report.with_name("verdict.json"))
-    is_current = verdict.get("weights_sha256") == known.weights_sha256
+    is_current = verdict.get("model_sha256") == known.model_sha256
     promoted = report.with_name("promotion.html")
     say()
     say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {interval}) "

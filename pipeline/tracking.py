@@ -1,13 +1,15 @@
-"""Runs, model versions and aliases: the door to MLflow."""
+"""Model versions, aliases, and what lies with runs: the door to MLflow.
+
+Beside it stand training_run.py (the run of a training), registration.py (a model directory becomes a version),
+fetched_model.py (the way back) and append_log.py (a log that nobody rewrites).
+"""
 
 import contextlib
-import logging
 import os
 import re
 import socket
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,22 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+# Nobody is told what is done here.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 from unet_core.errors import RegistryError
 
-log = logging.getLogger(__name__)
-
 CHAMPION, CHALLENGER = "champion", "challenger"
-#: Tag of runs and versions: the hash of the weights is the model's name everywhere.
+#: Tags of runs and versions. A model is known by the hash of weights and description together.
+MODEL_TAG = "unet.model_sha256"
 WEIGHTS_TAG = "unet.weights_sha256"
-TRAINING_TAG = "unet.training"
-MODEL_TAG = "unet.model_uri"
-SERVING_CODE = Path(__file__).with_name("serving.py")
+#: Tag of training runs: how many workers, from which step on.
+WORKERS_TAG = "train.workers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class Version:
     name: str
     number: str
     run_id: str | None
+    model_sha256: str
+    """Of weights and description; empty if this project did not register it."""
     weights_sha256: str
     tags: Mapping[str, str]
 
@@ -58,14 +59,14 @@ class Client(MlflowClient):  # type: ignore[misc]
         self.experiment = experiment
         # Beside the store's file: MLflow would choose the working directory, and a queued experiment's is deleted.
         database = uri.removeprefix("sqlite:///")
-        self._artifacts = (Path(database).resolve().parent / "mlruns").as_uri() if database != uri else None
+        self.artifacts = (Path(database).resolve().parent / "mlruns").as_uri() if database != uri else None
 
     def experiment_id(self) -> str:
         """The experiment's id; it is made if there is none."""
         found = self.get_experiment_by_name(self.experiment)
         if found is not None:
             return str(found.experiment_id)
-        return str(self.create_experiment(self.experiment, artifact_location=self._artifacts))
+        return str(self.create_experiment(self.experiment, artifact_location=self.artifacts))
 
 
 def connect(uri: str, experiment: str = "unet") -> Client:
@@ -107,96 +108,42 @@ def registry_errors(doing: str) -> Iterator[None]:
         raise RegistryError(f"MLflow refused: {doing}: {text}") from error
 
 
-def log_model(client: Client, run_id: str, model_dir: Path) -> str:
-    """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
-    # Here, since it brings torch along: `unet summary` needs none.
-    from unet_core.checkpoint import read_spec, weights_hash
-
-    spec = read_spec(model_dir)
-    shape_out = (-1, -1, -1) if spec.class_map.kind != "multilabel" else (-1, -1, -1, spec.class_map.num_classes)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(f"uint{spec.images.bits}"), (-1, -1, -1, spec.channels), "images")]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), shape_out, "masks")]),
-    )
-    with warnings.catch_warnings():
-        # It asks for type hints in serving.py, which the signature makes needless.
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(SERVING_CODE),
-            artifacts={"model": str(model_dir)},
-            code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
-            signature=signature,
-            # Named, not inferred: inferring runs the model in a new process.
-            pip_requirements=[
-                "mlflow",
-                "torch",
-                "safetensors",
-                "numpy",
-                "pillow",
-                "tifffile",
-                "imagecodecs",
-                "webdataset",
-            ],
-        )
-    client.log_batch(run_id, tags=[RunTag(MODEL_TAG, info.model_uri), RunTag(WEIGHTS_TAG, weights_hash(model_dir))])
-    return str(info.model_uri)
+def find_version(client: Client, name: str, model_sha256: str) -> Version | None:
+    """The version of this model, the first if several hosts made one at the same time; or None."""
+    found = versions_tagged(client, name, MODEL_TAG, model_sha256)
+    return found[0] if found else None
 
 
-def find_version(client: Client, name: str, weights_sha256: str) -> Version | None:
-    """The version with these weights, or None."""
-    found = versions_tagged(client, name, WEIGHTS_TAG, weights_sha256)
-    return min(found, key=lambda version: int(version.number)) if found else None
+def find_twins(client: Client, version: Version) -> list[Version]:
+    """Other versions with the same weights: their descriptions (names of classes, say) differ."""
+    found = versions_tagged(client, version.name, WEIGHTS_TAG, version.weights_sha256)
+    return [other for other in found if other.number != version.number]
 
 
-def versions_tagged(client: Client, name: str, key: str, value: str) -> list[Version]:
-    """All versions that carry a tag."""
+def versions_tagged(client: Client, name: str, tag: str, value: str) -> list[Version]:
+    """All versions that carry a tag, in their order."""
     with registry_errors("searching the registry"):
-        return [
-            _version(found) for found in client.search_model_versions(f"name = '{name}' and tag.`{key}` = '{value}'")
-        ]
+        found = client.search_model_versions(f"name = '{name}' and tag.`{tag}` = '{value}'")
+    return sorted(map(_version, found), key=lambda version: int(version.number))
 
 
-def ensure_version(client: Client, name: str, model_dir: Path, tags: Mapping[str, str]) -> tuple[Version, bool]:
-    """The version with the weights of `model_dir`, made only if there is none; and whether it was made."""
-    from unet_core.checkpoint import weights_hash
-
-    weights = weights_hash(model_dir)
-    old = find_version(client, name, weights)
-    if old is not None:
-        return old, False
-    with registry_errors("registering the model"):
-        with contextlib.suppress(MlflowException):
-            client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
-        run_id, model_uri = _find_logged_model(client, weights, model_dir)
-        of_run = client.get_run(run_id).data.tags
-        lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
-        made = client.create_model_version(
-            name, source=model_uri, run_id=run_id, tags={**lineage, **tags, WEIGHTS_TAG: weights}
-        )
-    return _version(made), True
-
-
-def _find_logged_model(client: Client, weights: str, model_dir: Path) -> tuple[str, str]:
-    """The training run that logged these weights here, or a new one (the training ran against another server)."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{WEIGHTS_TAG}` = '{weights}'", max_results=1)
-    if runs:
-        return runs[0].info.run_id, runs[0].data.tags[MODEL_TAG]
-    with mlflow.start_run(
-        experiment_id=client.experiment_id(), run_name=f"model {weights[:8]} from the working tree"
-    ) as run:
-        return run.info.run_id, log_model(client, run.info.run_id, model_dir)
+def version_by_number(client: Client, name: str, number: str) -> Version | None:
+    """A version by its number, or None where it was deleted or never made."""
+    return _found(f"reading version {number}", lambda: client.get_model_version(name, number))
 
 
 def version_by_alias(client: Client, name: str, alias: str) -> Version | None:
     """The version that an alias names, or None where model or alias does not exist."""
+    return _found(f"reading alias {alias}", lambda: client.get_model_version_by_alias(name, alias))
+
+
+def _found(doing: str, get: Callable[[], Any]) -> Version | None:
     try:
-        return _version(client.get_model_version_by_alias(name, alias))
+        return _version(get())
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise RegistryError(f"MLflow refused: reading alias {alias}: {str(error).splitlines()[0]}") from error
+        raise RegistryError(f"MLflow refused: {doing}: {str(error).splitlines()[0]}") from error
 
 
 def find_run(client: Client, name: str) -> str:
@@ -231,6 +178,30 @@ def fetch_run_file(client: Client, run_id: str, name: str, directory: Path) -> P
         ) from error
 
 
+def list_run_files(client: Client, run_id: str) -> list[str]:
+    """Names of files and folders at the top of a run."""
+    with registry_errors("listing files of a run"):
+        return [entry.path for entry in client.list_artifacts(run_id)]
+
+
+def log_run_file(client: Client, run_id: str, path: Path) -> None:
+    """Store a file with a run, under its own name."""
+    with registry_errors(f"storing {path.name} with a run"):
+        client.log_artifact(run_id, str(path))
+
+
+def run_tags(client: Client, run_id: str) -> dict[str, str]:
+    """All tags of a run."""
+    with registry_errors("reading a run"):
+        return dict(client.get_run(run_id).data.tags)
+
+
+def run_metrics(client: Client, run_id: str) -> dict[str, float]:
+    """The last values of a run's metrics."""
+    with registry_errors("reading scores"):
+        return dict(client.get_run(run_id).data.metrics)
+
+
 def set_alias(client: Client, version: Version, alias: str) -> None:
     """Let an alias name this version."""
     with registry_errors(f"setting alias {alias}"):
@@ -254,27 +225,12 @@ def log_to_run(client: Client, run_id: str, *, metrics: Mapping[str, float], fil
             client.log_artifact(run_id, str(path), "evaluation")
 
 
-def fetch_model(model_uri: str, directory: Path) -> Path:
-    """Download a model (`models:/unet@champion`, `models:/unet/3`) and give its model directory.
-
-    Raises RegistryError where there is no such model or alias.
-    """
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=str(directory)))
-    except (MlflowException, OSError) as error:
-        hint = "Run `unet promote` first." if model_uri.endswith(f"@{CHAMPION}") else "Look with `make ui`."
-        raise RegistryError(f"no such model: {model_uri}: {str(error).splitlines()[0].rstrip('.')}. {hint}") from error
-    found = sorted(local.rglob("model.safetensors"))
-    if len(found) != 1:
-        raise RegistryError(f"not a model of this project: {model_uri}: {len(found)} weights files. Train it again.")
-    return found[0].parent
-
-
 def _version(entity: Any) -> Version:
     return Version(
         name=entity.name,
         number=str(entity.version),
         run_id=entity.run_id or None,
+        model_sha256=entity.tags.get(MODEL_TAG, ""),
         weights_sha256=entity.tags.get(WEIGHTS_TAG, ""),
         tags=dict(entity.tags),
     )

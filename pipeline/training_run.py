@@ -14,11 +14,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from pipeline.tracking import TRAINING_TAG, Client, log_model, registry_errors
+from pipeline.registration import log_model
+from pipeline.tracking import Client, registry_errors
 from unet_core.errors import RegistryError
 
 log = logging.getLogger(__name__)
 
+TRAINING_TAG = "unet.training"
 #: How long the end of a training waits for a server that is away; while it trains, there is no limit.
 PATIENCE_SECONDS = 300.0
 #: Between two tries to reach a server that is away: each may take a while itself.

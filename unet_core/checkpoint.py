@@ -8,6 +8,7 @@ A model directory appears whole by a rename. A checkpoint counts once its train_
 last: an object store, to which checkpoints are copied, has no rename.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -79,8 +80,14 @@ def load_weights(model: UNet, path: Path) -> None:
 
 
 def weights_hash(directory: Path) -> str:
-    """sha256 of the weights of a model directory: the name by which everybody knows the model."""
+    """sha256 of the weights of a model directory: what a repeated training is compared by."""
     return hash_file(directory / WEIGHTS_NAME)
+
+
+def model_hash(directory: Path) -> str:
+    """sha256 of weights and description: the name of the model. Equal weights may mean other classes."""
+    hashes = [hash_file(directory / name) for name in (WEIGHTS_NAME, SPEC_NAME)]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,16 @@
-"""Stage 6: the trained model -> a version in the registry, found by its weights' hash, alias `challenger`."""
+"""Stage 6: the trained model -> a version in the registry, found by its hash, alias `challenger`."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import tracking
-from pipeline.json_file import write_json
-from pipeline.lineage import data_state, git_state
-from pipeline.params import RECIPE, load_section
+from pipeline.lineage_record import Inputs, record_lineage
+from pipeline.params import load_section
 from pipeline.placement import read_placement
-from unet_core.checkpoint import weights_hash
-from unet_core.hashing import hash_file
+from pipeline.receipt import write_receipt
+from pipeline.registration import ensure_version
+from pipeline.stages.split import read_splits
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +23,17 @@ class RegisterConfig:
     """Name of the model in the registry."""
 
 
-def run(*, shards: Path, model: Path, receipt: Path) -> None:
-    """Make sure that the registry has these weights; the receipt holds only what does not change with the registry."""
+def run(*, shards: Path, accepted: Path, splits: Path, model: Path, receipt: Path) -> None:
+    """Make sure that the registry has this model; the receipt holds only what does not change with the registry."""
     config = load_section("register", RegisterConfig)
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
-    tags = {**git_state(placement.root), **data_state(shards), "recipe.sha256": hash_file(RECIPE)}
-    version, made = tracking.ensure_version(client, config.model, model, tags)
+    version, made = ensure_version(client, config.model, model)
+    record_lineage(
+        client, version, Inputs(root=placement.root, shards=shards, accepted=accepted, splits=read_splits(splits))
+    )
     tracking.set_alias(client, version, tracking.CHALLENGER)
-    receipt.parent.mkdir(parents=True, exist_ok=True)
-    body = {"model": config.model, "weights_sha256": weights_hash(model)}
-    write_json(receipt, body)
+    write_receipt(receipt, model=config.model, model_dir=model)
     log.info("register: %s version %s %s", config.model, version.number, "made" if made else "was there already")
+    for twin in tracking.find_twins(client, version):
+        log.warning("register: version %s has the same weights under another description", twin.number)

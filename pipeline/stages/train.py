@@ -74,7 +74,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
             run_.log_files([metrics, curves, validation, examples, RECIPE])
             proof = work_dir / identity.IDENTITY_NAME
             run_.log_files([identity.finish(begun, proof, model=model, metrics=metrics)])
-            run_.finish(model, lineage)
+            run_.finish(model, {**lineage, tracking.WORKERS_TAG: "; ".join(watch.worker_history)})
         except BaseException:
             run_.fail()
             raise
@@ -187,6 +187,7 @@ class Watch:
         self._bar: Progress | None = None
         self._done = 0
         self._workers: int | None = None
+        self.worker_history: list[str] = []
         self._val_loss: float | None = None
         self.failure: str | None = None
         self.seconds = 0.0
@@ -210,6 +211,7 @@ class Watch:
             before = "" if self._workers is None else f", before {self._workers}"
             self._workers = told["workers"]
             log.info("train: %s now%s", _count_workers(self._workers), before)
+            self.worker_history.append(f"{_count_workers(self._workers)} from step {max(self._steps, default=0)}")
             self._bar.advance(0, self._note())
         for step in told["steps"]:
             # On another machine the first one is not step 0.

@@ -35,6 +35,7 @@ PLACEMENT = (
     "UNET_CACHE",
     "UNET_CACHE_GB",
     "UNET_CHECKPOINTS",
+    "UNET_ON_PROMOTION",
 )
 
 
@@ -172,7 +173,7 @@ def sharded(tree: Tree, sharded_once: Path) -> Tree:
     return tree
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
 
@@ -201,7 +202,7 @@ def unet():
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_model_dir():
     """Write a model that finds what is bright (or, inverted, what is dark): its masks can be told by eye."""
     import torch

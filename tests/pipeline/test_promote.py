@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import tracking
+from pipeline.history import Move, history, move_champion
 from pipeline.judging import DataPaths
-from pipeline.promote import promote
+from pipeline.promote import Request, promote
 from pipeline.receipt import read_receipt
+from pipeline.registration import ensure_version
 from unet_core.errors import RegistryError
 from unet_core.samples import ClassMap
 
@@ -16,17 +18,17 @@ DATA = DataPaths(accepted=Path("data/accepted.parquet"), splits=Path("data/split
 VERDICT, PAGE = Path("reports/verdict.json"), Path("reports/promotion.html")
 
 
-def ask() -> None:
-    promote(data=DATA, model=MODEL, receipt=RECEIPT, report=REPORT)
+def ask(**wish) -> None:
+    promote(data=DATA, model=MODEL, receipt=RECEIPT, report=REPORT, ask=Request(**wish))
 
 
 def champion(client) -> str | None:
     version = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
-    return version.weights_sha256 if version else None
+    return version.model_sha256 if version else None
 
 
 def challenger() -> str:
-    return read_receipt(RECEIPT).weights_sha256
+    return read_receipt(RECEIPT).model_sha256
 
 
 def verdict() -> dict:
@@ -58,7 +60,7 @@ def test_asking_again_changes_nothing(reported, client, capsys: pytest.CaptureFi
     before = champion(client)
     capsys.readouterr()
     ask()
-    assert "nothing to do: unet version 1 is champion already, with the same weights" in capsys.readouterr().out
+    assert "nothing to do: unet version 1 is champion already, with the same model" in capsys.readouterr().out
     assert champion(client) == before
 
 
@@ -135,6 +137,69 @@ def test_weights_that_were_changed_in_the_registry_are_not_used(reported, client
     write_model_dir(Path("other"), inverted=True)
     (stored,) = reported.root.glob("mlruns/**/model.safetensors")
     stored.write_bytes((Path("other") / "model.safetensors").read_bytes())
-    with pytest.raises(RegistryError, match=r"^weights of unet version 1 have changed since it was registered: "):
+    with pytest.raises(RegistryError, match=r"^files of unet version 1 have changed since it was registered: "):
         ask()
     assert champion(client) is None
+
+
+def test_without_the_gate_a_named_version_is_promoted_and_the_history_says_why(
+    reported, client, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask()
+    good = champion(client)
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask(version="2", force=True, reason="a customer needs dark cells")
+    assert champion(client) == challenger() != good
+    assert "unet version 2 is champion, without the gate: a customer needs dark cells\n" in capsys.readouterr().out
+    entries = history(client, "unet")
+    assert [(entry.action, entry.version, entry.before) for entry in entries] == [
+        ("promoted", "1", None),
+        ("forced", "2", "1"),
+    ]
+    assert entries[0].reason.startswith("promoted: the first champion, ")
+    # The gate judges an old version too.
+    ask(version="1")
+    assert champion(client) == good
+
+
+def test_a_version_that_does_not_exist_is_named(reported, client) -> None:
+    with pytest.raises(RegistryError) as caught:
+        ask(version="7")
+    assert str(caught.value) == ("no such version: unet version 7: it was deleted or never made. Look with `make ui`.")
+
+
+@pytest.mark.parametrize("wish", [{"force": True}, {"force": True, "reason": " "}, {"reason": "because"}])
+def test_force_and_reason_go_together(wish) -> None:
+    with pytest.raises(RegistryError) as caught:
+        Request(**wish)
+    assert str(caught.value) == "--force and --reason go together: say in a sentence why the gate is passed by."
+
+
+def test_a_champion_that_changed_while_the_gate_was_judging_stays(
+    reported, client, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import promote as module
+
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask(force=True, reason="to be beaten")
+    whole = module._judge
+
+    def judge_slowly(*arguments):
+        verdict = whole(*arguments)
+        # Meanwhile, on another host.
+        write_model_dir(Path("other"), seed=3)
+        other, _ = ensure_version(client, "unet", Path("other"))
+        move_champion(client, "unet", lambda _: Move(action="forced", version=other.number, reason="quicker"))
+        return verdict
+
+    monkeypatch.setattr(module, "_judge", judge_slowly)
+    write_model_dir(MODEL)
+    reported.run("register")
+    with pytest.raises(RegistryError) as caught:
+        ask()
+    assert str(caught.value) == (
+        "the champion changed while the gate was judging: version 2 then, version 3 now. Run `unet promote` again."
+    )
+    assert tracking.version_by_alias(client, "unet", tracking.CHAMPION).number == "3"

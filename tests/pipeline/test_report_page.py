@@ -20,7 +20,9 @@ PROMOTED = Verdict(decision="promoted", sentence=SENTENCE, images=96, groups=96,
 
 
 def version(number: str, **tags: str) -> Version:
-    return Version(name="unet", number=number, run_id="run 7", weights_sha256="ab" * 32, tags=tags)
+    return Version(
+        name="unet", number=number, run_id="run 7", model_sha256="cd" * 32, weights_sha256="ab" * 32, tags=tags
+    )
 
 
 def row(key: str, name: str, hit: int, missed: int) -> ScoreRow:

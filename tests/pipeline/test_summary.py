@@ -47,7 +47,7 @@ def test_before_anything_is_registered_the_summary_says_what_to_do(tree) -> None
 def test_the_summary_says_scores_version_gate_report_and_seconds(
     client, tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_json(RECEIPT, {"model": "unet", "weights_sha256": "ab" * 32})
+    write_json(RECEIPT, {"model": "unet", "model_sha256": "cd" * 32, "weights_sha256": "ab" * 32})
     write_json(METRICS / "evaluate.json", SCORES)
     write_json(METRICS / "train.json", {"val_loss": 0.1234})
     for stage, seconds in (("ingest", 1.0), ("training", 50.0), ("train", 60.0)):
@@ -63,7 +63,7 @@ def test_the_summary_says_scores_version_gate_report_and_seconds(
 
 @pytest.mark.slow
 def test_before_evaluation_the_summary_says_what_to_do(client, tree) -> None:
-    write_json(RECEIPT, {"model": "unet", "weights_sha256": "ab" * 32})
+    write_json(RECEIPT, {"model": "unet", "model_sha256": "cd" * 32, "weights_sha256": "ab" * 32})
     write_json(METRICS / "train.json", {"val_loss": 0.1234})
     with pytest.raises(UnetError, match="dvc repro"):
         summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
@@ -74,13 +74,13 @@ def test_before_evaluation_the_summary_says_what_to_do(client, tree) -> None:
 def test_a_verdict_on_another_version_is_not_shown_as_this_ones(
     client, tree, write_model_dir, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline import tracking
-    from unet_core.checkpoint import weights_hash
+    from pipeline.receipt import write_receipt
+    from pipeline.registration import ensure_version
 
     write_model_dir(Path("model"))
-    write_json(RECEIPT, {"model": "unet", "weights_sha256": weights_hash(Path("model"))})
-    version, _ = tracking.ensure_version(client, "unet", Path("model"), {})
-    assert read_receipt(RECEIPT).weights_sha256 == version.weights_sha256
+    write_receipt(RECEIPT, model="unet", model_dir=Path("model"))
+    version, _ = ensure_version(client, "unet", Path("model"))
+    assert read_receipt(RECEIPT).model_sha256 == version.model_sha256
     write_json(METRICS / "evaluate.json", SCORES)
     write_json(METRICS / "train.json", {"val_loss": 0.1234})
     old = {"version": str(int(version.number) + 1), "sentence": "promoted: an older training"}

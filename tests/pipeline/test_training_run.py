@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import tracking, training_run
+from pipeline.registration import ensure_version
 from pipeline.training_run import TrainingRun
-from unet_core.checkpoint import weights_hash
+from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import ModelError, RegistryError
 
 pytestmark = [
@@ -140,6 +141,7 @@ def test_a_training_that_failed_is_taken_up_by_its_own_run_without_logging_a_ste
     assert run.info.status == "FINISHED"
     assert run.data.tags["git.commit"] == "abc"
     assert run.data.tags[tracking.WEIGHTS_TAG] == weights_hash(model)
+    assert run.data.tags[tracking.MODEL_TAG] == model_hash(model)
     # A finished run stays as it is: training once more is a run of its own.
     third = TrainingRun(client, training="abc", params={"lanes": 2})
     third.fail()
@@ -163,3 +165,12 @@ def test_classes_of_any_name_have_metrics(client, model: Path) -> None:
     run.finish(model, {})
     metrics = client.get_run(run.run_id).data.metrics
     assert {metrics[name] for name in metrics if name.startswith("val_dice_")} == {0.25, 0.5}
+
+
+def test_registering_takes_the_model_that_the_training_logged(client, model: Path) -> None:
+    run = TrainingRun(client, training="abc", params={})
+    run.finish(model, {})
+    version, made = ensure_version(client, "unet", model)
+    assert made
+    assert version.run_id == run.run_id
+    assert len(client.search_logged_models([client.get_run(run.run_id).info.experiment_id])) == 1

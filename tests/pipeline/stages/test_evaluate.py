@@ -70,7 +70,7 @@ def test_evaluating_again_gives_equal_bytes_also_from_an_empty_registry(register
 
     registered.run("evaluate")
     first = results()
-    version = tracking.find_version(client, "unet", read_receipt(Path("models/receipt.json")).weights_sha256)
+    version = tracking.find_version(client, "unet", read_receipt(Path("models/receipt.json")).model_sha256)
     client.delete_model_version("unet", version.number)
     registered.run("evaluate")
     assert results() == first

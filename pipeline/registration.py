@@ -1,0 +1,86 @@
+"""A model directory -> an MLflow model without pickle -> a version: part of the door to MLflow."""
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from pipeline.tracking import MODEL_TAG, WEIGHTS_TAG, Client, Version, find_version, registry_errors
+from unet_core.checkpoint import model_hash, read_spec, weights_hash
+
+#: Tag of runs: where their model lies.
+URI_TAG = "unet.model_uri"
+SERVING_CODE = Path(__file__).with_name("serving.py")
+#: Named, not inferred: inferring runs the model in a new process.
+REQUIREMENTS = ["mlflow", "torch", "safetensors", "numpy", "pillow", "tifffile", "imagecodecs", "webdataset"]
+
+
+def ensure_version(client: Client, name: str, model_dir: Path) -> tuple[Version, bool]:
+    """The version of this model directory, made only if there is none; and whether it was made."""
+    model = model_hash(model_dir)
+    old = find_version(client, name, model)
+    if old is not None:
+        return old, False
+    with registry_errors("registering the model"):
+        with contextlib.suppress(MlflowException):
+            client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
+        run_id, model_uri = _find_logged_model(client, model, model_dir)
+        of_run = client.get_run(run_id).data.tags
+        lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
+        tags = {**lineage, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model}
+        # A server takes a logged model as source only together with its id.
+        model_id = model_uri.removeprefix("models:/")
+        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id)
+    first = find_version(client, name, model)
+    assert first is not None
+    if first.number == str(made.version):
+        return first, True
+    with registry_errors("removing a version that another process made at the same time"):
+        client.delete_model_version(name, str(made.version))
+    return first, False
+
+
+def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str, str]:
+    """The training run that logged this model here, or a new one (the training ran against another server)."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{MODEL_TAG}` = '{model}'", max_results=1)
+    if runs:
+        return runs[0].info.run_id, runs[0].data.tags[URI_TAG]
+    with mlflow.start_run(
+        experiment_id=client.experiment_id(), run_name=f"model {model[:8]} from the working tree"
+    ) as run:
+        return run.info.run_id, log_model(client, run.info.run_id, model_dir)
+
+
+def log_model(client: Client, run_id: str, model_dir: Path) -> str:
+    """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
+    with warnings.catch_warnings():
+        # It asks for type hints in serving.py, which the signature makes needless.
+        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(SERVING_CODE),
+            artifacts={"model": str(model_dir)},
+            code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
+            signature=_signature(model_dir),
+            pip_requirements=REQUIREMENTS,
+        )
+    tags = {URI_TAG: info.model_uri, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model_hash(model_dir)}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    return str(info.model_uri)
+
+
+def _signature(model_dir: Path) -> ModelSignature:
+    """Images (N, H, W, C) in; masks (N, H, W) out or, where classes overlap, (N, H, W, K)."""
+    spec = read_spec(model_dir)
+    shape_out = (-1, -1, -1) if spec.class_map.kind != "multilabel" else (-1, -1, -1, spec.class_map.num_classes)
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(f"uint{spec.images.bits}"), (-1, -1, -1, spec.channels), "images")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), shape_out, "masks")]),
+    )

@@ -1,0 +1,45 @@
+"""`unet rollback` and `unet history`: the champion before, and all that there were."""
+
+from collections.abc import Sequence
+
+from pipeline import history, tracking
+from pipeline.announce import announce
+from pipeline.command import say
+from pipeline.history import Entry, Move, champions, check_reason, move_champion
+from pipeline.params import load_section
+from pipeline.placement import Placement, read_placement
+from pipeline.stages.register import RegisterConfig
+from unet_core.errors import RegistryError
+
+
+def rollback(*, reason: str) -> None:
+    """Let `champion` name the version that it named before; a second rollback goes one further back."""
+    check_reason(reason)
+    placement, client, name = _registry()
+
+    def decide(entries: Sequence[Entry]) -> Move:
+        for version in reversed(champions(entries)[:-1]):
+            if version is not None and tracking.version_by_number(client, name, version) is not None:
+                return Move(action="rolled back", version=version, reason=reason)
+            say(f"left out, since it is not in the registry any more: {name} version {version}")
+        raise RegistryError(f"no earlier champion of {name} to go back to. Look with `unet history`.")
+
+    done = move_champion(client, name, decide)
+    announce(placement.on_promotion, name, done)
+    say(f"{name} version {done.version} is champion again, before it was version {done.before}")
+
+
+def show_history() -> None:
+    """Print every move of the alias, oldest first, after finishing what was begun."""
+    _, client, name = _registry()
+    entries = history.settle(client, name)
+    if not entries:
+        raise RegistryError(f"no version of {name} was ever promoted. Run `unet promote`.")
+    for entry in entries:
+        say(history.describe(entry))
+
+
+def _registry() -> tuple[Placement, tracking.Client, str]:
+    placement = read_placement()
+    name = load_section("register", RegisterConfig).model
+    return placement, tracking.connect(placement.tracking_uri, placement.experiment), name

@@ -1,0 +1,95 @@
+"""Against real SQLite stores."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import identity, tracking
+from pipeline.lineage_record import RECORD_NAME, RECORD_TAG, read_lineage
+from pipeline.training_run import TrainingRun
+from unet_core.errors import RegistryError
+from unet_core.hashing import hash_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+MODEL, SHARDS = Path("models/final"), Path("data/shards")
+
+
+def challenger(client) -> tracking.Version:
+    version = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert version is not None
+    return version
+
+
+def train(client) -> str:
+    """What the stage `train` leaves in MLflow."""
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/train.json").write_text('{"val_loss": 0.25, "val_dice": 0.75}', encoding="utf-8")
+    run = TrainingRun(client, training="abc", params={})
+    begun = identity.begin(Path.cwd(), SHARDS)
+    run.log_files([identity.finish(begun, Path("identity.json"), model=MODEL, metrics=Path("metrics/train.json"))])
+    run.finish(MODEL, {tracking.WORKERS_TAG: "2 workers from step 0; 1 worker from step 7"})
+    return run.run_id
+
+
+def test_a_version_carries_what_its_training_recorded(sharded, client, write_model_dir) -> None:
+    write_model_dir(MODEL)
+    run_id = train(client)
+    recipe = Path("params.yaml").read_text(encoding="utf-8")
+    # What changes after the training did not make the model.
+    Path("params.yaml").write_text(recipe + "# a comment\n", encoding="utf-8")
+    sharded.run("register")
+    version = challenger(client)
+    lineage = read_lineage(client, version)
+    assert (lineage.run_id, lineage.recorded_at, lineage.recipe) == (run_id, "training", recipe)
+    assert (lineage.model_sha256, lineage.weights_sha256) == (version.model_sha256, version.weights_sha256)
+    assert lineage.workers == "2 workers from step 0; 1 worker from step 7"
+    assert (lineage.processor, dict(lineage.versions)) == (identity.processor(), identity.versions())
+    assert lineage.scores == {"val_loss": 0.25, "val_dice": 0.75}
+    assert sum(len(keys) for keys in lineage.samples.values()) == 12
+    assert lineage.index_sha256 == hash_file(SHARDS / "index.json")
+    split, key = next((split, key) for split, keys in lineage.samples.items() for key in keys)
+    image = hash_file(sharded.source / "images" / f"{key}.png")
+    assert lineage.samples[split][key][0] == image[:16]
+    for name, value in {"data.index_sha256": lineage.index_sha256, "recipe.seed": "0"}.items():
+        assert version.tags[name] == value
+    assert {"recipe.sha256", "data.test_set_sha256", "identity.processor", "lock.sha256"} <= set(version.tags)
+
+
+def test_without_the_training_the_registration_stands_in_and_says_so(registered, client) -> None:
+    lineage = read_lineage(client, challenger(client))
+    assert lineage.recorded_at == "registration"
+    assert (lineage.processor, lineage.versions, lineage.scores, lineage.workers) == ("", {}, {}, "")
+    assert lineage.recipe == Path("params.yaml").read_text(encoding="utf-8")
+
+
+def test_the_record_is_written_once(registered, client) -> None:
+    before = challenger(client)
+    registered.write_recipe(evaluate={"bootstrap_draws": 7})
+    registered.run("register")
+    assert challenger(client) == before
+
+
+def test_a_version_without_record_is_named(registered, client) -> None:
+    client.delete_model_version_tag("unet", "1", RECORD_TAG)
+    with pytest.raises(RegistryError) as caught:
+        read_lineage(client, challenger(client))
+    assert str(caught.value) == (
+        "no lineage was recorded of unet version 1: it was registered by an older version of the project, or anew from "
+        "a receipt. Run `dvc repro -f register` where it was trained."
+    )
+    registered.run("register")
+    read_lineage(client, challenger(client))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(json.dumps({"format": 1}).encode())],
+    ids=["empty", "no gzip", "another", "nothing in it"],
+)
+def test_a_record_that_was_changed_is_named(registered, client, content: bytes) -> None:
+    (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")
+    stored.write_bytes(content)
+    with pytest.raises(RegistryError, match=r"^the lineage of unet version 1 can't be read: lineage.json.gz: "):
+        read_lineage(client, challenger(client))

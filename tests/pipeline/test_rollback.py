@@ -1,0 +1,88 @@
+"""Against real SQLite stores."""
+
+import pytest
+
+from pipeline import tracking
+from pipeline.history import MAX_REASON, Move, move_champion
+from pipeline.rollback import rollback, show_history
+from unet_core.errors import RegistryError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def three(client, tree):
+    """Versions 1 to 3, promoted one after the other."""
+    tree.write_recipe()
+    client.create_registered_model("unet")
+    for number in ("1", "2", "3"):
+        client.create_model_version("unet", source="s3://nowhere/model", tags={})
+        move = Move(action="promoted", version=number, reason=f"promoted: number {number}")
+        move_champion(client, "unet", lambda _, move=move: move)
+    return client
+
+
+def champion(client) -> str | None:
+    found = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
+    return found.number if found else None
+
+
+def test_each_rollback_goes_one_further_back(three, capsys: pytest.CaptureFixture[str]) -> None:
+    rollback(reason="masks of scanner B are empty")
+    assert champion(three) == "2"
+    assert capsys.readouterr().out == "unet version 2 is champion again, before it was version 3\n"
+    rollback(reason="")
+    assert champion(three) == "1"
+    with pytest.raises(RegistryError) as caught:
+        rollback(reason="")
+    assert str(caught.value) == "no earlier champion of unet to go back to. Look with `unet history`."
+    assert champion(three) == "1"
+
+
+def test_a_deleted_version_is_left_out_and_named(three, capsys: pytest.CaptureFixture[str]) -> None:
+    three.delete_model_version("unet", "2")
+    rollback(reason="")
+    assert champion(three) == "1"
+    assert "left out, since it is not in the registry any more: unet version 2\n" in capsys.readouterr().out
+
+
+def test_after_the_champion_itself_was_deleted_the_one_before_comes_back(three) -> None:
+    three.delete_model_version("unet", "3")
+    assert champion(three) is None
+    rollback(reason="version 3 was deleted")
+    assert champion(three) == "2"
+
+
+def test_without_a_champion_there_is_nothing_to_go_back_to(client, tree) -> None:
+    tree.write_recipe()
+    with pytest.raises(RegistryError, match=r"^no earlier champion of unet to go back to"):
+        rollback(reason="")
+
+
+def test_the_history_tells_who_moved_what_and_why(three, capsys: pytest.CaptureFixture[str]) -> None:
+    rollback(reason="masks of scanner B are empty")
+    capsys.readouterr()
+    show_history()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["1", "2", "3", "4"]
+    assert lines[1].endswith("promoted version 2, before version 1: promoted: number 2")
+    assert lines[3].endswith("rolled back version 2, before version 3: masks of scanner B are empty")
+
+
+def test_before_any_promotion_the_history_says_what_to_do(client, tree) -> None:
+    tree.write_recipe()
+    with pytest.raises(RegistryError) as caught:
+        show_history()
+    assert str(caught.value) == "no version of unet was ever promoted. Run `unet promote`."
+
+
+@pytest.mark.parametrize("reason", ["x" * (MAX_REASON + 1), "two\nlines"])
+def test_a_reason_that_does_not_fit_is_refused(three, reason: str) -> None:
+    with pytest.raises(RegistryError, match=r"^not a reason for the history: .* Say it in a sentence\.$"):
+        rollback(reason=reason)
+    assert champion(three) == "3"
+
+
+def test_the_longest_reason_of_any_script_fits(three) -> None:
+    rollback(reason='\N{HIRAGANA LETTER A}"' * (MAX_REASON // 2))
+    assert champion(three) == "2"

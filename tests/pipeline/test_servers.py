@@ -1,0 +1,67 @@
+"""infra/servers.py: the registry behind a server, with PostgreSQL, an S3-compatible store and passwords."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.postgres import find_programs
+from benchmarks.promotions import DIES, WRONG, make_versions, measure
+from infra.servers import mlflow_server
+from pipeline import tracking
+from pipeline.history import Move, move_champion
+from pipeline.model_files import fetch_model, find_model
+from pipeline.receipt import read_receipt, registered_version, write_receipt
+from pipeline.registration import ensure_version
+from unet_core.checkpoint import model_hash, read_model
+from unet_core.errors import RegistryError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed"),
+]
+MODEL, RECEIPT = Path("models/final"), Path("models/receipt.json")
+
+
+@pytest.fixture
+def server(s3_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server whose clients have its password, and no keys of the object store."""
+    import s3fs
+
+    store = s3fs.S3FileSystem(key=s3_server.key, secret=s3_server.secret, endpoint_url=s3_server.endpoint)
+    store.makedirs("registry", exist_ok=True)
+    storage = {**s3_server.environment(), "MLFLOW_S3_ENDPOINT_URL": s3_server.endpoint}
+    monkeypatch.chdir(tmp_path)
+    with mlflow_server("s3://registry/models", storage) as running:
+        for name, value in running.environment().items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def test_a_model_goes_to_the_object_store_and_comes_back_and_the_champion_moves(
+    server, s3_server, write_model_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model_dir(MODEL)
+    write_receipt(RECEIPT, model="cells", model_dir=MODEL)
+    client = tracking.connect(server.uri)
+    version = registered_version(client, read_receipt(RECEIPT), MODEL)
+    assert ensure_version(client, "cells", MODEL) == (version, False)
+    forced = Move(action="forced", version=version.number, reason="the first")
+    assert move_champion(client, "cells", lambda _: forced).is_done
+    directory = fetch_model(find_model(client, "models:/cells@champion"), tmp_path / "download")
+    assert model_hash(directory) == model_hash(MODEL)
+    read_model(directory)
+    # A killed promoter, several at once, and readers: as on SQLite.
+    make_versions(server.uri)
+    words = [sys.executable, "-c", DIES, server.uri, "3", "alias", "before"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+    found = measure(server.uri, moves=6, processes=2)
+    assert {name: found[name] for name in WRONG} == {**dict.fromkeys(WRONG, 0), "unasked": 1}
+    # Without its password nobody gets in, and the password is in no message.
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password")
+    with pytest.raises(RegistryError) as caught:
+        tracking.connect(server.uri)
+    assert "not the password" not in str(caught.value)
