@@ -37,6 +37,11 @@ def export(model: str, *, to: Path) -> None:
     _check_installed(to)
     with open_model_files(model) as files:
         network, spec = read_model(files.directory)
+    if spec.config.padding == "none":
+        raise ModelError(
+            f"can't be exported: {model}: with model.padding: none the network mirrors its image, which a graph for "
+            "images of any size can't. Train it with padding: zeros."
+        )
     graph = AnySize(fold_batch_norm(network)).eval()
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as scratch, _quiet():

@@ -167,6 +167,8 @@ class UNet(nn.Module):
         self.config = config
         self.channels = spec.channels
         self.stride = 2**config.depth
+        # Instance norm needs more than one pixel at the deepest level.
+        self.smallest = self.stride * (2 if config.norm == "instance" else 1)
         self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
         self.encoder = nn.ModuleList(
             _block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
@@ -253,8 +255,7 @@ class UNet(nn.Module):
         # What the way up takes off: at each level two convolutions, and one more after repeated pixels.
         of_level = 0 if config.padding == "zeros" else 6 if config.upsampling == "resize" else 4
         taken = of_level * (self.stride - 1)
-        # Instance norm needs more than one pixel at the deepest level.
-        smallest = self.stride * (2 if config.norm == "instance" else 1) - taken
+        smallest = self.smallest - taken
         below, right = (max(-(length + taken) % self.stride, smallest - length) for length in images.shape[-2:])
         if config.padding == "none":
             return _mirror(images, config.margin_px, (below, right))

@@ -40,14 +40,25 @@ def expected(network: UNet, images: np.ndarray) -> np.ndarray:
         return network(torch.from_numpy(images)).numpy()
 
 
+def test_a_network_that_mirrors_its_image_is_refused(tree) -> None:
+    write(Path("model"), padding="none")
+    with pytest.raises(ModelError) as caught:
+        export("model", to=Path("model.onnx"))
+    assert str(caught.value) == (
+        "can't be exported: model: with model.padding: none the network mirrors its image, which a graph for images of any "
+        "size can't. Train it with padding: zeros."
+    )
+    assert not Path("model.onnx").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("config", [{"norm": "batch"}, {"norm": "instance"}, {"nested": True, "deep_supervision": 1}])
 def test_onnx_file_gives_the_models_logits_for_images_of_any_size(
-    tree, capsys: pytest.CaptureFixture[str], norm: str
+    tree, capsys: pytest.CaptureFixture[str], config: dict[str, Any]
 ) -> None:
     import onnxruntime
 
-    network = write(Path("model"), norm=norm)
+    network = write(Path("model"), **config)
     export("model", to=Path("out/model.onnx"))
     assert capsys.readouterr().out.startswith("out/model.onnx: 0.")
     assert [path.name for path in Path("out").iterdir()] == ["model.onnx"]

@@ -55,7 +55,7 @@ def test_the_test_set_is_known_by_the_content_of_its_shards_alone(sharded) -> No
 
 
 def challenger(client) -> tracking.Version:
-    found = tracking.find_version(client, "unet", read_receipt(Path("models/receipt.json")).weights_sha256)
+    found = tracking.find_version(client, "unet", read_receipt(Path("models/receipt.json")).model_sha256)
     assert found is not None
     return found
 

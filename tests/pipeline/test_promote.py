@@ -184,7 +184,7 @@ def test_a_champion_that_changed_while_the_gate_was_judging_stays(
     write_model_dir(MODEL, inverted=True)
     reported.run("register")
     ask(force=True, reason="to be beaten")
-    whole = module._judge
+    whole = module.judge_versions
 
     def judge_slowly(*arguments):
         verdict = whole(*arguments)
@@ -194,7 +194,7 @@ def test_a_champion_that_changed_while_the_gate_was_judging_stays(
         move_champion(client, "unet", lambda _: Move(action="forced", version=other.number, reason="quicker"))
         return verdict
 
-    monkeypatch.setattr(module, "_judge", judge_slowly)
+    monkeypatch.setattr(module, "judge_versions", judge_slowly)
     write_model_dir(MODEL)
     reported.run("register")
     with pytest.raises(RegistryError) as caught:

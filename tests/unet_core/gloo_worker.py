@@ -67,7 +67,7 @@ def break_weights(trainer: Trainer, fit: Iterator[Report], *, step: int, checkpo
     """Let a training break after a step; what it says, and the checkpoint that this worker wrote before."""
     told = next(report for report in fit if report.position.step == step)
     assert told.checkpoint is not None
-    write_checkpoint(checkpoint, trainer.spec, told.checkpoint)
+    write_checkpoint(checkpoint, trainer.spec, told.checkpoint, {})
     with torch.no_grad():
         trainer.model.head.bias.fill_(math.nan)
     try:

@@ -847,7 +847,7 @@ def test_a_broken_training_names_the_samples_of_all_workers_and_leaves_a_good_ch
     text = rank["broken"]["error"]
     assert text.startswith("the loss is not a number: step 3: nan; samples: shape_00")
     assert len(set(re.findall(r"shape_00\d\d", text))) == 4 * 1  # the second step of an epoch has one sample a lane
-    state = read_checkpoint(Path(rank["broken"]["checkpoint"]))
+    state = read_checkpoint(Path(rank["broken"]["checkpoint"]), {})
     assert state.position.step == 3
     resumed, reports = fit(config, state)
     assert losses(reports) == alone["batch"]["losses"][3:]
