@@ -116,7 +116,7 @@ def object_store(address: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> It
 def _arguments(folder: Path, address: str, ports: dict[str, str]) -> list[str]:
     return [
         *("server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-s3"),
-        *(f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0"),
+        *(f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         # Each bucket takes several at once, and a session has many buckets.
         *("-volume.max=1000", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
         *(f"-{name}={port}" for name, port in ports.items()),
