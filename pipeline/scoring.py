@@ -74,6 +74,7 @@ def score_split(
         # Model and shards lie on this machine, so its own processes do the work, never a cluster's.
         placement=replace(placement, ray_address=None),
         label=name,
+        unit="images",
         on_death=partial(_died, job),
         few=0 if _estimate_seconds(job) > WORTH_SECONDS else len(reader),
     )
