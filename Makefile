@@ -58,8 +58,8 @@ test-fast: install-dev ## the tests that start no servers or clusters
 cluster: install-dev ## the tests on several hosts (network namespaces; as root, on Linux)
 	pytest -m cluster tests/cluster
 
-chaos: install-dev ## kill processes of trainings at random moments (CHAOS_SEED, CHAOS_KILLS)
-	pytest -m chaos -s tests/chaos
+chaos: install-dev ## kill processes and servers, also at random moments (CHAOS_SEED, CHAOS_KILLS)
+	pytest -m chaos -s
 
 check: install-dev ## format, lint, types, layers
 	ruff format --check .

@@ -171,6 +171,7 @@ def test_a_dirty_run_is_reproduced_by_other_workers_and_a_tampered_record_is_tol
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_an_interrupted_reproduction_leaves_nothing_behind(trained: Path) -> None:
     process = start(trained, *REPRODUCE, env=HERE)
     deadline = time.monotonic() + 120

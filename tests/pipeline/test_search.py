@@ -81,6 +81,7 @@ def trials():
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_search_goes_on_where_it_was_killed_and_a_trial_has_the_bits_of_a_training(
     searched, client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

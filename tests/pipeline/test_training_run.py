@@ -82,6 +82,7 @@ def server(tree, empty_store: Path, tmp_path: Path) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.mark.chaos
 def test_metrics_of_an_outage_arrive_afterwards_and_the_end_waits_for_the_server(
     server: Server, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
