@@ -31,6 +31,13 @@ HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
+#: Prints the id of the node that has an address: the cluster's address, then the node's.
+FIND_NODE = """
+import sys
+from ray._raylet import GcsClient
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10).values()
+print(next(node.node_id.hex() for node in nodes if node.node_manager_address == sys.argv[2]))
+"""
 
 
 def why_not() -> str | None:
@@ -128,19 +135,12 @@ class Hosts:
 
     def drain(self, host: Host) -> None:
         """Tell it to go, as the owner of a spot machine does some time before he takes it back."""
+        head = f"{self.hosts[0].address}:{PORT}"
+        # Named: the command would take the head, whose processes are those of this machine as well.
+        node_id = self._run_on(host, sys.executable, "-c", FIND_NODE, head, host.address).strip()
         ray = str(Path(sys.executable).parent / "ray")
         words = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=120")
-        done = subprocess.run(
-            host.inside(ray, "drain-node", f"--address={self.hosts[0].address}:{PORT}", *words),
-            # The address also here: looking for its own name, the command takes any cluster of this machine.
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        if done.returncode:
-            raise RuntimeError(f"host {host.number} can't be drained:\n{done.stdout}{done.stderr}")
+        self._run_on(host, ray, "drain-node", f"--address={head}", f"--node-id={node_id}", *words)
 
     def mend(self, host: Host) -> None:
         """Plug it in again."""
@@ -157,6 +157,19 @@ class Hosts:
         time.sleep(0.2)
         for namespace in (*(host.namespace for host in self.hosts), self.prefix):
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+
+    def _run_on(self, host: Host, *command: str) -> str:
+        done = subprocess.run(
+            host.inside(*command),
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            raise RuntimeError(f"host {host.number}: {command[0]}:\n{done.stdout}{done.stderr}")
+        return done.stdout
 
     def _link(self, host: Host) -> str:
         return f"{self.prefix}o{host.number}"
