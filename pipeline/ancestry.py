@@ -8,6 +8,7 @@ from pipeline.command import say
 from pipeline.fetched_model import find_model
 from pipeline.history import history
 from pipeline.lineage_record import Lineage, read_lineage, recipe_sections
+from pipeline.params import flatten
 from pipeline.placement import read_placement
 
 #: Names of samples that stand in a line.
@@ -35,7 +36,7 @@ def show_difference(old: str, new: str) -> None:
     say(" -> ".join(f"{version.name} version {version.number}" for version in versions))
     branches = [
         ("code", changes(_code(before), _code(after))),
-        ("recipe", changes(_flat(recipe_sections(before.recipe)), _flat(recipe_sections(after.recipe)))),
+        ("recipe", changes(flatten(recipe_sections(before.recipe)), flatten(recipe_sections(after.recipe)))),
         ("data", sample_changes(before.samples, after.samples)),
         ("environment", changes(_environment(before), _environment(after))),
         ("scores", changes(*[{k: f"{v:.4f}" for k, v in found.items() if _is_score(k)} for found in scores])),
@@ -91,14 +92,14 @@ def _branches(lineage: Lineage) -> list[tuple[str, list[str]]]:
     return [
         ("model", [f"sha256 {lineage.model_sha256}", f"weights {lineage.weights_sha256}"]),
         ("code", code),
-        ("recipe", [f"{name}: {value}" for name, value in _flat(recipe_sections(lineage.recipe)).items()]),
+        ("recipe", [f"{name}: {value}" for name, value in flatten(recipe_sections(lineage.recipe)).items()]),
         ("data", [f"samples: {sizes}", f"index {lineage.index_sha256}", f"test set {lineage.test_set_sha256}"]),
         (
             "training",
             [
                 f"run {lineage.run_id}",
                 lineage.workers or "workers unknown",
-                *(f"{name} {value}" for name, value in _flat(lineage.scores).items()),
+                *(f"{name} {value}" for name, value in flatten(lineage.scores).items()),
             ],
         ),
         (f"environment, at {lineage.recorded_at}", environment),
@@ -123,16 +124,6 @@ def _environment(lineage: Lineage) -> dict[str, str]:
 
 def _is_score(name: str) -> bool:
     return name.startswith(("test_", "val_"))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _connect() -> tracking.Client:

@@ -59,6 +59,17 @@ def read_sections(path: Path = RECIPE) -> dict[str, Any]:
     return _read(path)
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level: {"train": {"epochs": 3}} -> {"train.epochs": 3}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def change_recipe(text: str, changes: Mapping[str, Any]) -> str:
     """The text of a recipe with other values ("train.epochs": 3), its comments and order kept.
 

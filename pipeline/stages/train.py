@@ -18,7 +18,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.command import note_seconds
 from pipeline.json_file import write_json
 from pipeline.lineage import code_hash, data_state, git_state
-from pipeline.params import RECIPE, load_section
+from pipeline.params import RECIPE, flatten, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
@@ -57,7 +57,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         checkpoints = Checkpoints(root=root, made_by=made_by)
         checkpoints.try_place()
         client = tracking.connect(placement.tracking_uri, placement.experiment)
-        params = _flat({**asdict(config), **asdict(spec.config)})
+        params = flatten({**asdict(config), **asdict(spec.config)})
         run_ = TrainingRun(client, training=training, params=params)
         watch = Watch(run_, config, num_steps=config.epochs * plan.num_steps, resting=plan.num_resting)
         # Before training: what is committed meanwhile did not make the model.
@@ -89,7 +89,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
 def training_inputs(shards: Path, root: Path) -> dict[str, Any]:
     """All that decides the result, by name: values of the recipe, hashes of the index of shards and of the code."""
     sections = {name: asdict(load_section(name, dict_type)) for name, dict_type in _SECTIONS.items()}
-    return {**_flat(sections), **data_state(shards), "code_sha256": code_hash(root)}
+    return {**flatten(sections), **data_state(shards), "code_sha256": code_hash(root)}
 
 
 def training_key(made_by: Mapping[str, Any]) -> str:
@@ -314,13 +314,3 @@ def _write_examples(path: Path, model_dir: Path, val: ShardReader) -> None:
         masks = [paint_mask(mask, spec.class_map) for mask in (sample.mask, predicted)]
         rows.append([fit(as_rgb(sample.image)), *[fit(mask) for mask in masks]])
     write_picture(path, grid(rows))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

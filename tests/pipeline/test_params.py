@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.gate import GateConfig
-from pipeline.params import SECTIONS, change_recipe, load_section
+from pipeline.params import SECTIONS, change_recipe, flatten, load_section
 from pipeline.source import IngestConfig
 from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.register import RegisterConfig
@@ -319,3 +319,9 @@ def test_a_value_of_several_lines_is_not_changed() -> None:
 def test_a_section_that_is_missing_is_not_made_up() -> None:
     with pytest.raises(RecipeError, match=r"^missing section: params.yaml: augment\. "):
         change_recipe(TEXT, {"augment.crop_px": 64})
+
+
+def test_nested_sections_become_one_level() -> None:
+    assert flatten({"train": {"loss": {"dice": 1}, "epochs": 3}, "seed": 0}) == {
+        "train.loss.dice": 1, "train.epochs": 3, "seed": 0,
+    }  # fmt: skip
