@@ -18,7 +18,7 @@ from pipeline.params import RECIPE, load_section
 from unet_core.cache import CachedShards
 from unet_core.errors import TrainingError
 from unet_core.index import ShardIndex, read_index
-from unet_core.loader import Batch, LaneLoader
+from unet_core.loader import LaneLoader, StepBatches
 from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan
 from unet_core.reader import MAX_OPEN, ShardReader
@@ -64,7 +64,7 @@ class NotedLoader(LaneLoader):
         super().__init__(*arguments, **options)
         self._seen: list[list[str]] = []
 
-    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> StepBatches:
         """As LaneLoader's."""
         for batches in super().steps(plan, epoch=epoch, lanes=lanes, first=first):
             self._seen.append([hash_keys(batch.keys) for batch in batches])

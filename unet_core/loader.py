@@ -4,7 +4,7 @@ A batch is a function of (shards, recipe, epoch, step, lane): how many threads o
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,6 +33,10 @@ class Batch:
     """(N, H, W) uint8 class indices, or (N, K, H, W) uint8 planes; `mask_to_tensor`'s kind once on the device."""
     border: torch.Tensor | None
     """(N, H, W) float32 weights of the background between cells, where the recipe asks for them."""
+
+
+#: The batches of some lanes for each step, to be closed when left early: threads work ahead.
+StepBatches = Generator[list[Batch], None, None]
 
 
 class LaneLoader:
@@ -78,7 +82,7 @@ class LaneLoader:
         kind = np.uint16 if self._class_map.kind == "instances" else np.uint8
         return Sample(key="", image=values.astype(shard.dtype), mask=np.zeros((height, width, *planes), kind))
 
-    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, plan: EpochPlan, *, epoch: int, lanes: Sequence[int], first: int = 0) -> StepBatches:
         """Batches of `lanes` for each step of an epoch, beginning at step `first`."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="loader") as pool:
             waiting: deque[Future[list[Batch]]] = deque()

@@ -7,6 +7,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,18 +113,20 @@ class Trainer:
         config, epoch = self.config, self.position.epoch
         records: list[StepRecord] = []
         batches = loader.steps(plan, epoch=epoch, lanes=self.tree.lanes, first=self.position.step_in_epoch)
-        for lane_batches in batches:
-            records.append(self.step(lane_batches, steps_per_epoch=plan.num_steps))
-            self._losses.append(records[-1].loss)
-            self._rates.append(records[-1].learning_rate)
-            done = self.position
-            self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
-            if self.position.step_in_epoch == plan.num_steps:
-                break
-            keep = self._checkpoint_is_due()
-            if keep or len(records) >= self.report_every_steps:
-                yield self._report(records, None, keep=keep)
-                records = []
+        # Closed: after an error its traceback would keep the loader's threads alive.
+        with closing(batches):
+            for lane_batches in batches:
+                records.append(self.step(lane_batches, steps_per_epoch=plan.num_steps))
+                self._losses.append(records[-1].loss)
+                self._rates.append(records[-1].learning_rate)
+                done = self.position
+                self.position = Position(epoch=epoch, step_in_epoch=done.step_in_epoch + 1, step=done.step + 1)
+                if self.position.step_in_epoch == plan.num_steps:
+                    break
+                keep = self._checkpoint_is_due()
+                if keep or len(records) >= self.report_every_steps:
+                    yield self._report(records, None, keep=keep)
+                    records = []
         self.position = Position(epoch=epoch + 1, step=self.position.step)
         is_last = epoch + 1 == config.epochs
         validation = None

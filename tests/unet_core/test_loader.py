@@ -230,10 +230,12 @@ def test_another_epoch_or_seed_draws_other_crops(make_loader: Callable[..., Lane
 def test_leaving_in_the_middle_ends_the_threads(make_loader: Callable[..., LaneLoader]) -> None:
     import threading
 
+    before = set(threading.enumerate())
     steps = make_loader(threads=2).steps(plan(), epoch=0, lanes=LANES)
     next(steps)
-    steps.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+    assert set(threading.enumerate()) - before
+    steps.close()
+    assert not set(threading.enumerate()) - before
 
 
 def test_error_of_a_sample_reaches_the_reader_of_batches(make_loader: Callable[..., LaneLoader]) -> None:
