@@ -154,10 +154,16 @@ def assert_nothing_left(tree: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_dirty_run_is_reproduced_by_other_workers_and_a_tampered_record_is_told(trained: Path) -> None:
+def test_a_dirty_run_is_reproduced_by_other_workers(trained: Path) -> None:
     model = (trained / "models/final/model.safetensors").read_bytes()
     assert "the same bits: sha256 " in run(trained, *REPRODUCE, env=HERE)
     assert (trained / "models/final/model.safetensors").read_bytes() == model
+    assert_nothing_left(trained)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_tampered_record_is_told(trained: Path) -> None:
     (path,) = (trained / "mlruns").rglob("identity.json")
     text = path.read_text()
     body = json.loads(text)
