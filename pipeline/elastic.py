@@ -18,6 +18,7 @@ os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "2")
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.callback import UserCallback
@@ -91,7 +92,12 @@ class Journal(UserCallback):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer whose group's size follows the hosts that answer."""
+    """TorchTrainer whose group's size follows the hosts that answer, and that starts nothing of Ray Data."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # A process and imports that cost seconds at every start; shards come by the loader.
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         if self.scaling_config.elasticity_enabled:

@@ -1,12 +1,6 @@
 """Against real SQLite stores and servers; nothing of MLflow is replaced."""
 
-import contextlib
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tracking_server import TrackingServer
 from pipeline import tracking, training_run
 from pipeline.registration import ensure_version
 from pipeline.training_run import TrainingRun
@@ -34,49 +29,12 @@ def model(tree, write_model_dir) -> Path:
     return MODEL
 
 
-class Server:
-    """MLflow's own server on loopback, which can be ended and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as held:
-            held.bind(("127.0.0.1", 0))
-            self.port = held.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; it answers some seconds later."""
-        places = (f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db", f"--artifacts-destination={self._folder}")
-        words = (sys.executable, "-m", "mlflow", "server", *places, "--host=127.0.0.1", "--workers=1")
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                (*words, f"--port={self.port}"), stdout=log, stderr=log, start_new_session=True
-            )
-
-    def wait(self) -> tracking.Client:
-        """A client, once it answers."""
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            with contextlib.suppress(RegistryError):
-                return tracking.connect(self.uri)
-            time.sleep(0.5)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        """End it as a power cut does."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tree, empty_store: Path, tmp_path: Path) -> Iterator[Server]:
+def server(tree, empty_store: Path, tmp_path: Path) -> Iterator[TrackingServer]:
     folder = tmp_path / "server"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")
-    server = Server(folder)
+    server = TrackingServer(folder)
     server.start()
     yield server
     server.kill()
@@ -84,7 +42,7 @@ def server(tree, empty_store: Path, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.mark.chaos
 def test_metrics_of_an_outage_arrive_afterwards_and_the_end_waits_for_the_server(
-    server: Server, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: TrackingServer, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(training_run, "RETRY_SECONDS", 0.1)
     client = server.wait()
