@@ -17,7 +17,7 @@ import torch
 from pipeline.lineage import Source, code_hash, data_state, source_state
 from pipeline.params import RECIPE, load_section, read_sections
 from unet_core.checkpoint import weights_hash
-from unet_core.errors import RegistryError
+from unet_core.errors import RegistryError, TrainingError
 from unet_core.hashing import hash_file
 from unet_core.index import read_index
 from unet_core.reader import ShardReader
@@ -110,6 +110,25 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
         "constraints": hash_file(constraints) if constraints.exists() else "",
         **{f"recipe.{name}": _hash_json(sections.get(name)) for name in SECTIONS},
     }
+
+
+def host_state(root: Path, shards: Path) -> dict[str, str]:
+    """What all hosts of a training must share beside the recipe, also when it goes on later."""
+    return {
+        **data_state(shards),
+        "code_sha256": code_hash(root),
+        **{f"versions.{name}": version for name, version in versions().items()},
+    }
+
+
+def check_host(began: Mapping[str, Any], root: Path, shards: Path) -> None:
+    """TrainingError where this host is in another state than `began`, that of the training's begin."""
+    for name, value in host_state(root, shards).items():
+        if began[name] != value:
+            raise TrainingError(
+                f"{platform.node()} differs from how the training began: {name} was {began[name]}, is {value}. Bring "
+                "back what it began with, or end it and run `dvc repro` for a new one."
+            )
 
 
 def plan_hashes(shards: Path, config: TrainConfig) -> list[str]:

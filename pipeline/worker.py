@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline import cluster, storage
+from pipeline import cluster, identity, storage
 from pipeline.checkpoints import Checkpoints, Found, Saver
 from pipeline.params import RECIPE, load_section
 from unet_core.cache import CachedShards
@@ -83,18 +84,20 @@ def hash_keys(keys: Sequence[str]) -> str:
 
 def train_worker(options: dict[str, Any]) -> None:
     """What every worker does. A foreseen mistake ends the training, also if it is this worker's alone (elastic.py)."""
-    # Ray starts workers elsewhere; the recipe lies in the working tree.
+    # Ray starts workers elsewhere; code and the index of shards lie in the working tree, on each host its own.
     os.chdir(options["root"])
+    checkpoints: Checkpoints = options["checkpoints"]
+    identity.check_host(checkpoints.made_by, Path(options["root"]), Path(options["shards"]))
     rank, world_size = cluster.rank_and_size()
     index = read_index(Path(options["shards"]))
-    spec, config, augment = read_recipe(index)
+    # As the training began: params.yaml may be on its way to the next one.
+    spec, config, augment = options["recipe"]
     torch.set_num_threads(config.threads_per_worker)
     if options["use_gpu"]:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(mode=True)
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
-    checkpoints: Checkpoints = options["checkpoints"]
     begun = _restore(trainer, checkpoints)
     with shard_files(options) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
         _fit(trainer, index, files, augment, options, saver)
@@ -145,13 +148,15 @@ def _fit(
     class_map = trainer.spec.class_map
     border = config.read_border_weight(class_map)
     loader = NotedLoader(train, class_map, augment, seed=config.seed, threads=options["loader_threads"], border=border)
+    of_host = _other_processor(options["processor"])
     started = time.monotonic()
     for told in trainer.fit(loader, val):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
         about["kept"] = saver.take_kept()
         of_shards = files.take_warnings() if isinstance(files, CachedShards) else []
-        about["warnings"] = [*saver.take_warnings(), *of_shards]
+        about["warnings"] = [*of_host, *saver.take_warnings(), *of_shards]
+        of_host = []
         cluster.report(about)
         leaves = _any_worker(cluster.host_leaves(), trainer)
         if tree.rank == 0 and (leaves or told.checkpoint is not None):
@@ -161,6 +166,14 @@ def _fit(
         if leaves:
             saver.finish()
             cluster.leave()
+
+
+def _other_processor(of_driver: str) -> list[str]:
+    """A warning where this host rounds otherwise, perhaps."""
+    here = identity.processor()
+    if here == of_driver:
+        return []
+    return [f"{platform.node()} has another processor ({here}) than the driver ({of_driver}): bits may differ."]
 
 
 def _any_worker(says_so: bool, trainer: Trainer) -> bool:

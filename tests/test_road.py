@@ -118,14 +118,21 @@ def test_dvc_shows_metrics_plots_and_graph(road: Path) -> None:
     assert "curves" in (road / "dvc_plots" / "index.html").read_text()
 
 
-def test_a_killed_worker_changes_nothing(road: Path, tmp_path: Path) -> None:
+def test_neither_a_killed_worker_nor_an_edited_recipe_changes_a_training(road: Path, tmp_path: Path) -> None:
     tree = copy_of(road, tmp_path / "tree")
     process = start(tree, *TRAIN)
     wait_for_step(tree, process, 12)
     killed = training_workers(process)
     assert killed
+    # For the next training: this one goes on as it began, and DVC is not to record the two together.
+    recipe = (tree / "params.yaml").read_text()
+    change_recipe(tree, None, {"train.learning_rate": 0.5})
     killed[0].send_signal(signal.SIGKILL)
-    assert process.wait(timeout=300) == 0, (tree / "start.log").read_text()
+    assert process.wait(timeout=300) == TrainingError.exit_code
+    told = (tree / "start.log").read_text().splitlines()[-1]
+    assert "changed while the training ran: train.learning_rate was 0.01, is 0.5. Put it back and run again, " in told
+    (tree / "params.yaml").write_text(recipe)
+    run(tree, *TRAIN)
     assert weights(tree) == weights(road)
 
 

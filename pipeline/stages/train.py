@@ -17,7 +17,7 @@ from pipeline import cluster, identity, storage, tracking
 from pipeline.checkpoints import Checkpoints
 from pipeline.command import note_seconds
 from pipeline.json_file import write_json
-from pipeline.lineage import code_hash, data_state, git_state
+from pipeline.lineage import data_state, git_state
 from pipeline.params import RECIPE, flatten, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
@@ -65,13 +65,17 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         lineage = {**git_state(placement.root), **data_state(shards), **identity.tags(begun)}
         try:
             wait_for_cluster()
-            _train(placement, config, shards, work_dir, checkpoints, watch)
+            _train(placement, (spec, config, augment), shards, work_dir, checkpoints, watch)
+            _check_unchanged(made_by, training_inputs(shards, placement.root))
             state = _final_state(checkpoints)
             write_model(model, spec, state.best_weights)
             watch.complete(state.scores)
             watch.write(metrics, curves, validation)
             _write_examples(examples, model, ShardReader(shards, index.of_split("val")))
-            run_.log_files([metrics, curves, validation, examples, RECIPE])
+            # The file in the working tree may have changed since.
+            recipe = work_dir / RECIPE.name
+            recipe.write_text(begun.recipe, encoding="utf-8")
+            run_.log_files([metrics, curves, validation, examples, recipe])
             proof = work_dir / identity.IDENTITY_NAME
             run_.log_files([identity.finish(begun, proof, model=model, metrics=metrics)])
             run_.finish(model, {**lineage, tracking.WORKERS_TAG: "; ".join(watch.worker_history)})
@@ -87,14 +91,26 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
 
 
 def training_inputs(shards: Path, root: Path) -> dict[str, Any]:
-    """All that decides the result, by name: values of the recipe, hashes of the index of shards and of the code."""
+    """All that decides the result, by name: values of the recipe, index of shards, code, and versions of libraries."""
     sections = {name: asdict(load_section(name, dict_type)) for name, dict_type in _SECTIONS.items()}
-    return {**flatten(sections), **data_state(shards), "code_sha256": code_hash(root)}
+    return {**flatten(sections), **identity.host_state(root, shards)}
 
 
 def training_key(made_by: Mapping[str, Any]) -> str:
     """The name of the training that these inputs decide."""
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _check_unchanged(began: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
+    """DVC records what lies there when the stage ends: it must be what the model was made of."""
+    changed = [
+        f"{name} was {began.get(name)}, is {ended.get(name)}" for name in began if began[name] != ended.get(name)
+    ]
+    if changed:
+        raise TrainingError(
+            f"changed while the training ran: {'; '.join(changed)}. Put it back and run again, which takes the ended "
+            "training; or run again as it is now, which trains anew."
+        )
 
 
 _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "augment": AugmentConfig}
@@ -139,8 +155,14 @@ def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:
 
 
 def _train(
-    placement: Placement, config: TrainConfig, shards: Path, work_dir: Path, checkpoints: Checkpoints, watch: "Watch"
+    placement: Placement,
+    recipe: tuple[ModelSpec, TrainConfig, AugmentConfig],
+    shards: Path,
+    work_dir: Path,
+    checkpoints: Checkpoints,
+    watch: "Watch",
 ) -> None:
+    config = recipe[1]
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
     workers = f"{group.least} to {group.most}" if group.least < group.most else str(group.most)
     log.info("train: %s workers with %d threads each", workers, group.threads)
@@ -151,6 +173,8 @@ def _train(
         "cache_dir": placement.cache_dir,
         "cache_gb": placement.cache_gb,
         "checkpoints": checkpoints,
+        "recipe": recipe,
+        "processor": identity.processor(),
         "loader_threads": placement.loader_threads,
         "use_gpu": group.use_gpu,
     }

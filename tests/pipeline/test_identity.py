@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import identity
 from pipeline.params import load_section
-from unet_core.errors import RegistryError
+from unet_core.errors import RegistryError, TrainingError
 from unet_core.index import read_index
 from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
@@ -101,6 +101,20 @@ def test_changed_code_and_constraints_change_their_hashes(sharded) -> None:
         path.write_text("x = 1\n", encoding="utf-8")
         after = identity.input_hashes(sharded.root, SHARDS)
         assert {key for key in before if before[key] != after[key]} == {name}
+
+
+def test_a_host_in_another_state_than_the_training_began_with_is_refused(sharded) -> None:
+    code = sharded.root / "unet_core" / "model.py"
+    code.parent.mkdir()
+    code.write_text("1")
+    shards = Path("data/shards")
+    began = json.loads(json.dumps(identity.host_state(sharded.root, shards)))
+    identity.check_host(began, sharded.root, shards)
+    with pytest.raises(TrainingError, match=r" differs from how the training began: versions.torch was 0, is 2\."):
+        identity.check_host({**began, "versions.torch": "0"}, sharded.root, shards)
+    code.write_text("2")
+    with pytest.raises(TrainingError, match=r": code_sha256 was \w+, is \w+\. Bring back what it began with, or "):
+        identity.check_host(began, sharded.root, shards)
 
 
 def test_tags_name_the_patch_of_a_dirty_tree_only(finished: Path) -> None:
