@@ -8,6 +8,9 @@ VENV ?= .venv
 TORCH ?= $(if $(wildcard $(VENV)/.run-cuda),cuda,cpu)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# Manifests of Kubernetes' own kinds; those of Ray's are for tests/infra.
+KUBERNETES := 1.34.0
+CORE_MANIFESTS := $(filter-out %/kustomization.yaml %/raycluster.yaml %/rayjob.yaml %/raycronjob.yaml,$(wildcard infra/kubernetes/*.yaml))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -61,11 +64,16 @@ cluster: install-dev ## the tests on several hosts (network namespaces; as root,
 chaos: install-dev ## kill processes and servers, also at random moments (CHAOS_SEED, CHAOS_KILLS)
 	pytest -m chaos -s
 
-check: install-dev ## format, lint, types, layers
+check: install-dev ## format, lint, types, layers, manifests
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
+	yamllint --strict .
+	hadolint infra/Dockerfile
+	check-jsonschema --builtin-schema vendor.compose-spec infra/compose*.yaml
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	kubernetes-validate --strict --quiet --kubernetes-version $(KUBERNETES) $(CORE_MANIFESTS)
 
 fmt: install-dev ## format and mend what can be mended
 	ruff format .

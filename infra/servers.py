@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -21,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.postgres import free_port, postgres
-
-USER = "admin"
+from infra.mlflow_server import REQUIRED, USER, server_command, server_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +47,12 @@ def mlflow_server(artifacts: str | None = None, storage: Mapping[str, str] | Non
     """
     with postgres() as database, tempfile.TemporaryDirectory(prefix="unet-mlflow-") as scratch:
         folder = Path(scratch)
-        server = Server(uri=f"http://127.0.0.1:{free_port()}", password=secrets.token_hex(16))
-        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
-        words += ["--host", "127.0.0.1", "--port", server.uri.rpartition(":")[2]]
-        words += ["--artifacts-destination", artifacts or (folder / "artifacts").as_uri()]
-        environment = {**os.environ, **(storage or {}), **_secrets(folder, database, server)}
+        port = free_port()
+        server = Server(uri=f"http://127.0.0.1:{port}", password=secrets.token_hex(16))
+        where = artifacts or (folder / "artifacts").as_uri()
+        words = server_command(host="127.0.0.1", port=port, artifacts=where)
+        known = dict(zip(REQUIRED, (database, server.password, secrets.token_hex(32)), strict=True))
+        environment = {**os.environ, **(storage or {}), **server_environment(folder, known)}
         with (folder / "log").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
@@ -62,22 +61,6 @@ def mlflow_server(artifacts: str | None = None, storage: Mapping[str, str] | Non
         finally:
             process.terminate()
             process.wait(timeout=30)
-
-
-def _secrets(folder: Path, database: str, server: Server) -> dict[str, str]:
-    """Passwords go by the environment and a file, never by a command line, which every user of the machine can read."""
-    config = folder / "auth.ini"
-    lines = ["[mlflow]", "default_permission = READ", f"database_uri = {database}", f"admin_username = {USER}"]
-    lines += ["authorization_function = mlflow.server.auth:authenticate_request_basic_auth"]
-    config.touch(mode=0o600)
-    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": server.password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
-        "MLFLOW_BACKEND_STORE_URI": database,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

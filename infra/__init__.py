@@ -1,0 +1,1 @@
+"""What starts the servers and clusters that the project runs on."""
