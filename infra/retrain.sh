@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One retraining, the same for every scheduler: data from the DVC remote, the stages that are stale, results back to the
+# One retraining, the same for every scheduler: what is new in the source, the stages that are stale, results to the DVC
 # remote, the gate. It works on the clone that it lies in, whose DVC has a default remote; README.md has the environment.
 #
-#     infra/retrain.sh             leaves dvc.lock and the metrics in the tree
-#     infra/retrain.sh BRANCH      commits them on a new branch and pushes it
+#     infra/retrain.sh             leaves ledger, dvc.lock and metrics in the tree
+#     infra/retrain.sh BRANCH      commits them on a new branch, and pushes it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .unet
@@ -11,6 +11,7 @@ exec 9>.unet/retrain.lock
 flock --nonblock 9 || { echo "another retraining runs in $PWD: nothing done"; exit 0; }
 
 dvc pull --allow-missing # what was never built is not there either
+unet add
 dvc repro
 dvc push
 unet promote

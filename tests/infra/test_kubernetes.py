@@ -1,0 +1,163 @@
+"""infra/kubernetes: manifests that KubeRay takes, without a secret in them, on the versions that are pinned."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from benchmarks.hosts import HEALTH_CHECKS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "infra" / "kubernetes"
+#: What people make by hand, and what KubeRay makes: the token, in a Secret named as the cluster.
+SECRETS = {"unet-environment", "unet-redis", "unet"}
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
+
+
+def patched(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The cluster as the variant for GPUs changes it (`replace` and `add` of a JSON patch)."""
+    result = json.loads(json.dumps(manifest))  # as Kubernetes reads it: what was an anchor is there several times
+    for operation in yaml.safe_load(read("gpu/kustomization.yaml")[0]["patches"][0]["patch"]):
+        *path, last = operation["path"].strip("/").split("/")
+        place = result
+        for step in path:
+            place = place[int(step) if isinstance(place, list) else step]
+        if last == "-":
+            place.append(operation["value"])
+        else:
+            assert operation["op"] == "replace"
+            key = int(last) if isinstance(place, list) else last
+            assert place[key] is not None
+            place[key] = operation["value"]
+    return result
+
+
+CLUSTER = read("raycluster.yaml")[0]
+GPU = patched(CLUSTER)
+WORKERS = CLUSTER["spec"]["workerGroupSpecs"][0]
+EVERYTHING = [manifest for path in sorted(FOLDER.glob("*.yaml")) for manifest in read(path.name)]
+
+
+def find(value: Any, key: str) -> list[Any]:
+    """All values of a key, wherever they are."""
+    if isinstance(value, list):
+        return [found for item in value for found in find(item, key)]
+    if isinstance(value, dict):
+        here = [value[key]] if key in value else []
+        return here + [found for item in value.values() for found in find(item, key)]
+    return []
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Path:
+    for folder in ROOT.parents:
+        if (folder / "shared" / "schemas").is_dir():
+            return folder / "shared" / "schemas"
+    pytest.skip("no shared/schemas beside the checkout: KubeRay's kinds can't be checked")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [CLUSTER, GPU, read("rayjob.yaml")[0], read("raycronjob.yaml")[0]],
+    ids=["cluster", "cluster with GPUs", "job", "scheduled job"],
+)
+def test_kuberay_takes_it(manifest: dict[str, Any], schemas: Path) -> None:
+    schema = json.loads((schemas / f"{manifest['kind'].lower()}.v1.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [error.message for error in validator.iter_errors(manifest)] == []
+    assert not validator.is_valid({**manifest, "spec": {**manifest["spec"], "misspelt": 1}})
+
+
+def test_secrets_are_named_and_never_written() -> None:
+    assert not [manifest for manifest in EVERYTHING if manifest["kind"] == "Secret"]
+    named = {reference["name"] for key in ("secretRef", "secretKeyRef") for reference in find(EVERYTHING, key)}
+    assert named == SECRETS
+    variables = [variable for found in find(EVERYTHING, "env") for variable in found]
+    for variable in variables:
+        assert not re.search("PASSWORD|TOKEN|SECRET", variable["name"]) or "valueFrom" in variable
+    page = (ROOT / "docs" / "infrastructure.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in SECRETS)
+
+
+def test_the_cluster_asks_for_a_token_and_is_of_the_pinned_ray() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ray=={CLUSTER['spec']['rayVersion']}" in pins
+    assert CLUSTER["spec"]["authOptions"] == {"mode": "token"}
+
+
+def test_ray_knows_the_start_parameters() -> None:
+    from ray.scripts.scripts import cli
+
+    options = {name for option in cli.commands["start"].params for name in option.opts}
+    given = [name for parameters in find(CLUSTER, "rayStartParams") for name in parameters]
+    assert given
+    assert {f"--{name}" for name in given} <= options
+
+
+def test_a_worker_that_is_taken_back_tells_ray_with_a_command_that_ray_has() -> None:
+    from ray.scripts.scripts import cli
+
+    container = WORKERS["template"]["spec"]["containers"][0]
+    words = container["lifecycle"]["preStop"]["exec"]["command"][-1].split("&&")[0].split()
+    assert words[:2] == ["ray", "drain-node"]
+    left = cli.commands["drain-node"].make_context("drain-node", words[2:]).params["deadline_remaining_seconds"]
+    assert left < WORKERS["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_hosts_have_the_variables_that_the_project_reads() -> None:
+    data = next(manifest["data"] for manifest in EVERYTHING if manifest["kind"] == "ConfigMap")
+    assert HEALTH_CHECKS.items() <= data.items()
+    placement = (ROOT / "pipeline" / "placement.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in placement for name in data if name.startswith(("UNET_", "MLFLOW_")))
+
+
+def test_gpus_change_the_workers_and_leave_the_head_without_one() -> None:
+    head, workers = (GPU["spec"][part] for part in ("headGroupSpec", "workerGroupSpecs"))
+    assert [found["nvidia.com/gpu"] for found in find(workers, "limits")] == ["1"]
+    assert not find(head, "nvidia.com/gpu")
+    assert set(find(GPU, "image")) == {"unet:cuda"}
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in find(workers, "tolerations")[0]
+    memory = next(volume for volume in find(workers, "volumes")[0] if volume["name"] == "shm")
+    assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert find(head, "volumes")[0][2]["emptyDir"]["sizeLimit"] == "2Gi"
+    assert workers[0]["minReplicas"] >= 1
+
+
+def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
+    pods = [spec for manifest in EVERYTHING for spec in find(manifest, "spec") if "containers" in spec]
+    assert len(pods) == 4
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_nobody_reaches_a_pod_but_by_a_rule_and_what_submits_jobs_has_one() -> None:
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in read("network.yaml")}
+    assert policies["deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    submit = read("cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert {"podSelector": {"matchLabels": submit}} in policies["ray"]["ingress"][1]["from"]
+    assert policies["ray"]["ingress"][1]["ports"] == [{"port": 8265}]
+
+
+def test_all_schedules_do_the_same_on_the_same_cluster() -> None:
+    job, scheduled = read("rayjob.yaml")[0]["spec"], read("raycronjob.yaml")[0]["spec"]
+    assert scheduled["jobTemplate"] == job
+    assert job["clusterSelector"] == {"ray.io/cluster": CLUSTER["metadata"]["name"]}
+    plain = read("cronjob.yaml")[0]["spec"]
+    assert plain["schedule"] == scheduled["schedule"]
+    assert " ".join(find(plain, "command")[0]).endswith(f"-- {job['entrypoint']}")
+    script = job["entrypoint"].removeprefix("bash /work/")
+    assert (ROOT / script).is_file()
+
+
+def test_the_kustomization_names_files_that_exist() -> None:
+    assert all((FOLDER / name).is_file() for name in read("kustomization.yaml")[0]["resources"])
