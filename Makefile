@@ -8,9 +8,9 @@ VENV ?= .venv
 TORCH ?= $(if $(wildcard $(VENV)/.run-cuda),cuda,cpu)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-# Manifests of Kubernetes' own kinds; those of Ray's are for tests/infra.
+# Kubernetes' own kinds; Ray's are looked at in tests/infra.
 KUBERNETES := 1.34.0
-CORE_MANIFESTS := $(filter-out %/kustomization.yaml %/raycluster.yaml %/rayjob.yaml %/raycronjob.yaml,$(wildcard infra/kubernetes/*.yaml))
+CORE_MANIFESTS := $(filter-out %/kustomization.yaml,$(filter-out infra/kubernetes/ray%,$(wildcard infra/kubernetes/*.yaml)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -64,11 +64,13 @@ cluster: install-dev ## the tests on several hosts (network namespaces; as root,
 chaos: install-dev ## kill processes and servers, also at random moments (CHAOS_SEED, CHAOS_KILLS)
 	pytest -m chaos -s
 
-check: install-dev ## format, lint, types, layers, manifests
+check: check-infra ## format, lint, types, layers, manifests
 	ruff format --check .
 	ruff check .
 	mypy
 	lint-imports
+
+check-infra: install-dev ## only the manifests: image, compose, Kubernetes, workflows
 	yamllint --strict .
 	hadolint infra/Dockerfile
 	check-jsonschema --builtin-schema vendor.compose-spec infra/compose*.yaml
@@ -85,4 +87,4 @@ ui: install ## MLflow's pages on this machine, at http://127.0.0.1:5000
 servers: install-dev ## PostgreSQL and an MLflow server with passwords on this machine, to try out; nothing is kept
 	python -m infra.servers
 
-.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check fmt ui servers
+.PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check check-infra fmt ui servers
