@@ -149,12 +149,18 @@ def test_nobody_reaches_a_pod_but_by_a_rule_and_what_submits_jobs_has_one() -> N
 
 
 def test_all_schedules_do_the_same_on_the_same_cluster() -> None:
+    from ray.dashboard.modules.job.cli import submit
+
     job, scheduled = read("rayjob.yaml")[0]["spec"], read("raycronjob.yaml")[0]["spec"]
     assert scheduled["jobTemplate"] == job
     assert job["clusterSelector"] == {"ray.io/cluster": CLUSTER["metadata"]["name"]}
     plain = read("cronjob.yaml")[0]["spec"]
     assert plain["schedule"] == scheduled["schedule"]
-    assert " ".join(find(plain, "command")[0]).endswith(f"-- {job['entrypoint']}")
+    command = find(plain, "command")[0]
+    assert command[:3] == ["ray", "job", "submit"]
+    parsed = submit.make_context("submit", command[3:]).params
+    assert " ".join(parsed["entrypoint"]) == job["entrypoint"]
+    assert parsed["address"] == f"http://{CLUSTER['metadata']['name']}-head-svc:8265"
     script = job["entrypoint"].removeprefix("bash /work/")
     assert (ROOT / script).is_file()
 
