@@ -63,7 +63,7 @@ def port(tmp_path: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
     assert PASSWORD not in (tmp_path / "log").read_text()
 
 
@@ -77,7 +77,8 @@ def answer(port: int, path: str, *, host: str, password: str | None = None) -> i
         with urllib.request.urlopen(request, timeout=20) as got:
             return int(got.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code
     except (urllib.error.URLError, ConnectionError):
         return 0
 
