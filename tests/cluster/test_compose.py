@@ -45,7 +45,9 @@ def ask(hosts: Hosts, words: list[str], **changes: str) -> subprocess.CompletedP
 
 @contextmanager
 def service(hosts: Hosts, name: str, *more: str) -> Iterator[None]:
-    command, environment = inside(hosts, [*SERVICES[name]["command"], *more, f"--temp-dir={hosts.scratch / name[4]}"])
+    # A container has one address, by which Ray finds itself, and files of its own.
+    own = [f"--node-ip-address={SERVER_ADDRESS}", f"--temp-dir={hosts.scratch / name[4]}"]
+    command, environment = inside(hosts, [*SERVICES[name]["command"], *more, *own])
     with (hosts.scratch / f"{name}.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
