@@ -76,7 +76,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_it_records_trains_pushes_and_promotes_and_another_clone_has_it_all(tree: Path, tmp_path: Path) -> None:
     first = run(tree, "infra/retrain.sh", "retrain/1")
-    assert "promoted: version 1" in first
+    assert "promoted: the first champion" in first
     files = run(tree, "git", "ls-tree", "-r", "--name-only", "origin/retrain/1").split()
     assert {"dvc.lock", "arrivals/shapes.jsonl.dvc", "models/receipt.json"} <= set(files)
     run(tmp_path, "git", "clone", "--quiet", "--branch", "retrain/1", str(tmp_path / "origin"), "elsewhere")
