@@ -1,26 +1,13 @@
-"""infra/retrain.sh: what schedulers call, with real git and DVC."""
+"""infra/retrain.sh: what schedulers call, and the workflows that call it."""
 
 import fcntl
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
-
-from benchmarks.workspace import commit, make_workspace, run, weights_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "infra" / "retrain.sh"
-TINY = {
-    "model.width": 4,
-    "model.depth": 2,
-    "train.epochs": 1,
-    "train.lanes": 1,
-    "train.samples_per_lane": 2,
-    "train.validate_every_epochs": 1,
-    "promote.min_score": 0.0,
-    "promote.min_groups": 3,
-}
 
 
 def copy_script(tree: Path) -> None:
@@ -53,35 +40,3 @@ def test_the_workflows_call_what_is_there() -> None:
     assert all((ROOT / script).stat().st_mode & 0o100 for script in scripts)
     # A tag can be moved to other code; a commit can't.
     assert all(len(step["uses"].split("@")[1]) == 40 for step in steps if "uses" in step)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A clone with a git origin, a DVC remote and data that nobody recorded."""
-    tree = make_workspace(tmp_path / "tree", "shapes", TINY)
-    copy_script(tree)
-    run(tree, "git", "init", "--quiet", "--bare", str(tmp_path / "origin"))
-    for words in (
-        ("git", "remote", "add", "origin", str(tmp_path / "origin")),
-        ("git", "config", "user.name", "nobody"),
-        ("git", "config", "user.email", "nobody@example.invalid"),
-        ("dvc", "remote", "add", "--default", "store", str(tmp_path / "store")),
-        ("unet", "shapes", "data/raw/shapes", "--count", "40"),
-    ):
-        run(tree, *words)
-    commit(tree, "with a remote")
-    return tree
-
-
-@pytest.mark.slow
-def test_it_records_trains_pushes_and_promotes_and_another_clone_has_it_all(tree: Path, tmp_path: Path) -> None:
-    first = run(tree, "infra/retrain.sh", "retrain/1")
-    assert "promoted: the first champion" in first
-    files = run(tree, "git", "ls-tree", "-r", "--name-only", "origin/retrain/1").split()
-    assert {"dvc.lock", "arrivals/shapes.jsonl.dvc", "models/receipt.json"} <= set(files)
-    run(tmp_path, "git", "clone", "--quiet", "--branch", "retrain/1", str(tmp_path / "origin"), "elsewhere")
-    run(tmp_path / "elsewhere", "dvc", "pull", "models/final")
-    assert weights_of(tmp_path / "elsewhere") == weights_of(tree)
-    # Nothing is new: no training, no promotion, no branch.
-    assert "nothing to do" in run(tree, "infra/retrain.sh", "retrain/2")
-    assert "retrain/2" not in run(tree, "git", "branch", "--all")
