@@ -84,12 +84,11 @@ def main() -> None:
         prepare(folder, arguments.data, arguments.source, changes)
         planned: dict[str, float] = {}
         if "train.epochs" not in changes:
-            speed = measure_speed(folder)
-            every = read_section(folder, "train")["validate_every_epochs"]
-            seconds = arguments.minutes * 60 * PLANNED_SHARE
-            changes["train.epochs"] = 2 if arguments.quick else speed.epochs_within(seconds, every)
-            planned = {"planned_minutes": round(speed.seconds(changes["train.epochs"], every) / 60, 2)}
-            print(f"{speed}: {changes['train.epochs']} epochs", flush=True)
+            speed, every = measure_speed(folder), read_section(folder, "train")["validate_every_epochs"]
+            epochs = 2 if arguments.quick else speed.epochs_within(arguments.minutes * 60 * PLANNED_SHARE, every)
+            changes["train.epochs"] = epochs
+            planned = {"planned_minutes": round(speed.seconds(epochs, every) / 60, 2)}
+            print(f"{speed}: {epochs} epochs", flush=True)
         trained = train(folder, changes)
         scores = validation_scores(folder)
         if arguments.split == "test":
