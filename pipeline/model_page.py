@@ -19,9 +19,9 @@ from unet_core.samples import Array
 MAX_ROWS, MAX_CHARACTERS = 12, 5000
 EXAMPLE_PX = 32
 KINDS = {
-    "multiclass": "Gives each pixel one of",
-    "multilabel": "Gives a mask to each, which may overlap, of",
-    "instances": "Finds objects and tells each from its neighbours; classes:",
+    "multiclass": "Gives each pixel one of {} classes",
+    "multilabel": "Gives a mask to each of {} classes, which may overlap",
+    "instances": "Finds objects and tells each from its neighbours; {} classes",
 }
 
 
@@ -45,7 +45,7 @@ def describe_version(spec: ModelSpec, params: Mapping[str, str], tags: Mapping[s
     commit = tags.get("git.commit", "")
     dirty = " with changes" if tags.get("git.dirty") == "true" else ""
     lines = [
-        f"{KINDS[spec.class_map.kind]} {len(names)} classes: {_shorten(map(_escape, names))}.",
+        f"{KINDS[spec.class_map.kind].format(len(names))}: {_shorten(map(_escape, names))}.",
         f"Takes {of} images of {spec.images.bits} bits and any size.",
         f"U-Net of width {config.width}, depth {config.depth}, norm {config.norm}, in {spec.precision}.",
         f"Trained with {', '.join(trained)}." if trained else "",

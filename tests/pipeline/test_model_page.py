@@ -37,7 +37,7 @@ def test_a_version_says_what_it_segments_and_how_it_was_trained() -> None:
     params = {"epochs": "12", "optimizer": "adamw", "learning_rate": "0.01", "seed": "0"}
     tags = {"git.commit": "0123456789abcdef", "git.dirty": "true", "train.workers": "2 from step 0"}
     assert describe_version(SPEC, params, tags).split("\n\n") == [
-        "Gives a mask to each, which may overlap, of 2 classes: ring, filled\\_circle.",
+        "Gives a mask to each of 2 classes, which may overlap: ring, filled\\_circle.",
         "Takes gray images of 8 bits and any size.",
         "U-Net of width 8, depth 3, norm batch, in float32.",
         "Trained with 12 epochs, optimizer adamw, learning rate 0.01, seed 0, workers 2 from step 0.",
@@ -54,7 +54,7 @@ def test_what_nobody_knows_is_left_out() -> None:
 def test_of_many_classes_some_are_named_and_the_rest_is_counted() -> None:
     classes = {f"class {number}": 255 for number in range(40)}
     text = describe_version(replace(SPEC, class_map=ClassMap(kind="multilabel", classes=classes)), {}, {})
-    assert "40 classes: class 0, " in text
+    assert "40 classes, which may overlap: class 0, " in text
     assert text.splitlines()[0].endswith("class 11 and 28 more.")
 
 
