@@ -77,6 +77,8 @@ def _secrets(folder: Path, database: str, server: Server) -> dict[str, str]:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
         "MLFLOW_BACKEND_STORE_URI": database,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Six processes of 250 MB, which only its features for language models use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
 
 
