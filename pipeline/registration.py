@@ -81,9 +81,9 @@ def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str
 
 def log_model(client: Client, run_id: str, model_dir: Path) -> str:
     """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
-    with warnings.catch_warnings():
-        # It asks for type hints in serving.py, which the signature makes needless.
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+    # It asks for type hints in serving.py, which the signature makes needless. Caught and not filtered: MLflow sets
+    # filters of its own inside, which come first.
+    with warnings.catch_warnings(record=True) as caught:
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVING_CODE),
@@ -93,6 +93,9 @@ def log_model(client: Client, run_id: str, model_dir: Path) -> str:
             input_example=example_images(read_spec(model_dir)),
             pip_requirements=REQUIREMENTS,
         )
+    for warning in caught:
+        if "Add type hints to the `predict` method" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     tags = {URI_TAG: info.model_uri, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model_hash(model_dir)}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return str(info.model_uri)
