@@ -1,8 +1,8 @@
 """What the gate is worth: time and memory on a large test set, and how often it promotes by chance and by merit.
 
-`python -m benchmarks.gate [--quick]` prints one JSON line last. `false_promotion_rate` is the largest of 20, 63 and
-500 groups at a nominal 5 %, of models that are equal (or worse by just the margin) and whose differences are normal;
-`cases` has long tails of losses too, of which few groups show too little. `true_promotion_rate` is for 63 images and a
+`python -m benchmarks.gate [--quick]` prints one JSON line last. `false_promotion_rate` is the largest of all `cases`,
+at a nominal 5 %: 20, 63 and 500 groups, models that are equal (or worse by just the margin), differences that are
+normal or have a long tail of losses, of which few groups show too little. `true_promotion_rate` is for 63 images and a
 gain of 0.015 whose differences scatter by 0.0365, so that its 95 % interval is 0.006 to 0.024. Compares with nothing:
 it is a budget.
 """
@@ -24,8 +24,7 @@ GAIN, SCATTER = 0.015, 0.0365
 #: Groups and trials.
 SIZES = {20: 2000, 63: 1500, 500: 400}
 #: Kinds of differences: normal; at the margin's boundary; groups of five images that share their luck; long tails.
-ORDINARY = ("normal", "margin", "groups")
-KINDS = (*ORDINARY, "exponential losses", "lognormal losses")
+KINDS = ("normal", "margin", "groups", "exponential losses", "lognormal losses")
 
 
 def main() -> None:
@@ -34,24 +33,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of images and trials")
     share = 10 if parser.parse_args().quick else 1
     cases: dict[str, float] = {}
-    ordinary: dict[int, float] = {}
+    largest: dict[int, float] = {}
     for size, trials in SIZES.items():
         found = {kind: _promotion_rate(kind, size, trials // share) for kind in KINDS}
         cases |= {f"{kind}, {size}": rate for kind, rate in found.items()}
-        ordinary[size] = round(sum(found[kind] for kind in ORDINARY) / len(ORDINARY), 4)
+        largest[size] = max(found.values())
         print(size, found, flush=True)
     seconds = _time_large(100_000 // share)
     print_result(
         {
             "seconds": round(seconds, 2),
             "peak_mb": round(peak_mb(), 1),
-            "false_promotion_rate": max(ordinary.values()),
-            "false_promotion_rates": ordinary,
+            "false_promotion_rate": max(largest.values()),
+            "false_promotion_rates": largest,
             "true_promotion_rate": _promotion_rate("normal", 63, 1000 // share, gain=GAIN),
             "nominal": round(1 - CONFIG.confidence, 6),
             "binomial_bound": {
-                size: round(0.05 + 3 * (0.05 * 0.95 / (len(ORDINARY) * trials // share)) ** 0.5, 4)
-                for size, trials in SIZES.items()
+                size: round(0.05 + 3 * (0.05 * 0.95 / (trials // share)) ** 0.5, 4) for size, trials in SIZES.items()
             },
             "cases": cases,
             "images": 100_000 // share,

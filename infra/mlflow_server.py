@@ -35,7 +35,13 @@ def server_environment(folder: Path, secrets: Mapping[str, str]) -> dict[str, st
     config.touch(mode=0o600)
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     known = {name: secrets[name] for name in REQUIRED}
-    return {**known, "MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {
+        **known,
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Six processes of 250 MB, which only its features for language models use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
 
 
 def main() -> None:

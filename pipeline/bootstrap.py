@@ -16,6 +16,8 @@ BLOCK = 2**22
 MAX_UNITS = 10_000
 #: Differences and deviations below this are rounding: scores lie between 0 and 1.
 TINY = 1e-12
+#: Up to so many groups a whole skewness of standard errors is added on the side of the tail; with more, less (1 / G).
+SKEWED_GROUPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,9 @@ class Bootstrap:
     Two methods judge together, and the more doubtful one counts. The percentile interval is too sure where differences
     have a long tail of losses; the studentised one (bootstrap-t, Efron 1979) corrects for skewness, but alone is too
     sure where most differences are zero. Both are stretched for few groups: the bootstrap's variance lacks a factor
-    G / (G - 1), and its tails are those of a normal, not of a t distribution (Hesterberg 2015).
+    G / (G - 1), and its tails are those of a normal, not of a t distribution (Hesterberg 2015). What both lack where
+    few groups show too little of a long tail is of the order of skewness / G (Hall 1988), and is added on its side; how
+    much of it was measured (benchmarks/gate.py).
     """
 
     means: Floats
@@ -34,6 +38,8 @@ class Bootstrap:
     """(S,) groups that have a value."""
     errors: Floats
     """(S,) standard error of each mean, over groups."""
+    skewness: Floats
+    """(S,) of what groups add to a mean: negative where the long tail is one of losses; 0 where all add the same."""
     deviations: Floats
     """(B, S) a draw's mean minus the mean; NaN where a draw has no value."""
 
@@ -53,17 +59,24 @@ class Bootstrap:
             # A studentised quantile bounds the other side.
             turned = -stretch * error * self._quantile(self.studentised, column, 1 - share) if error > TINY else 0.0
             bounds.append(min(plain, turned) if share < 0.5 else max(plain, turned))
-        return max(-1.0, float(mean + bounds[0])), min(1.0, float(mean + bounds[1]))
+        low, high = bounds[0] - self._unseen(column, -1), bounds[1] + self._unseen(column, 1)
+        return max(-1.0, float(mean + low)), min(1.0, float(mean + high))
 
     def confidence_above(self, column: int, limit: float, level: float) -> float:
         """With which confidence a mean lies above a limit; stretched as a test at `level` must be."""
         mean, error = self.means[column], self.errors[column]
         if error <= TINY:
             return float(mean > limit + TINY)
+        mean -= self._unseen(column, -1)
         stretch = _stretch(int(self.num_groups[column]), level)
         plain = np.mean(mean + stretch * self.deviations[:, column] > limit)
         studentised = np.mean(stretch * self.studentised[:, column] < (mean - limit) / error)
         return float(min(plain, studentised))
+
+    def _unseen(self, column: int, side: int) -> float:
+        """What a tail on this side (-1 or 1) may hold that no group has shown; 0 where the longer tail is the other."""
+        share = min(1.0, SKEWED_GROUPS / float(self.num_groups[column]))
+        return float(max(0.0, side * self.skewness[column]) * share * self.errors[column])
 
     def _quantile(self, draws: Floats, column: int, share: float) -> float:
         # A value that occurs: between two infinite ones there is nothing to interpolate.
@@ -83,6 +96,7 @@ def bootstrap_means(values: Floats, groups: npt.NDArray[np.int64], *, draws: int
         means=sums.means,
         num_groups=sums.num_groups,
         errors=sums.errors,
+        skewness=sums.skewness,
         deviations=deviations,
         studentised=studentised,
     )
@@ -113,6 +127,14 @@ class _GroupSums:
         squares = (self._rests**2).sum(axis=0) * self._freedom
         with np.errstate(invalid="ignore"):
             return np.sqrt(squares) / self.counts.sum(axis=0)
+
+    @cached_property
+    def skewness(self) -> Floats:
+        """Third moment of what groups add, in units of their deviation; their mean is 0."""
+        num_units = (self.counts > 0).sum(axis=0)
+        squares, cubes = ((self._rests**power).sum(axis=0) for power in (2, 3))
+        spread = np.where(squares > TINY**2, squares, np.inf)
+        return np.sqrt(num_units) * cubes / spread**1.5
 
     @cached_property
     def _columns(self) -> Floats:

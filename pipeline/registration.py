@@ -11,7 +11,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from pipeline.tracking import MODEL_TAG, WEIGHTS_TAG, Client, Version, find_version, registry_errors
+from pipeline.model_page import describe_model, describe_use, describe_version, example_images, with_section
+from pipeline.tracking import (
+    MODEL_TAG,
+    WEIGHTS_TAG,
+    Client,
+    Version,
+    find_version,
+    registry_errors,
+)
 from unet_core.checkpoint import model_hash, read_spec, weights_hash
 
 #: Tag of runs: where their model lies.
@@ -29,21 +37,34 @@ def ensure_version(client: Client, name: str, model_dir: Path) -> tuple[Version,
         return old, False
     with registry_errors("registering the model"):
         with contextlib.suppress(MlflowException):
-            client.create_registered_model(name, description="U-Net; the alias champion names the one to use")
+            client.create_registered_model(name, description=describe_model(name))
         run_id, model_uri = _find_logged_model(client, model, model_dir)
-        of_run = client.get_run(run_id).data.tags
-        lineage = {key: value for key, value in of_run.items() if key.startswith(("git.", "data."))}
+        of_run, spec = client.get_run(run_id).data, read_spec(model_dir)
+        lineage = {key: value for key, value in of_run.tags.items() if key.startswith(("git.", "data."))}
         tags = {**lineage, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model}
         # A server takes a logged model as source only together with its id.
         model_id = model_uri.removeprefix("models:/")
-        made = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id)
+        text = describe_version(spec, of_run.params, of_run.tags)
+        made = client.create_model_version(
+            name, source=model_uri, run_id=run_id, tags=tags, model_id=model_id, description=text
+        )
     first = find_version(client, name, model)
     assert first is not None
     if first.number == str(made.version):
+        put_section(client, first, "Use", describe_use(spec, f"models:/{name}/{first.number}"))
         return first, True
     with registry_errors("removing a version that another process made at the same time"):
         client.delete_model_version(name, str(made.version))
     return first, False
+
+
+def put_section(client: Client, version: Version, title: str, body: str) -> None:
+    """Put a section into the text that people read on the version's page; nothing is written where it stands there."""
+    with registry_errors("describing a version"):
+        old = client.get_model_version(version.name, version.number).description or ""
+        new = with_section(old, title, body)
+        if new != old:
+            client.update_model_version(version.name, version.number, new)
 
 
 def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str, str]:
@@ -60,17 +81,21 @@ def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str
 
 def log_model(client: Client, run_id: str, model_dir: Path) -> str:
     """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
-    with warnings.catch_warnings():
-        # It asks for type hints in serving.py, which the signature makes needless.
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+    # It asks for type hints in serving.py, which the signature makes needless. Caught and not filtered: MLflow sets
+    # filters of its own inside, which come first.
+    with warnings.catch_warnings(record=True) as caught:
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVING_CODE),
             artifacts={"model": str(model_dir)},
             code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
             signature=_signature(model_dir),
+            input_example=example_images(read_spec(model_dir)),
             pip_requirements=REQUIREMENTS,
         )
+    for warning in caught:
+        if "Add type hints to the `predict` method" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     tags = {URI_TAG: info.model_uri, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model_hash(model_dir)}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return str(info.model_uri)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,19 +64,38 @@ def read_spec(directory: Path) -> ModelSpec:
 
 
 def read_model(directory: Path) -> tuple[UNet, ModelSpec]:
-    """Build the network of a model directory with its weights, ready to predict."""
+    """Build the network of a model directory with its weights, ready to predict.
+
+    ModelError before any memory is taken, where the description asks for another network than the weights are of: who
+    wrote it may be a stranger.
+    """
     spec = read_spec(directory)
+    _check_layout(spec, directory / WEIGHTS_NAME)
     model = UNet(spec)
-    load_weights(model, directory / WEIGHTS_NAME)
+    model.load_state_dict(read_tensors(directory / WEIGHTS_NAME))
     return model.eval(), spec
 
 
-def load_weights(model: UNet, path: Path) -> None:
-    """Load weights into a network; ModelError where name or shape of a tensor differs."""
+def _check_layout(spec: ModelSpec, path: Path) -> None:
+    """ModelError where the network's tensors, laid out without memory, are not those in the header of the weights."""
+    found = _read_shapes(path)
+    config = spec.config
+    # The deepest level has width * 2**depth channels, and a number at least for each: no need to lay out more levels.
+    if config.depth > path.stat().st_size.bit_length():
+        raise ModelError(f"weights do not fit the network: {path}: they are too few for depth {config.depth}.")
     try:
-        model.load_state_dict(read_tensors(path), strict=True)
-    except RuntimeError as error:
-        raise ModelError(f"weights do not fit the network: {path}: {error}") from error
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in UNet(spec).state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # such as larger than any tensor
+        text = str(error).splitlines()[0]
+        raise ModelError(f"weights do not fit the network: {path}: it can't be laid out: {text}") from error
+    odd = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+    if odd:
+        there, asked = (shapes.get(odd[0], "nothing") for shapes in (found, wanted))
+        raise ModelError(
+            f"weights do not fit the network: {path}: {odd[0]}: the file has {there}, {SPEC_NAME} asks for {asked} "
+            f"({len(odd)} tensors differ). Get both from where the model was trained."
+        )
 
 
 def weights_hash(directory: Path) -> str:
@@ -265,6 +284,15 @@ def _join_optimizer(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"weights can't be read: {path}: {error}. Restore the file, or train again.") from error
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a file's tensors, from its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(f"weights can't be read: {path}: {error}. Restore the file, or train again.") from error
 

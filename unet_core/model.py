@@ -191,6 +191,9 @@ class UNet(nn.Module):
 
     def _initialise(self) -> None:
         """He initialisation (He et al. 2015), as in the U-Net paper."""
+        if self.head.weight.is_meta:
+            # Nothing is there to be filled, and torch would take two seconds to find its way.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -14,10 +14,12 @@ from pipeline import tracking
 from pipeline.cases import write_cases
 from pipeline.json_file import write_json
 from pipeline.membership import Membership, SliceColumn, groups_in, read_memberships
+from pipeline.model_page import describe_scores
 from pipeline.params import load_section
 from pipeline.pictures import write_picture
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt, registered_version
+from pipeline.registration import put_section
 from pipeline.score_plots import write_plots
 from pipeline.score_summary import summarise
 from pipeline.scores import Score, image_scores, write_rows
@@ -91,6 +93,7 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     write_picture(figures[-1], np.concatenate([np.asarray(Image.open(path)) for path in cases]))
     if version.run_id:
         tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[metrics, table, seen, *figures])
+    put_section(client, version, "Test scores", describe_scores(body, config.score, version.run_id))
     if body["interval_95"] is None:
         log.warning("evaluate: all test images belong to one group: how far the score would vary can't be told")
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])

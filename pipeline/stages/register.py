@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.lineage_record import Inputs, record_lineage
+from pipeline.model_page import describe_data
 from pipeline.params import load_section
 from pipeline.placement import read_placement
 from pipeline.receipt import write_receipt
-from pipeline.registration import ensure_version
+from pipeline.registration import ensure_version, put_section
 from pipeline.stages.split import read_splits
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ def run(*, shards: Path, accepted: Path, splits: Path, model: Path, receipt: Pat
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     version, made = ensure_version(client, config.model, model)
-    record_lineage(
-        client, version, Inputs(root=placement.root, shards=shards, accepted=accepted, splits=read_splits(splits))
-    )
+    split_of = read_splits(splits)
+    record_lineage(client, version, Inputs(root=placement.root, shards=shards, accepted=accepted, splits=split_of))
+    put_section(client, version, "Data", describe_data(split_of.values()))
     tracking.set_alias(client, version, tracking.CHALLENGER)
     write_receipt(receipt, model=config.model, model_dir=model)
     log.info("register: %s version %s %s", config.model, version.number, "made" if made else "was there already")

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import skew
 
 from pipeline import bootstrap
 from pipeline.bootstrap import Bootstrap, bootstrap_means
@@ -57,6 +60,24 @@ def test_the_interval_is_at_least_that_of_the_t_distribution_for_normal_values()
     half = 2.201 * values.std(ddof=1) / 12**0.5  # t quantile, 11 degrees of freedom
     assert low < values.mean() - 0.95 * half
     assert high > values.mean() + 0.95 * half
+
+
+def test_a_long_tail_widens_the_interval_on_its_own_side_by_its_skewness() -> None:
+    values = [*np.linspace(0.0, 0.2, 24), -0.2]
+    found = drawn(values)
+    assert found.skewness[0] == pytest.approx(skew(values))
+    without = replace(found, skewness=np.zeros(1))
+    (low, high), (plain_low, plain_high) = found.interval(0) or (0, 0), without.interval(0) or (0, 0)
+    assert low == pytest.approx(plain_low + skew(values) * 20 / 25 * found.errors[0])
+    assert high == plain_high
+    assert found.confidence_above(0, 0.05, 0.95) < without.confidence_above(0, 0.05, 0.95)
+
+
+def test_few_groups_add_a_whole_skewness_and_not_more() -> None:
+    found = drawn([0.1, 0.12, 0.14, -0.1, 0.11])
+    plain_low, _ = replace(found, skewness=np.zeros(1)).interval(0) or (0, 0)
+    low, _ = found.interval(0) or (0, 0)
+    assert low == pytest.approx(max(-1, plain_low + found.skewness[0] * found.errors[0]))
 
 
 def test_scores_end_at_one() -> None:

@@ -48,6 +48,15 @@ def test_other_weights_are_another_version(client, model: Path, write_model_dir)
     assert tracking.find_version(client, "unet", second.model_sha256) == second
 
 
+def test_the_version_brings_an_example_that_the_model_takes(client, model: Path) -> None:
+    version, _ = ensure_version(client, "unet", model)
+    loaded = mlflow.pyfunc.load_model(f"models:/unet/{version.number}")
+    masks = loaded.predict(loaded.input_example)
+    # Its bright disc is what the model finds.
+    assert 100 < masks.sum() < 300
+    assert loaded.metadata.saved_input_example_info["artifact_path"] == "input_example.json"
+
+
 @pytest.mark.parametrize(
     ("class_map", "shape"),
     [

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,6 @@ from unet_core.checkpoint import (
     TrainState,
     ValidationRecord,
     clone_weights,
-    load_weights,
     read_checkpoint,
     read_model,
     read_spec,
@@ -195,9 +195,15 @@ def test_weights_that_can_not_be_read_are_named(model_dir: Path, damage: str) ->
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda state: {**state, "head.weight": torch.zeros(6, 5, 1, 1)}, "size mismatch for head.weight"),
-        (lambda state: {name: t for name, t in state.items() if name != "head.bias"}, "Missing key.*head.bias"),
-        (lambda state: {**state, "extra": torch.zeros(1)}, "Unexpected key.*extra"),
+        (
+            lambda state: {**state, "head.weight": torch.zeros(6, 5, 1, 1)},
+            r"head\.weight: the file has \(6, 5, 1, 1\), model\.json asks for \(\d+, 4, 1, 1\) \(1 tensors differ\)\.",
+        ),
+        (
+            lambda state: {name: t for name, t in state.items() if name != "head.bias"},
+            r"head\.bias: the file has nothing, model\.json asks for",
+        ),
+        (lambda state: {**state, "extra": torch.zeros(1)}, r"extra: the file has \(1,\), model\.json asks for nothing"),
     ],
     ids=["shape", "missing", "unknown"],
 )
@@ -205,8 +211,32 @@ def test_weights_of_another_network_are_refused(
     model_dir: Path, spec: ModelSpec, change: Callable[[Any], Any], text: str
 ) -> None:
     write_model(model_dir, spec, change(network(spec).state_dict()))
-    with pytest.raises(ModelError, match=rf"(?s)weights do not fit the network: .*model.safetensors: .*{text}"):
-        load_weights(network(spec), model_dir / WEIGHTS_NAME)
+    with pytest.raises(ModelError, match=rf"weights do not fit the network: .*model.safetensors: {text}"):
+        read_model(model_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"width": 2**16}, "tensors differ"),
+        ({"width": 2**62}, "it can't be laid out: "),
+        ({"width": 4.5}, "it can't be laid out: "),
+        ({"norm": "nothing known"}, "it can't be laid out: "),
+        ({"depth": 20}, "they are too few for depth 20"),
+        ({"depth": 10**12}, "they are too few for depth 1000000000000"),
+        ({"depth": 12, "nested": True}, "tensors differ"),
+    ],
+)
+def test_a_description_of_a_huge_network_is_refused_before_any_memory_is_taken(
+    model_dir: Path, changes: dict[str, Any], text: str
+) -> None:
+    """A width of 2**16 would take 10 TB, and depth 12 nearly 10 GB."""
+    config = {"width": 4, "depth": 2, "norm": "batch", "input_statistics": "train"}
+    edit(model_dir / SPEC_NAME, config={**config, **changes})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=rf"weights do not fit the network: .*model.safetensors: .*{text}"):
+        read_model(model_dir)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def test_every_test_image_is_scored_at_its_own_size_and_logged_to_the_run(regist
     logged = {entry.path for entry in client.list_artifacts(run.info.run_id, "evaluation")}
     names = ("evaluate.json", "scores.parquet", "training_groups.json", "calibration.png", "cases.png")
     assert {f"evaluation/{name}" for name in names} <= logged
+    text = client.get_model_version("unet", "1").description
+    assert f"| mean of {len(keys)} images in {len(keys)} groups | 1.000 | 1.000 to 1.000 |" in text
+    registered.run("evaluate")
+    assert client.get_model_version("unet", "1").description == text
     seen = json.loads((EVALUATION / "training_groups.json").read_text(encoding="utf-8"))
     assert len(seen) == 12 - len(keys)
     assert not keys & set(seen)

@@ -39,6 +39,23 @@ def test_registering_again_makes_no_version_and_an_equal_receipt(registered, cli
     assert RECEIPT.read_bytes() == receipt
 
 
+def test_the_versions_page_is_written_once_and_what_people_write_there_stays(registered, client) -> None:
+    def page() -> tuple[str, int]:
+        version = client.get_model_version("unet", "1")
+        return version.description, version.last_updated_timestamp
+
+    text, time = page()
+    assert text.startswith("Gives each pixel one of 2 classes: background, cell.")
+    assert "unet predict FOLDER --model models:/unet/1 --out masks" in text
+    assert "### Data\n\n" in text
+    registered.run("register")
+    assert page() == (text, time)
+    client.update_model_version("unet", "1", f"Seen by Ann.\n\n{text}")
+    registered.run("register")
+    assert page()[0] == f"Seen by Ann.\n\n{text}"
+    assert "models:/unet@champion" in client.get_registered_model("unet").description
+
+
 def test_going_back_to_old_weights_finds_their_version_again(registered, client, write_model_dir) -> None:
     first = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
     write_model_dir(MODEL, inverted=True)
