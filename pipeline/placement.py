@@ -88,8 +88,9 @@ def read_placement() -> Placement:
 def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
     """The environment for a process that runs the code of another working tree, with stores of its own."""
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Checkpoints of the user's training would spare what is to be done again.
-    outside = {name: value for name, value in os.environ.items() if name != "UNET_CHECKPOINTS"}
+    # Checkpoints of the user's training would spare what is to be done again, and the copy of shards is of theirs.
+    own = ("UNET_CHECKPOINTS", "UNET_SHARDS")
+    outside = {name: value for name, value in os.environ.items() if name not in own}
     return {**outside, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
 
 

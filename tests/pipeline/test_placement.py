@@ -129,12 +129,22 @@ def test_no_other_module_reads_the_environment(repository: Path) -> None:
     assert readers == {"placement.py"}
 
 
+def test_another_working_tree_gets_neither_checkpoints_nor_shards_of_this_one(
+    tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated training begins at its beginning, and its shards may be of another time than the copy."""
+    for name in ("UNET_CHECKPOINTS", "UNET_SHARDS"):
+        monkeypatch.setenv(name, "s3://bucket/place")
+    monkeypatch.setenv("UNET_WORKERS", "2")
+    given = environment_of(tree.root, tracking_uri="")
+    assert given["UNET_WORKERS"] == "2"
+    assert not {"UNET_CHECKPOINTS", "UNET_SHARDS"} & set(given)
+
+
 def test_checkpoints_may_lie_at_a_url(tree, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_placement().checkpoints is None
     monkeypatch.setenv("UNET_CHECKPOINTS", "s3://bucket/training")
     assert read_placement().checkpoints == "s3://bucket/training"
-    # A repeated training begins at its beginning.
-    assert "UNET_CHECKPOINTS" not in environment_of(tree.root, tracking_uri="")
     monkeypatch.setenv("UNET_CHECKPOINTS", "training")
     with pytest.raises(RecipeError, match=r"^environment variable UNET_CHECKPOINTS: 'training' is not a URL "):
         read_placement()
