@@ -11,10 +11,10 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +46,8 @@ class Checkpoints:
     """A folder or a URL."""
     made_by: Mapping[str, Any]
     """What decides the training, by name."""
+    _damaged: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Names of those that this process has found damaged."""
 
     def try_place(self) -> None:
         """Leave a note at the URL on what this training is. StorageError at once where workers would try for long."""
@@ -55,8 +57,11 @@ class Checkpoints:
                 note.write_text(json.dumps(dict(self.made_by), indent=1) + "\n", encoding="utf-8")
                 storage.store_file(note, self.root, note.name)
 
-    def write(self, spec: ModelSpec, state: TrainState) -> None:
-        """Add one and remove what it makes needless; StorageError or OSError where that fails for now."""
+    def write(self, spec: ModelSpec, state: TrainState) -> StorageError | None:
+        """Add one, and remove what it makes needless. StorageError or OSError where adding fails for now.
+
+        What hindered the removal is given back: the checkpoint is there all the same.
+        """
         # Never a name twice: a worker that was taken for dead may still be writing.
         address = storage.join(self.root, f"{state.position.step:012d}-{secrets.token_hex(4)}")
         try:
@@ -69,7 +74,12 @@ class Checkpoints:
             with contextlib.suppress(StorageError):
                 storage.remove_all(address)
             raise
-        self._remove_older()
+        try:
+            self._remove_needless()
+        except StorageError as error:
+            # Credentials may lack the right to delete; to write it again would only add another copy.
+            return error
+        return None
 
     def _upload(self, address: str, spec: ModelSpec, state: TrainState) -> None:
         with tempfile.TemporaryDirectory(prefix="unet-checkpoint-") as scratch:
@@ -84,18 +94,24 @@ class Checkpoints:
 
         ModelError of the newest if none is whole: to begin anew would throw away what the user believes to have.
         """
-        damaged: list[ModelError] = []
-        for name in self._complete(storage.names_below(self.root)):
+        errors: dict[str, ModelError] = {}
+        for name in _complete(storage.names_below(self.root)):
             try:
                 state = self.read(name)
             except ModelError as error:
-                damaged.append(error)
+                errors[name] = error
+                self._damaged.add(name)
             else:
                 older = storage.public(storage.join(self.root, name))
-                warnings = [f"{error} An older one is taken: {older}." for error in damaged]
-                return Found(name=name, state=state, warnings=warnings)
-        if damaged:
-            raise damaged[0]
+                # Nothing is lost with a damaged one of the same step.
+                newer = [error for other, error in errors.items() if _steps(other) > _steps(name)]
+                return Found(
+                    name=name, state=state, warnings=[f"{error} An older one is taken: {older}." for error in newer]
+                )
+        if errors:
+            newest = next(iter(errors.values()))
+            root = storage.public(self.root)
+            raise ModelError(f"{newest} No other one is whole. Remove {root} to start anew.") from newest
         return None
 
     def read(self, name: str) -> TrainState:
@@ -107,10 +123,6 @@ class Checkpoints:
         except DataError as error:
             raise ModelError(f"checkpoint is damaged: {error}") from error
 
-    def remove_all(self) -> None:
-        """Leave nothing, when the training has ended."""
-        storage.remove_all(self.root)
-
     @contextmanager
     def _at_hand(self, address: str) -> Iterator[Path]:
         """The folder of a checkpoint, or of a copy of it whose errors name the original."""
@@ -119,23 +131,33 @@ class Checkpoints:
             return
         with tempfile.TemporaryDirectory(prefix="unet-checkpoint-") as scratch:
             for name in storage.names_below(address):
-                storage.fetch_file(address, name, Path(scratch, name), missing="Remove the checkpoint.")
+                storage.fetch_file(address, name, Path(scratch, name), missing="It went away meanwhile.")
             try:
                 yield Path(scratch)
             except (ModelError, TrainingError) as error:
                 raise type(error)(str(error).replace(scratch, storage.public(address))) from error
 
-    def _remove_older(self) -> None:
+    def _remove_needless(self) -> None:
         names = storage.names_below(self.root)
-        oldest = min(self._complete(names)[:NUM_KEPT], default="")
+        whole = [name for name in _complete(names) if name not in self._damaged]
+        if not whole:
+            return
+        kept = whole[:NUM_KEPT]
         # Those without a manifest too: whoever wrote them is gone, or far behind.
         for folder in sorted({name.partition("/")[0] for name in names}):
-            if folder < oldest:
+            is_replaced = folder in self._damaged and _steps(folder) <= _steps(kept[0])
+            if folder < kept[-1] or is_replaced:
                 storage.remove_all(storage.join(self.root, folder))
 
-    def _complete(self, names: list[str]) -> list[str]:
-        """Folders of whole checkpoints among all files' names, newest first."""
-        return sorted((name.partition("/")[0] for name in names if name.endswith(f"/{MANIFEST_NAME}")), reverse=True)
+
+def _complete(names: Sequence[str]) -> list[str]:
+    """Folders of checkpoints with a manifest among all files' names, newest first."""
+    return sorted((name.partition("/")[0] for name in names if name.endswith(f"/{MANIFEST_NAME}")), reverse=True)
+
+
+def _steps(name: str) -> str:
+    """How far the training was, from a checkpoint's name; sorts as the number does."""
+    return name.partition("-")[0]
 
 
 class Saver:
@@ -144,7 +166,7 @@ class Saver:
     `begun` is the checkpoint that the training goes on from: the first that is there, and what is to be told of it.
     """
 
-    def __init__(self, write: Callable[[TrainState], None], begun: Found | None = None) -> None:
+    def __init__(self, write: Callable[[TrainState], StorageError | None], begun: Found | None = None) -> None:
         self._write = write
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._lock = threading.Lock()
@@ -152,6 +174,7 @@ class Saver:
         self._kept = begun.state.position.step if begun else None
         self._failure: Exception | None = None
         self._warnings = list(begun.warnings) if begun else []
+        self._tells_of_removal = True
         self._leaving = threading.Event()
 
     def __enter__(self) -> Self:
@@ -197,7 +220,7 @@ class Saver:
         deadline = None
         while (state := self._newest) is not None and self._failure is None and not self._leaving.is_set():
             try:
-                self._write(state)
+                hindrance = self._write(state)
             except (StorageError, OSError) as error:
                 if deadline is None:
                     deadline = time.monotonic() + storage.PATIENCE_SECONDS
@@ -210,12 +233,20 @@ class Saver:
             else:
                 deadline = None
                 self._written(state)
+                if hindrance is not None:
+                    self._tell_of_removal(hindrance)
 
     def _written(self, state: TrainState) -> None:
         with self._lock:
             self._kept = state.position.step
             if self._newest is state:
                 self._newest = None
+
+    def _tell_of_removal(self, hindrance: StorageError) -> None:
+        """Once: what hinders it will mostly do so each time."""
+        if self._tells_of_removal:
+            self._tells_of_removal = False
+            self._warn(f"an old checkpoint can't be removed: {hindrance} Training goes on, and they take more space.")
 
     def _warn(self, text: str) -> None:
         with self._lock:

@@ -207,13 +207,11 @@ def read_checkpoint(directory: Path, made_by: Mapping[str, Any]) -> TrainState:
         - set(about)
     )
     if missing:
-        raise ModelError(
-            f"checkpoint is damaged: {directory / MANIFEST_NAME}: no {missing[0]}. Remove it to start anew."
-        )
+        raise ModelError(f"checkpoint is damaged: {directory / MANIFEST_NAME}: no {missing[0]}.")
     _check_maker(about["made_by"], json.loads(json.dumps(dict(made_by))), directory)
     for name, expected in about["sha256"].items():
         if not (directory / name).is_file() or hash_file(directory / name) != expected:
-            raise ModelError(f"checkpoint is damaged: {directory / name}. Remove the directory to start anew.")
+            raise ModelError(f"checkpoint is damaged: {directory / name}.")
     return TrainState(
         position=Position(**about["position"]),
         best_score=about["best_score"],

@@ -193,6 +193,12 @@ def is_plateau(config: TrainConfig, validations_since_best: int) -> bool:
     return validations_since_best % config.decay_validations == 0
 
 
+def is_over(config: TrainConfig, num_epochs: int, validations_since_best: int) -> bool:
+    """Whether training ends after so many epochs, or for want of a better score."""
+    is_out_of_patience = config.patience is not None and validations_since_best >= config.patience
+    return num_epochs >= config.epochs or is_out_of_patience
+
+
 def learning_rate_at(step: int, config: TrainConfig, *, steps_per_epoch: int, num_decays: int = 0) -> float:
     """Learning rate of a step: a pure function, so that resuming needs no scheduler state but the `num_decays` that
     validation has made.

@@ -25,7 +25,7 @@ from unet_core.model import ModelSpec, UNet
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
-from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
+from unet_core.train_config import TrainConfig, is_over, is_plateau, learning_rate_at
 from unet_core.validation import score_images, summarise
 
 #: What may help where numbers grow out of hand.
@@ -105,7 +105,7 @@ class Trainer:
         config = self.config
         if not len(val):
             raise TrainingError("no validation images: the shards have none in val. Raise split.val_fraction.")
-        while self.position.epoch < config.epochs and not self._is_out_of_patience():
+        while not is_over(config, self.position.epoch, self.validations_since_best):
             plan = config.plan(loader.reader, self.spec.class_map, epoch=self.position.epoch)
             yield from self._run_epoch(loader, plan, val)
 
@@ -135,9 +135,6 @@ class Trainer:
             self._validations.append(validation)
             self._keep_best(validation)
         yield self._report(records, validation, keep=self._checkpoint_is_due() or validation is not None)
-
-    def _is_out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.validations_since_best >= self.config.patience
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint_every_steps

@@ -4,10 +4,10 @@ import csv
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
 from pipeline.training_run import TrainingRun
 from pipeline.worker import COPY_AGAIN, read_recipe, train_worker
-from unet_core.checkpoint import Scores, TrainState, read_model, weights_hash, write_model
-from unet_core.errors import TrainingError
+from unet_core.checkpoint import MANIFEST_NAME, Scores, TrainState, read_model, weights_hash, write_model
+from unet_core.errors import StorageError, TrainingError
 from unet_core.index import ShardIndex, read_index, sidecar_name
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan, lanes_of_workers
 from unet_core.reader import ShardReader
-from unet_core.train_config import TrainConfig
+from unet_core.train_config import TrainConfig, is_over
 from unet_core.trainer import has_native_bfloat16, make_network
 from unet_core.transforms import AugmentConfig
 
@@ -56,6 +56,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         root = storage.join(placement.checkpoints, training) if placement.checkpoints else f"{work_dir}/checkpoints"
         checkpoints = Checkpoints(root=root, made_by=made_by)
         checkpoints.try_place()
+        _tell_of_unused(work_dir / "checkpoints", root)
         client = tracking.connect(placement.tracking_uri, placement.experiment)
         params = flatten({**asdict(config), **asdict(spec.config)})
         run_ = TrainingRun(client, training=training, params=params)
@@ -67,7 +68,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
             wait_for_cluster()
             _train(placement, (spec, config, augment), shards, work_dir, checkpoints, watch)
             _check_unchanged(made_by, training_inputs(shards, placement.root))
-            state = _final_state(checkpoints)
+            state = _final_state(checkpoints, config)
             write_model(model, spec, state.best_weights)
             watch.complete(state.scores)
             watch.write(metrics, curves, validation)
@@ -84,8 +85,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
             raise
         finally:
             watch.close()
-    checkpoints.remove_all()
-    shutil.rmtree(work_dir)
+    _remove_remains(root, str(work_dir))
     note_seconds(placement.timings, "training", watch.seconds)
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
 
@@ -186,16 +186,38 @@ def _train(
             raise TrainingError(watch.failure)
 
 
-def _final_state(checkpoints: Checkpoints) -> TrainState:
-    """How the training ended."""
+def _final_state(checkpoints: Checkpoints, config: TrainConfig) -> TrainState:
+    """How the training ended; TrainingError where the newest whole checkpoint is of a time before."""
     found = storage.patiently(checkpoints.find_newest)
     if found is None:
         raise TrainingError(f"training left no checkpoint: {storage.public(checkpoints.root)}. Train again.")
-    if found.warnings:
-        raise TrainingError(
-            f"the training's last state is lost: {found.warnings[0]} Train again: it goes on from there."
+    state = found.state
+    if not is_over(config, state.position.epoch, state.validations_since_best):
+        newest = storage.public(storage.join(checkpoints.root, found.name))
+        why = found.warnings[0] if found.warnings else f"the newest checkpoint is {newest}."
+        raise TrainingError(f"the training's last state is lost: {why} Train again: it goes on from there.")
+    return state
+
+
+def _tell_of_unused(local: Path, root: str) -> None:
+    """Warn of checkpoints in the working tree that the training does not go on from."""
+    if root != str(local) and any(local.glob(f"*/{MANIFEST_NAME}")):
+        log.warning(
+            "train: checkpoints of this training lie in %s too, and are not used: UNET_CHECKPOINTS names another "
+            "place. Stop and unset it to go on from them.",
+            local,
         )
-    return found.state
+
+
+def _remove_remains(*places: str) -> None:
+    """Empty what an ended training no longer needs. It has ended well, even where that can't be done."""
+    for place in places:
+        try:
+            storage.patiently(partial(storage.remove_all, place))
+        except StorageError as error:
+            log.warning(
+                "train: remains of the ended training can't be removed: %s Empty %s.", error, storage.public(place)
+            )
 
 
 class Watch:

@@ -8,12 +8,25 @@ from typing import Any
 
 import pytest
 
+from pipeline import storage
+from pipeline.checkpoints import Checkpoints
 from pipeline.params import load_section
-from unet_core.checkpoint import Scores, ValidationRecord
+from unet_core.checkpoint import Position, Scores, TrainState, ValidationRecord, clone_weights
 from unet_core.errors import TrainingError
+from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.train_config import TrainConfig
 
 pytestmark = pytest.mark.slow
+
+SPEC = ModelSpec(
+    config=ModelConfig(width=2, depth=1, norm="none", input_statistics="train"),
+    images=ImageConfig(channels=1),
+    class_map=ClassMap(kind="multiclass", classes={"background": 0, "cell": 255}, background="background"),
+    mean=(0.5,),
+    deviation=(0.5,),
+    precision="float32",
+)
 
 
 class Record:
@@ -157,6 +170,100 @@ def test_a_lost_worker_and_another_number_of_workers_are_told(watch, caplog: pyt
         "train: a worker was lost, or its host. Going on from the last checkpoint.",
         "train: 1 worker now, before 2",
     ]
+
+
+def write_at(checkpoints: Checkpoints, step: int, *, epoch: int, validations_since_best: int = 0) -> Path:
+    """The folder of a new checkpoint of a small network."""
+    weights = clone_weights(UNet(SPEC))
+    state = TrainState(
+        position=Position(epoch=epoch, step=step),
+        best_score=None,
+        best_weights=weights,
+        last_weights=weights,
+        optimizer={"state": {}, "param_groups": []},
+        validations_since_best=validations_since_best,
+    )
+    before = set(Path(checkpoints.root).glob("*"))
+    checkpoints.write(SPEC, state)
+    (written,) = set(Path(checkpoints.root).glob("*")) - before
+    return written
+
+
+@pytest.fixture
+def config(tree) -> TrainConfig:
+    """Of three epochs."""
+    tree.write_recipe(train={"epochs": 3, "patience": 2})
+    return load_section("train", TrainConfig)
+
+
+def test_a_training_ends_with_the_state_after_its_last_epoch_or_that_out_of_patience(
+    tmp_path: Path, config: TrainConfig
+) -> None:
+    from pipeline.stages.train import _final_state
+
+    for name, state in (("epochs", (3, 0)), ("patience", (2, 2))):
+        checkpoints = Checkpoints(root=str(tmp_path / name), made_by={})
+        for _ in range(2):
+            write_at(checkpoints, 6, epoch=state[0], validations_since_best=state[1])
+        # The same step was written again, and whichever of the two is damaged, nothing is lost.
+        (max(Path(checkpoints.root).iterdir()) / "last.safetensors").write_bytes(b"")
+        found = _final_state(checkpoints, config)
+        assert (found.position.epoch, found.validations_since_best) == state
+
+
+def test_a_training_whose_last_state_is_lost_has_not_ended(tmp_path: Path, config: TrainConfig) -> None:
+    from pipeline.stages.train import _final_state
+
+    checkpoints = Checkpoints(root=str(tmp_path / "checkpoints"), made_by={})
+    with pytest.raises(TrainingError, match=rf"^training left no checkpoint: {checkpoints.root}\. Train again\.$"):
+        _final_state(checkpoints, config)
+    older = write_at(checkpoints, 4, epoch=2)
+    lost = "the training's last state is lost: "
+    with pytest.raises(TrainingError) as caught:
+        _final_state(checkpoints, config)
+    assert str(caught.value) == f"{lost}the newest checkpoint is {older}. Train again: it goes on from there."
+    last = write_at(checkpoints, 6, epoch=3) / "last.safetensors"
+    last.write_bytes(b"")
+    with pytest.raises(TrainingError) as caught:
+        _final_state(checkpoints, config)
+    assert str(caught.value) == (
+        f"{lost}checkpoint is damaged: {last}. An older one is taken: {older}. Train again: it goes on from there."
+    )
+
+
+def test_checkpoints_in_the_working_tree_that_are_not_used_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.stages.train import _tell_of_unused
+
+    local = tmp_path / "checkpoints"
+    _tell_of_unused(local, "s3://bucket/training")
+    write_at(Checkpoints(root=str(local), made_by={}), 4, epoch=2)
+    _tell_of_unused(local, str(local))
+    assert caplog.messages == []
+    _tell_of_unused(local, "s3://bucket/training")
+    assert caplog.messages == [
+        f"train: checkpoints of this training lie in {local} too, and are not used: UNET_CHECKPOINTS names another "
+        "place. Stop and unset it to go on from them."
+    ]
+
+
+def test_remains_that_can_not_be_removed_fail_no_ended_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.stages.train import _remove_remains
+
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.0)
+    work_dir = tmp_path / "training"
+    (work_dir / "checkpoints").mkdir(parents=True)
+    _remove_remains("away://user:word@bucket/training", str(work_dir))
+    assert not work_dir.exists()
+    (told,) = caplog.messages
+    assert told.startswith(
+        "train: remains of the ended training can't be removed: a place can't be reached: away://***@"
+    )
+    assert told.endswith(" Empty away://***@bucket/training.")
 
 
 def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
