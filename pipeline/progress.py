@@ -22,7 +22,7 @@ class Progress:
         self._total, self._label, self._unit = total, label, unit
         self._done = 0
         self._note = ""
-        self._shown = time.monotonic()
+        self._shown, self._shown_done = time.monotonic(), 0
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=label, unit=f" {unit}", dynamic_ncols=True)
@@ -34,9 +34,17 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._shown > LINE_SECONDS:
-            self._shown = time.monotonic()
-            log.info("%s: %d of %d %s %s", self._label, self._done, self._total, self._unit, self._note)
+        elif (passed := time.monotonic() - self._shown) > LINE_SECONDS:
+            told = [f"{self._done} of {self._total} {self._unit}", self._time_left(passed), self._note]
+            log.info("%s: %s", self._label, ", ".join(filter(None, told)))
+            self._shown, self._shown_done = time.monotonic(), self._done
+
+    def _time_left(self, passed: float) -> str:
+        """By what was done in the seconds since the last line: work that is taken up again begins with a leap."""
+        count = self._done - self._shown_done
+        if not count or self._done >= self._total:
+            return ""
+        return f"{tqdm.format_interval(passed * (self._total - self._done) / count)} left"
 
     def close(self) -> None:
         """End the bar."""

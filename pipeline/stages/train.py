@@ -60,7 +60,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         client = tracking.connect(placement.tracking_uri, placement.experiment)
         params = flatten({**asdict(config), **asdict(spec.config)})
         run_ = TrainingRun(client, training=training, params=params)
-        watch = Watch(run_, config, num_steps=config.epochs * plan.num_steps, resting=plan.num_resting)
+        watch = Watch(run_, config, plan)
         # Before training: what is committed meanwhile did not make the model.
         begun = identity.begin(placement.root, shards)
         lineage = {**git_state(placement.root), **data_state(shards), **identity.tags(begun)}
@@ -223,20 +223,26 @@ def _remove_remains(*places: str) -> None:
 class Watch:
     """Follows a training on the driver: a progress line, MLflow, and the curves. Each step counts once."""
 
-    def __init__(self, run_: TrainingRun, config: TrainConfig, *, num_steps: int, resting: int) -> None:
+    def __init__(self, run_: TrainingRun, config: TrainConfig, plan: EpochPlan) -> None:
         self._run = run_
         self._config = config
-        self._num_steps = num_steps
-        self._resting = resting
+        self._num_steps = config.epochs * plan.num_steps
+        self._resting = plan.num_resting
+        #: The mean: an epoch's last step may take fewer.
+        self._samples_per_step = plan.lane_size * plan.num_lanes / plan.num_steps
         self._steps: dict[int, Mapping[str, Any]] = {}
         self._validations: dict[int, Mapping[str, Any]] = {}
         self._bar: Progress | None = None
         self._done = 0
         self._workers: int | None = None
         self.worker_history: list[str] = []
+        self._loss: float | None = None
         self._val_loss: float | None = None
+        self._samples_per_second: float | None = None
         self.failure: str | None = None
         self.seconds = 0.0
+        """Of training, by all groups of workers one after another."""
+        self._group_seconds = 0.0
 
     def on_report(self, told: dict[str, Any]) -> None:
         """Take one report."""
@@ -245,32 +251,48 @@ class Watch:
             return
         if "lost" in told:
             log.warning("train: %s Going on from the last checkpoint.", told["lost"])
+            self._group_seconds = 0.0
             return
         # A failure of an earlier try, which this one got past.
         self.failure = None
-        if self._bar is None:
-            self._bar = Progress(total=self._num_steps, label="train", unit="steps")
         for warning in told.get("warnings", ()):
             log.warning("train: %s", warning)
-        self.seconds = told["seconds"]
         if told["workers"] != self._workers:
-            before = "" if self._workers is None else f", before {self._workers}"
-            self._workers = told["workers"]
-            log.info("train: %s now%s", _count_workers(self._workers), before)
-            self.worker_history.append(f"{_count_workers(self._workers)} from step {max(self._steps, default=0)}")
-            self._bar.advance(0, self._note())
+            self._take_workers(told["workers"])
+        self._take_seconds(told["seconds"], num_steps=len(told["steps"]))
         for step in told["steps"]:
-            # On another machine the first one is not step 0.
-            self._bar.advance(max(0, step["step"] + 1 - self._done))
-            self._done = max(self._done, step["step"] + 1)
             self._take_step(step, told["time_ms"])
         if told["validation"]:
             self._take_validation(told["validation"], told["time_ms"])
-            self._bar.advance(0, self._note())
+        # On another machine the first one is not step 0.
+        self._show(max((step["step"] + 1 for step in told["steps"]), default=0))
         self._run.flush()
+
+    def _take_workers(self, count: int) -> None:
+        before = "" if self._workers is None else f", before {self._workers}"
+        self._workers = count
+        self._group_seconds = 0.0
+        log.info("train: %s now%s", _count_workers(count), before)
+        self.worker_history.append(f"{_count_workers(count)} from step {max(self._steps, default=0)}")
+
+    def _take_seconds(self, seconds: float, *, num_steps: int) -> None:
+        """Take the time since the start of a group of workers, each of which begins at zero."""
+        passed = seconds - self._group_seconds if seconds >= self._group_seconds else seconds
+        self._group_seconds = seconds
+        self.seconds += passed
+        if num_steps and passed:
+            self._samples_per_second = num_steps * self._samples_per_step / passed
+
+    def _show(self, done: int) -> None:
+        """Bring the progress line to so many steps; after a failure some come again."""
+        if self._bar is None:
+            self._bar = Progress(total=self._num_steps, label="train", unit="steps")
+        self._bar.advance(max(0, done - self._done), self._note())
+        self._done = max(self._done, done)
 
     def _take_step(self, step: Mapping[str, Any], time_ms: int) -> None:
         self._steps[step["step"]] = step
+        self._loss = step["loss"]
         self._run.log_step(step["step"], {"train_loss": step["loss"], "learning_rate": step["learning_rate"]}, time_ms)
 
     def _take_validation(self, seen: Mapping[str, Any], time_ms: int) -> None:
@@ -292,8 +314,13 @@ class Watch:
 
     def _note(self) -> str:
         """What stands behind the progress line's numbers."""
-        workers = _count_workers(self._workers or 0)
-        return workers if self._val_loss is None else f"val_loss {self._val_loss:.4f}, {workers}"
+        numbers = (
+            ("loss {:.4f}", self._loss),
+            ("val_loss {:.4f}", self._val_loss),
+            ("{:.1f} samples/s", self._samples_per_second),
+        )
+        known = [text.format(number) for text, number in numbers if number is not None]
+        return ", ".join([*known, _count_workers(self._workers or 0)])
 
     def close(self) -> None:
         """End the progress line."""

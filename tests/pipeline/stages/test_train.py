@@ -2,18 +2,21 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import progress, storage
 from pipeline.checkpoints import Checkpoints
 from pipeline.params import load_section
 from unet_core.checkpoint import Position, Scores, TrainState, ValidationRecord, clone_weights
 from unet_core.errors import TrainingError
 from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.plan import plan_epoch
 from unet_core.samples import ClassMap, ImageConfig
 from unet_core.train_config import TrainConfig
 
@@ -62,7 +65,10 @@ def watch(tree):
 
     def make(**changes: object):
         tree.write_recipe(train=changes)
-        return Watch(Record(), load_section("train", TrainConfig), num_steps=6, resting=1)
+        config = load_section("train", TrainConfig)
+        # Two steps, of 8 and 4 samples, and one that rests.
+        plan = plan_epoch([13], seed=0, epoch=0, lanes=4, samples_per_lane=2, block_shards=1)
+        return Watch(Record(), replace(config, epochs=3), plan)
 
     return make
 
@@ -264,6 +270,38 @@ def test_remains_that_can_not_be_removed_fail_no_ended_training(
         "train: remains of the ended training can't be removed: a place can't be reached: away://***@"
     )
     assert told.endswith(" Empty away://***@bucket/training.")
+
+
+def test_the_progress_line_tells_loss_speed_and_workers(
+    watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
+    seen = watch()
+    with caplog.at_level("INFO"):
+        seen.on_report({**HISTORY[0], "validation": None})
+        seen.on_report({**HISTORY[1], "seconds": 2.5})
+    first, second = [re.sub(r"\d\d:\d\d", "MM:SS", told) for told in caplog.messages if " of " in told]
+    # Each report is of two steps with 12 samples together.
+    assert first == "train: 3 of 6 steps, MM:SS left, loss 0.5000, 6.0 samples/s, 2 workers"
+    assert second == "train: 5 of 6 steps, MM:SS left, loss 0.2500, val_loss 0.3000, 24.0 samples/s, 2 workers"
+
+
+def test_seconds_of_training_are_those_of_all_groups_of_workers(watch) -> None:
+    seen = watch(select_by="loss")
+    lost = {"lost": "a worker was lost, or its host.", "time_ms": 0}
+    for told, seconds, workers in (
+        (HISTORY[0], 2.0, 2),
+        (HISTORY[1], 5.0, 2),
+        # A host came: a new group, that was slower to tell something than the one before.
+        (HISTORY[1], 6.0, 3),
+        (lost, 0.0, 0),
+        (HISTORY[1], 7.0, 3),
+        # The journal of an earlier driver, whose own losses are no longer in it.
+        (HISTORY[2], 1.0, 3),
+    ):
+        seen.on_report({**told, "seconds": seconds, "workers": workers})
+    assert seen.seconds == 5 + 6 + 7 + 1
+    assert seen.summary().endswith("(19 s of training)")
 
 
 def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
