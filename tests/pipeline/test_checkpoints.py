@@ -152,12 +152,14 @@ def test_a_damaged_one_is_of_no_interest_once_its_step_was_written_again(
 def test_a_damaged_one_takes_no_place_of_the_two_and_goes_once_a_whole_one_is_as_far(place: Checkpoints) -> None:
     for steps in (10, 20):
         place.write(SPEC, state_after(steps))
-    change(place, newest(place), "last.safetensors", b"")
+    damaged = newest(place)
+    change(place, damaged, "last.safetensors", b"")
     assert newest(place).startswith(f"{10:012d}-")
     place.write(SPEC, state_after(15))
     assert names(place) == ["10", "15", "20"]
     place.write(SPEC, state_after(20))
     assert names(place) == ["15", "20"]
+    assert storage.names_below(storage.join(place.root, damaged)) == []
     found = place.find_newest()
     assert found is not None
     assert (found.state.position.step, found.warnings) == (20, [])
