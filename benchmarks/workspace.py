@@ -107,8 +107,10 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     lines = []
     for journal in folder.glob(".unet/training/*/journal.jsonl"):
         with contextlib.suppress(FileNotFoundError):
-            # The last line may be half written.
-            lines += [json.loads(line) for line in journal.read_text().split("\n")[:-1]]
+            # The last line may be half written; others may be damaged by a power cut.
+            for line in journal.read_text(errors="replace").split("\n")[:-1]:
+                with contextlib.suppress(json.JSONDecodeError):
+                    lines.append(json.loads(line))
     return lines
 
 

@@ -219,14 +219,17 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
             failed.append(error)
 
     def read_lines() -> None:
-        with journal.open(encoding="utf-8") as stream:
+        with journal.open(encoding="utf-8", errors="replace") as stream:
             rest = ""
             while True:
                 ending = stop.is_set()
                 rest += stream.read()
                 *lines, rest = rest.split("\n")
                 for line in lines:
-                    on_report(json.loads(line))
+                    if _is_whole(line):
+                        on_report(json.loads(line))
+                    else:
+                        log.warning("a damaged line of the journal is passed over: %s", journal)
                 if ending:
                     return
                 stop.wait(0.5)
@@ -247,10 +250,21 @@ TROUBLE = (b'{"failure"', b'{"lost"')
 
 
 def _end_at_line(journal: Path) -> None:
-    """Drop what a killed controller left unfinished (its report is made again), and earlier tries' troubles."""
+    """Drop what a killed controller left unfinished (its report is made again), and earlier tries' troubles.
+
+    Also what a power cut left damaged: the last checkpoint has the scores of those steps.
+    """
     text = journal.read_bytes() if journal.exists() else b""
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
-    journal.write_bytes(b"".join(line for line in lines if not line.startswith(TROUBLE)))
+    journal.write_bytes(b"".join(line for line in lines if _is_whole(line) and not line.startswith(TROUBLE)))
+
+
+def _is_whole(line: str | bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _last_line(error: Exception) -> str:

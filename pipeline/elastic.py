@@ -48,6 +48,8 @@ class Journal(UserCallback):  # type: ignore[misc]
         self._path = path
         self._failures = 0
         self._kept = -1
+        # What the disk had no room for yet; it may begin inside a line.
+        self._unwritten = bytearray()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Called by Ray when all workers have reported. Ray itself knows of no checkpoints: `kept` tells of them."""
@@ -86,9 +88,18 @@ class Journal(UserCallback):  # type: ignore[misc]
         self._write({"lost": why})
 
     def _write(self, told: dict[str, Any]) -> None:
-        line = json.dumps({**told, "time_ms": int(time.time() * 1000)})
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        """Append a line, after those that are still to be written; a full disk ends no training.
+
+        Should there be no room to the end, nothing of the result is lost: the last checkpoint has all steps' scores.
+        """
+        self._unwritten += (json.dumps({**told, "time_ms": int(time.time() * 1000)}) + "\n").encode()
+        try:
+            # Without a buffer, so that each write says how much of it is in the file: the next goes on from there.
+            with self._path.open("ab", buffering=0) as stream:
+                while self._unwritten:
+                    del self._unwritten[: stream.write(self._unwritten)]
+        except OSError as error:
+            log.warning("the journal can't be written, the next report tries again: %s: %s", self._path, error.strerror)
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]

@@ -160,7 +160,8 @@ def _fit(
         cluster.report(about)
         leaves = _any_worker(cluster.host_leaves(), trainer)
         if tree.rank == 0 and (leaves or told.checkpoint is not None):
-            # A checkpoint must not be ahead of the journal: nobody would tell these steps again.
+            # A checkpoint must not be ahead of the journal: nobody would tell these steps again. On a full disk it may
+            # be, as lines wait for room there; none is lost, as the checkpoint has the scores of all steps to the last.
             cluster.wait_until_told()
             saver.keep(told.checkpoint or trainer.state())
         if leaves:

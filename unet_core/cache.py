@@ -2,9 +2,13 @@
 
     KEY/SPLIT/NAME.tar, .jsonl   a whole, verified shard; KEY is the hash of its entry in the index
     KEY.partial/                 one that is being fetched, or was when its process died
-    KEY.lock                     held together by those who have the shard open, alone by who fetches or evicts it
+    KEY.lock                     held together by those who have the shard open, alone by who evicts it
+    KEY.make.lock                held alone by who fetches the shard, looks it over, removes or evicts it
 
-The kernel frees the locks of a process that dies, so nothing has to be mended afterwards.
+Two locks, because who fetches must not wait for who reads: workers of one training wait for each other.
+
+The kernel frees the locks of a process that dies, so nothing has to be mended afterwards. Shards are on the disk before
+they get their name; still, each process looks over what it did not fetch itself, as disks and people damage files too.
 """
 
 import errno
@@ -26,6 +30,7 @@ import numpy as np
 
 from unet_core.codecs import Pixels
 from unet_core.errors import DataError, StorageError
+from unet_core.hashing import hash_file
 from unet_core.index import ShardEntry, sidecar_name
 from unet_core.reader import OpenShard, map_shard, open_shard
 
@@ -54,6 +59,8 @@ class CachedShards:
         self._ahead: set[str] = set()
         self._closing = threading.Event()
         self._warnings: dict[str, None] = {}
+        # Keys of shards that this process has fetched or looked over: once is enough.
+        self._whole: set[str] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,7 +84,7 @@ class CachedShards:
         while True:
             hold = _Lock(self._lock_path(key), fcntl.LOCK_SH)
             folder = self._directory / key
-            if folder.is_dir():
+            if key in self._whole and folder.is_dir():
                 os.utime(folder)
                 return open_shard(folder, entry, hold=hold)
             hold.free()
@@ -92,7 +99,8 @@ class CachedShards:
         """Begin to fetch what will be opened soon; what goes wrong is told when it is."""
         for entry in entries:
             key = _key(entry)
-            if key not in self._ahead and not (self._directory / key).is_dir():
+            ready = key in self._whole and (self._directory / key).is_dir()
+            if key not in self._ahead and not ready:
                 self._ahead.add(key)
                 self._pool.submit(self._fetch_to_disk, entry, key).add_done_callback(
                     lambda _, key=key: self._ahead.discard(key)  # type: ignore[misc]
@@ -103,14 +111,17 @@ class CachedShards:
 
     def take_warnings(self) -> list[str]:
         """What people should know since the last call."""
-        told, self._warnings = list(self._warnings), {}
+        told = list(self._warnings)
+        for text in told:
+            # One by one: threads that fetch ahead may add others meanwhile.
+            del self._warnings[text]
         return told
 
     def _fetch_to_disk(self, entry: ShardEntry, key: str) -> bool:
-        """Whether the shard is in the cache now; False where there is no room."""
+        """Whether the shard is in the cache now, whole; False where there is no room."""
         partial = self._directory / f"{key}.partial"
-        with _Lock(self._lock_path(key), fcntl.LOCK_EX):
-            if (self._directory / key).is_dir():
+        with _Lock(self._make_lock_path(key), fcntl.LOCK_EX):
+            if self._found_whole(entry, key):
                 return True
             try:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -127,7 +138,10 @@ class CachedShards:
                         return self._copy(entry, stream.write)
 
                     self._verified(entry, write)
+                _sync([*partial.rglob("*"), partial])
                 partial.rename(self._directory / key)
+                _sync([self._directory])
+                self._whole.add(key)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise StorageError(
@@ -137,6 +151,18 @@ class CachedShards:
                 return False
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        return True
+
+    def _found_whole(self, entry: ShardEntry, key: str) -> bool:
+        """Whether the shard lies in the cache; a damaged one is told of and removed."""
+        folder = self._directory / key
+        if not folder.is_dir():
+            return False
+        if key not in self._whole and (damage := _damage(folder, entry)):
+            self._warnings[f"a shard in the cache was damaged and is fetched again: {damage}"] = None
+            _remove(folder)
+            return False
+        self._whole.add(key)
         return True
 
     def _fetch_to_memory(self, entry: ShardEntry) -> OpenShard:
@@ -213,25 +239,61 @@ class CachedShards:
         for folder in sorted(self._folders(), key=_time):
             if folder.name == keep:
                 continue
-            lock = _Lock.if_free(self._lock_path(folder.name.partition(".")[0]))
-            if lock is None:
-                continue
-            with lock:
-                # Renamed first: half a folder must not look like a whole one.
-                gone = folder.with_name(f"{folder.name.partition('.')[0]}.partial")
-                if gone != folder:
-                    shutil.rmtree(gone, ignore_errors=True)
-                    folder.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-            return True
+            key = folder.name.partition(".")[0]
+            paths = (self._lock_path(key), self._make_lock_path(key))
+            locks = [lock for path in paths if (lock := _Lock.if_free(path))]
+            try:
+                if len(locks) == len(paths):
+                    _remove(folder)
+                    return True
+            finally:
+                for lock in locks:
+                    lock.free()
         return False
 
     def _lock_path(self, key: str) -> Path:
         return self._directory / f"{key}.lock"
 
+    def _make_lock_path(self, key: str) -> Path:
+        return self._directory / f"{key}.make.lock"
+
 
 def _key(entry: ShardEntry) -> str:
     return hashlib.sha256(json.dumps(asdict(entry), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _damage(folder: Path, entry: ShardEntry) -> str | None:
+    """What is wrong with a shard that was found in the cache: None if it is the one of the index, byte for byte."""
+    tar = folder / entry.name
+    if _size(tar) != entry.num_bytes:
+        return f"{tar}: {_size(tar)} bytes, the index says {entry.num_bytes}."
+    if (found := hash_file(tar)) != entry.sha256:
+        return f"{tar}: sha256 {found}, the index says {entry.sha256}."
+    try:
+        open_shard(folder, entry)
+    except DataError:
+        return f"{folder / sidecar_name(entry.name)}: it is not the sidecar of this shard."
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a shard, whole or not, while one has its lock to make it. Who has its file open can still read it."""
+    # Renamed first: half a folder must not look like a whole one.
+    gone = folder.with_name(f"{folder.name.partition('.')[0]}.partial")
+    if gone != folder:
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Have files and folders on the disk, so that a name that outlives a power cut means what it says."""
+    for path in paths:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _size(path: Path) -> int:

@@ -114,6 +114,23 @@ def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
         assert journal.read_text(encoding="utf-8") == after
 
 
+@pytest.mark.parametrize("damaged", [b"", bytes(20), b'{"step": 2}{"step": 3}', b"\xff\xfe"])
+def test_a_damaged_line_of_the_journal_is_passed_over_and_told_of(
+    tmp_path: Path, damaged: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.cluster import _end_at_line, _follow
+
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 4}\n')
+    steps: list[int] = []
+    with _follow(journal, lambda line: steps.append(line["step"])):
+        pass
+    assert steps == [1, 4]
+    assert caplog.messages == [f"a damaged line of the journal is passed over: {journal}"]
+    _end_at_line(journal)
+    assert journal.read_bytes() == b'{"step": 1}\n{"step": 4}\n'
+
+
 def test_a_failure_of_an_earlier_attempt_is_over_when_the_next_begins(tmp_path: Path) -> None:
     from pipeline.cluster import _end_at_line
 

@@ -1,6 +1,8 @@
 """What Ray's controller does for us. With real workers it is tested in test_road.py, tests/cluster and tests/chaos."""
 
+import contextlib
 import json
+import resource
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,49 @@ def test_the_journal_joins_the_samples_of_all_ranks_in_the_order_of_lanes(tmp_pa
     Journal(tmp_path / "journal").after_report(None, ranks, None)
     (line,) = told(tmp_path / "journal")
     assert line["samples"] == [["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"]]
+
+
+def test_reports_that_a_full_disk_refused_are_written_when_there_is_room(small_disk: Path) -> None:
+    from pipeline.elastic import Journal
+
+    journal = Journal(small_disk / "journal")
+    journal.after_report(None, [{"epoch": 0}], None)
+    filler = small_disk / "others"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(4096))
+    # What the journal's last page has room for is written, also a part of a line.
+    for epoch in range(1, 200):
+        journal.after_report(None, [{"epoch": epoch}], None)
+    journal.after_exception(None, {0: Lost()})
+    assert not (small_disk / "journal").read_bytes().endswith(b"\n")
+    filler.unlink()
+    journal.after_report(None, [{"epoch": 200}], None)
+    lines = told(small_disk / "journal")
+    assert [line.get("epoch", line.get("lost")) for line in lines] == [
+        *range(200), "a worker was lost, or its host.", 200,
+    ]  # fmt: skip
+
+
+def test_a_line_that_was_written_in_part_goes_on_where_it_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.elastic import Journal
+
+    journal = Journal(tmp_path / "journal")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for most in (10, 25, 25, 60):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+            journal.after_report(None, [{"epoch": most}], None)
+            assert (tmp_path / "journal").stat().st_size == most
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.after_report(None, [{"epoch": 99}], None)
+    assert [line["epoch"] for line in told(tmp_path / "journal")] == [10, 25, 25, 60, 99]
+    assert caplog.messages[0] == (
+        f"the journal can't be written, the next report tries again: {tmp_path}/journal: File too large"
+    )
 
 
 def test_a_foreseen_mistake_of_any_rank_ends_the_training_with_its_own_sentence(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Remote shards through a node's cache: a plain folder stands for the remote place, processes and disks are real."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from unet_core.cache import CachedShards
 from unet_core.errors import DataError, StorageError
 from unet_core.index import ShardEntry, read_index, sidecar_name
 from unet_core.loader import LaneLoader
-from unet_core.reader import ShardReader
+from unet_core.reader import OpenShard, ShardReader
 from unet_core.train_config import TrainConfig
 from unet_core.transforms import AugmentConfig
 
@@ -202,6 +204,98 @@ def test_another_shard_than_the_index_names_is_refused_and_not_kept(
     assert told.startswith(f"a remote shard is not the one of the index: {entries[0].name}: sha256 ")
     assert told.endswith(f"the index says {entries[0].sha256}. Copy data/shards to UNET_SHARDS again.")
     assert kept(tmp_path / "cache") == []
+
+
+def spoil_zeros(tar: Path) -> None:
+    tar.write_bytes(bytes(tar.stat().st_size))
+
+
+def spoil_size(tar: Path) -> None:
+    os.truncate(tar, 1000)
+
+
+def spoil_sidecar(tar: Path) -> None:
+    (tar.parent / Path(sidecar_name(tar.name)).name).write_bytes(b"")
+
+
+def spoil_by_loss(tar: Path) -> None:
+    tar.unlink()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (spoil_zeros, "{tar}: sha256 {zeros}, the index says {entry.sha256}."),
+        (spoil_size, "{tar}: 1000 bytes, the index says {entry.num_bytes}."),
+        (spoil_by_loss, "{tar}: 0 bytes, the index says {entry.num_bytes}."),
+        (spoil_sidecar, "{sidecar}: it is not the sidecar of this shard."),
+    ],
+)
+def test_a_shard_that_a_power_cut_left_damaged_is_told_of_and_fetched_again(
+    make_cache, remote: Remote, entries, tmp_path: Path, damage: tuple[Callable[[Path], None], str], ahead: bool
+) -> None:
+    spoil, told = damage
+    make_cache().open(entries[0])
+    (folder,) = kept(tmp_path / "cache")
+    tar = folder / entries[0].name
+    spoil(tar)
+    zeros = hashlib.sha256(bytes(entries[0].num_bytes)).hexdigest()
+    # As after the start of the machine.
+    cache = make_cache()
+    if ahead:
+        cache.fetch_ahead(entries[:1])
+    opened = cache.open(entries[0])
+    assert hashlib.sha256(opened.data).hexdigest() == entries[0].sha256
+    assert remote.fetched().count(entries[0].name) == 2
+    sidecar = folder / sidecar_name(entries[0].name)
+    text = told.format(tar=tar, sidecar=sidecar, zeros=zeros, entry=entries[0])
+    assert cache.take_warnings() == [f"a shard in the cache was damaged and is fetched again: {text}"]
+    assert [path.name for path in kept(tmp_path / "cache")] == [folder.name]
+
+
+def test_a_damaged_shard_is_fetched_once_for_all_threads(make_cache, remote: Remote, entries, tmp_path: Path) -> None:
+    make_cache().open(entries[0])
+    (folder,) = kept(tmp_path / "cache")
+    spoil_zeros(folder / entries[0].name)
+    cache = make_cache()
+    with ThreadPoolExecutor(8) as pool:
+        hashes = {hashlib.sha256(shard.data).hexdigest() for shard in pool.map(cache.open, entries[:1] * 8)}
+    assert hashes == {entries[0].sha256}
+    assert remote.fetched().count(entries[0].name) == 2
+    assert len(cache.take_warnings()) == 1
+
+
+def test_a_damaged_shard_that_somebody_holds_is_replaced_all_the_same(
+    make_cache, remote: Remote, entries, tmp_path: Path
+) -> None:
+    # Waiting for who holds it might be for ever: workers of one training wait for each other.
+    holder = make_cache()
+    held = holder.open(entries[0])
+    before = held.data.tobytes()
+    (folder,) = kept(tmp_path / "cache")
+    # The file that is mapped stays as it is.
+    spoilt = folder / "spoilt"
+    spoilt.write_bytes(bytes(entries[0].num_bytes))
+    spoilt.rename(folder / entries[0].name)
+    opened: list[OpenShard] = []
+    other = make_cache()
+    thread = threading.Thread(target=lambda: opened.append(other.open(entries[0])), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert [shard.data.tobytes() for shard in opened] == [before]
+    assert held.data.tobytes() == before
+
+
+def test_a_remote_sidecar_of_another_shard_is_refused_and_not_fetched_for_ever(
+    make_cache, remote: Remote, entries
+) -> None:
+    def mixed(name: str) -> Iterator[bytes]:
+        return remote(sidecar_name(entries[1].name) if name == sidecar_name(entries[0].name) else name)
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="a shard is not the one that the index names"):
+            make_cache(fetch=mixed).open(entries[0])
 
 
 class Away:
