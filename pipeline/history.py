@@ -8,11 +8,13 @@ A move is three calls, of which only the second is seen by readers:
 
 A number can be claimed once, by one process of any host (append_log.py), and nobody claims the next one before the
 mark is there: the claim is the lock. Who was killed before 1 has done nothing; what was claimed is finished by the next
-command, at once where it sees that the claimant is dead, else after LEASE_SECONDS without a mark. What somebody did to
-the alias by other means (MLflow's pages) is no mistake: `champion` is the authority, and the history records it.
+command, at once where it sees that the claimant is dead, else after LEASE_SECONDS without a mark. It claims the entry's
+inheritance first, so that of several only one moves the alias. What somebody did to the alias by other means (MLflow's
+pages) is no mistake: `champion` is the authority, and the history records it.
 """
 
 import getpass
+import itertools
 import json
 import logging
 import os
@@ -20,7 +22,7 @@ import platform
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -62,6 +64,8 @@ class Entry(Move):
     """ISO 8601, UTC."""
     identity: str
     claimant: Claimant
+    """Who finishes it: who began it, or the last heir."""
+    heirs: int = 0
     is_done: bool = False
     void: str | None = None
     """Why nothing came of it."""
@@ -141,7 +145,7 @@ def _settle(client: tracking.Client, name: str, log_: AppendLog) -> tuple[Entry,
     while True:
         entries = _read(log_)
         if entries and not entries[-1].is_done:
-            if patience.is_over(entries[-1]):
+            if patience.is_over(entries[-1]) and _inherit(log_, entries[-1]):
                 log.warning("finishing what another process left: %s", describe(entries[-1]))
                 _finish(client, name, log_, entries[-1])
             continue
@@ -159,13 +163,13 @@ class _Patience:
     """How long others may take: until they are seen to be dead, or have had LEASE_SECONDS on this process's clock."""
 
     def __init__(self) -> None:
-        self._identity = ""
+        self._waits_for: tuple[str, int] | None = None
         self._since = 0.0
 
     def is_over(self, entry: Entry) -> bool:
         """Whether the entry may be finished by others; sleeps a little where not."""
-        if entry.identity != self._identity:
-            self._identity, self._since = entry.identity, time.monotonic()
+        if (entry.identity, entry.heirs) != self._waits_for:
+            self._waits_for, self._since = (entry.identity, entry.heirs), time.monotonic()
         if is_dead(entry.claimant) or time.monotonic() - self._since > LEASE_SECONDS:
             return True
         # Unevenly: those that wait for the same entry should not all ask at the same time.
@@ -187,6 +191,11 @@ def _claim(log_: AppendLog, entries: Sequence[Entry], move: Move) -> Entry | Non
         is_done=move.action == "found",
     )
     return entry if log_.claim(_key(entry), json.dumps(asdict(entry), ensure_ascii=False)) else None
+
+
+def _inherit(log_: AppendLog, entry: Entry) -> bool:
+    """Whether this process, and no other, is to finish what another one left."""
+    return log_.claim(_heir_key(entry.number, entry.heirs + 1), json.dumps(asdict(this_process())))
 
 
 def _finish(client: tracking.Client, name: str, log_: AppendLog, entry: Entry) -> Entry:
@@ -222,13 +231,16 @@ def _put_right(client: tracking.Client, name: str, log_: AppendLog, late: Entry)
 def _read(log_: AppendLog) -> tuple[Entry, ...]:
     lines = log_.read()
     keys = sorted(key for key in lines if key.isdigit())
-    return tuple(_parse(number, lines[key], lines.get(f"{key}.done")) for number, key in enumerate(keys, 1))
+    return tuple(_parse(number, lines[key], lines) for number, key in enumerate(keys, 1))
 
 
-def _parse(number: int, line: str, mark: str | None) -> Entry:
+def _parse(number: int, line: str, lines: Mapping[str, str]) -> Entry:
+    mark = lines.get(f"{number:06d}.done")
+    heirs = next(count for count in itertools.count() if _heir_key(number, count + 1) not in lines)
     try:
         body = json.loads(line)
-        entry = Entry(**{**body, "claimant": Claimant(**body["claimant"])})
+        owner = json.loads(lines[_heir_key(number, heirs)]) if heirs else body["claimant"]
+        entry = Entry(**{**body, "claimant": Claimant(**owner), "heirs": heirs})
         if entry.action not in get_args(Action) or entry.number != number:
             raise ValueError(f"not entry {number}")
         return entry if mark is None else replace(entry, is_done=True, void=json.loads(mark)["void"])
@@ -241,6 +253,10 @@ def _parse(number: int, line: str, mark: str | None) -> Entry:
 
 def _key(entry: Entry) -> str:
     return f"{entry.number:06d}"
+
+
+def _heir_key(number: int, heir: int) -> str:
+    return f"{number:06d}.heir.{heir}"
 
 
 def describe(entry: Entry) -> str:

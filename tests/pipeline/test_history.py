@@ -1,10 +1,12 @@
 """Against real SQLite stores, with processes that are really killed."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -184,6 +186,26 @@ def test_a_claim_of_another_host_is_finished_when_its_lease_is_over(client, uri:
     assert promote(client, "2").before == "3"
     assert slept, "it was not taken away at once"
     assert [found.version for found in history.history(client, "unet")] == ["1", "3", "2"]
+
+
+@pytest.mark.slow
+def test_of_several_that_find_an_unfinished_claim_one_moves_the_alias(client, uri: str, monkeypatch) -> None:
+    leave_undone(client, "3", "elsewhere")
+    monkeypatch.setattr(history, "LEASE_SECONDS", 3.0)
+    hosts = itertools.count()
+    monkeypatch.setattr(history, "this_process", lambda: replace(this_process(), machine=f"host {next(hosts)}"))
+    set_alias, moved = tracking.set_alias, []
+
+    def counted(of_client, version, alias) -> None:
+        moved.append(version.number)
+        set_alias(of_client, version, alias)
+
+    monkeypatch.setattr(tracking, "set_alias", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: settle(tracking.connect(uri), "unet"), range(3)))
+    assert moved == ["3"]
+    assert [[found_entry.version for found_entry in entries] for entries in found] == [["1", "3"]] * 3
+    assert all(entries[-1].heirs == 1 and entries[-1].is_done for entries in found)
 
 
 @pytest.mark.slow
