@@ -161,7 +161,7 @@ def test_all_schedules_do_the_same_on_the_same_cluster() -> None:
     parsed = submit.make_context("submit", command[3:]).params
     assert " ".join(parsed["entrypoint"]) == job["entrypoint"]
     assert parsed["address"] == f"http://{CLUSTER['metadata']['name']}-head-svc:8265"
-    script = job["entrypoint"].removeprefix("bash /work/")
+    script = job["entrypoint"].removeprefix("bash /srv/unet/")
     assert (ROOT / script).is_file()
 
 
