@@ -5,10 +5,12 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 #: Seconds until a worker gives up waiting for another one in a sum. The last resort: deaths and errors are seen at
 #: once by Ray's controller, which then ends all; but validation may keep one worker longer than another.
 COLLECTIVE_SECONDS = 300
+#: So long without a report is told.
+SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,8 @@ def cluster(placement: Placement, needed_cpus: int) -> Iterator[Callable[[], Non
 def _start(address: str | None, needed_cpus: int) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     _knock(address)
+    # Its paragraphs on a lost worker; the journal has a sentence on it.
+    ray._private.worker._worker_logs_enabled = False
     if address:
         ray.init(address=address, **quiet)
     else:
@@ -164,7 +170,7 @@ def train_group(
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with _follow(journal, on_report):
+    with _follow(journal, on_report, partial(_tell_of_silence, group)):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -206,8 +212,10 @@ def rank_and_size() -> tuple[int, int]:
 
 
 @contextmanager
-def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Hand the journal's lines to `on_report` while training runs, and the rest at its end."""
+def _follow(
+    journal: Path, on_report: Callable[[dict[str, Any]], None], on_silence: Callable[[], None]
+) -> Iterator[None]:
+    """Hand the journal's lines to `on_report` while training runs, and the rest at its end; tell of a silence once."""
     stop = threading.Event()
 
     failed: list[Exception] = []
@@ -221,10 +229,16 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
     def read_lines() -> None:
         with journal.open(encoding="utf-8", errors="replace") as stream:
             rest = ""
+            silent_at: float | None = time.monotonic() + SILENCE_SECONDS
             while True:
                 ending = stop.is_set()
                 rest += stream.read()
                 *lines, rest = rest.split("\n")
+                if lines:
+                    silent_at = time.monotonic() + SILENCE_SECONDS
+                elif silent_at is not None and time.monotonic() > silent_at:
+                    silent_at = None
+                    on_silence()
                 for line in lines:
                     if _is_whole(line):
                         on_report(json.loads(line))
@@ -243,6 +257,20 @@ def _follow(journal: Path, on_report: Callable[[dict[str, Any]], None]) -> Itera
         thread.join()
     if failed:
         raise failed[0]
+
+
+def _tell_of_silence(group: Group) -> None:
+    """A worker for which there is no room is waited for: say so."""
+    try:
+        free = ray.available_resources()
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        log.warning("train: no report for %.0f s, and Ray does not answer: %s", SILENCE_SECONDS, error)
+        return
+    log.warning(
+        "train: no report for %.0f s. In the cluster %d cores and %d GPUs are free; %d workers with %d threads start "
+        "as soon as there is room.",
+        SILENCE_SECONDS, free.get("CPU", 0), free.get("GPU", 0), group.least, group.threads,
+    )  # fmt: skip
 
 
 #: How lines of the journal begin that are no reports.

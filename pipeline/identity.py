@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.lineage import Source, code_hash, data_state, source_state
-from pipeline.params import RECIPE, load_section, read_sections
+from pipeline.params import RECIPE, read_sections
 from unet_core.checkpoint import weights_hash
 from unet_core.errors import RegistryError, TrainingError
 from unet_core.hashing import hash_file
@@ -54,11 +54,11 @@ class Identity:
 
 
 def begin(root: Path, shards: Path) -> Identity:
-    """What is known before training; there are no weights and scores yet."""
+    """What is known before training; there are no weights, plans and scores yet."""
     lock = root / "dvc.lock"
     return Identity(
         weights_sha256="",
-        plans_sha256=plan_hashes(shards, load_section("train", TrainConfig)),
+        plans_sha256=[],
         inputs=input_hashes(root, shards),
         processor=processor(),
         versions=versions(),
@@ -69,10 +69,10 @@ def begin(root: Path, shards: Path) -> Identity:
     )
 
 
-def finish(begun: Identity, path: Path, *, model: Path, metrics: Path) -> Path:
-    """Add what the training gave, and write the record."""
+def finish(begun: Identity, path: Path, *, plans: list[str], model: Path, metrics: Path) -> Path:
+    """Add the plans' hashes and what the training gave, and write the record."""
     scores = json.loads(metrics.read_text(encoding="utf-8"))
-    whole = replace(begun, weights_sha256=weights_hash(model), scores=scores)
+    whole = replace(begun, weights_sha256=weights_hash(model), plans_sha256=plans, scores=scores)
     # ASCII: a patch may hold bytes that are no UTF-8, which stand there as lone surrogates.
     path.write_text(json.dumps({"format": FORMAT_VERSION, **asdict(whole)}, indent=1) + "\n", encoding="ascii")
     return path

@@ -75,9 +75,10 @@ class TrainingRun:
         if self._waiting and time.monotonic() >= (self._next_try or 0):
             try:
                 self._send()
-            except MlflowException:
+            except MlflowException as error:
                 if self._next_try is None:
-                    log.warning("MLflow does not answer; metrics are kept and sent later")
+                    why = str(error).splitlines()[0][:200]
+                    log.warning("MLflow takes no metrics; they are kept and sent later. It says: %s", why)
                 self._next_try = time.monotonic() + RETRY_SECONDS
             else:
                 self._recover()

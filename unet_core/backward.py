@@ -37,7 +37,8 @@ class LaneByLane:
     """A forward and a backward pass for each lane: the same bits for every number of workers.
 
     In a group, the last lane's backward pass runs under DDP, whose hook adds what the earlier lanes left and starts
-    each bucket's exchange while the pass goes on. A lane's micro-batches are the leaves of the tree below the lane.
+    each bucket's exchange while the pass goes on. A lane's micro-batches are the leaves of the tree below the lane:
+    gradients take the memory of log2(lanes of the worker * micro-batches) + 2 copies of the weights at most.
     """
 
     def __init__(

@@ -77,16 +77,18 @@ class Training:
             return []
         return [json.loads(line) for line in self._journal.read_text().split("\n")[:-1]]
 
-    def kill_one(self) -> bool:
-        """Wait for a random moment after a new report and kill something; False if the training ended before."""
+    def kill_one(self, kind: str) -> bool:
+        """Wait for a random moment after a new report and kill such a process; False if the training ended before."""
         if not self._wait_for_a_new_report():
             return False
         time.sleep(self._rng.uniform(0, 3))
-        kind = self._rng.choices(list(VICTIMS), [weight for _, weight in VICTIMS.values()])[0]
         family = self._family()
         victims = [self._process] if kind == "driver" else [p for p in family if VICTIMS[kind][0] in words_of(p)]
-        if self._process.poll() is not None or not victims:
-            return self._process.poll() is None
+        if not victims:
+            # Only the last seconds of a training are without one.
+            self._process.wait(timeout=PATIENCE_SECONDS)
+        if self._process.poll() is not None:
+            return False
         self._rng.choice(victims).kill()
         self.killed.append(kind)
         print(f"kill {kind} after step {self._last_step()}", flush=True)
@@ -124,6 +126,13 @@ class Training:
 
     def _last_step(self) -> int:
         return max((record["step"] for told in self.told() for record in told.get("steps", ())), default=-1)
+
+
+def choose_kinds(rng: random.Random) -> list[str]:
+    """What is killed one after another: each kind once, as far as there are kills, and then by chance."""
+    each = rng.sample(list(VICTIMS), k=len(VICTIMS))
+    more = rng.choices(list(VICTIMS), [weight for _, weight in VICTIMS.values()], k=KILLS)
+    return [*each, *more][:KILLS]
 
 
 def _end(family: list[psutil.Process]) -> None:
@@ -192,22 +201,24 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     undisturbed = shutil.copytree(sharded, tmp_path / "undisturbed")
     run(undisturbed, *TRAIN, env={"UNET_WORKERS": "1"})
     expected = weights_of(undisturbed)
-    killed: list[str] = []
-    while len(killed) < KILLS:
-        tree = shutil.copytree(sharded, tmp_path / f"training_{len(killed)}")
+    kinds = choose_kinds(rng)
+    num_killed = 0
+    while num_killed < KILLS:
+        tree = shutil.copytree(sharded, tmp_path / f"training_{num_killed}")
         training = Training(tree, rng)
         try:
-            while len(training.killed) < min(KILLS_PER_TRAINING, KILLS - len(killed)) and training.kill_one():
-                pass
+            for kind in kinds[num_killed : num_killed + KILLS_PER_TRAINING]:
+                if not training.kill_one(kind):
+                    break
             training.end()
         except BaseException:
             training._process.kill()
             raise
         assert training.killed, "the training ended before anything was killed: it is too short"
-        killed += training.killed
+        num_killed += len(training.killed)
         assert weights_of(tree) == expected
         check_record(tree, training.told())
-        print(f"{len(killed)} kills so far, the same weights", flush=True)
+        print(f"{num_killed} kills so far, the same weights", flush=True)
     # The comparison can fail: another seed gives other weights.
     change_recipe(sharded, None, {"train.seed": 1, "train.epochs": 1})
     run(sharded, *TRAIN, env={"UNET_WORKERS": "1"})

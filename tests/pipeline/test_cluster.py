@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ from pipeline.placement import Placement, Workers
 from unet_core.errors import TrainingError
 
 pytestmark = pytest.mark.slow
+
+
+def never() -> None:
+    raise AssertionError("there is no silence")
 
 
 def placed(tmp_path: Path, *, workers: Workers | None = None, ray_address: str | None = None) -> Placement:
@@ -96,7 +102,7 @@ def test_every_line_of_the_journal_is_told_once_in_order(tmp_path: Path) -> None
     journal = tmp_path / "journal.jsonl"
     journal.write_text('{"step": 1}\n{"step": 2}\n', encoding="utf-8")
     told: list[int] = []
-    with _follow(journal, lambda line: told.append(line["step"])), journal.open("a", encoding="utf-8") as stream:
+    with _follow(journal, lambda line: told.append(line["step"]), never), journal.open("a", encoding="utf-8") as stream:
         # A line may arrive in pieces.
         for piece in ('{"st', 'ep": 3}', '\n{"step": 4}\n'):
             stream.write(piece)
@@ -123,7 +129,7 @@ def test_a_damaged_line_of_the_journal_is_passed_over_and_told_of(
     journal = tmp_path / "journal.jsonl"
     journal.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 4}\n')
     steps: list[int] = []
-    with _follow(journal, lambda line: steps.append(line["step"])):
+    with _follow(journal, lambda line: steps.append(line["step"]), never):
         pass
     assert steps == [1, 4]
     assert caplog.messages == [f"a damaged line of the journal is passed over: {journal}"]
@@ -159,5 +165,66 @@ def test_a_mistake_while_following_the_journal_is_not_lost(tmp_path: Path) -> No
     def fail(line: dict) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), _follow(journal, fail):
+    with pytest.raises(ZeroDivisionError), _follow(journal, fail, never):
         pass
+
+
+def test_a_silence_is_told_once_until_a_report_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import cluster
+
+    monkeypatch.setattr(cluster, "SILENCE_SECONDS", 0.2)
+    journal = tmp_path / "journal.jsonl"
+    journal.touch()
+    told: list[str] = []
+    with cluster._follow(journal, lambda _: told.append("report"), lambda: told.append("silence")):
+        for _ in range(2):
+            time.sleep(1.6)
+            with journal.open("a") as stream:
+                stream.write("{}\n")
+    assert told == ["silence", "report", "silence", "report"]
+
+
+def test_workers_without_room_are_waited_for_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program holds the cores that the cluster has: no error, since it may end."""
+    from pipeline import cluster
+
+    monkeypatch.setattr(cluster, "SILENCE_SECONDS", 1.0)
+    with cluster.cluster(placed(tmp_path), 2) as wait_for_cluster:
+        import ray
+
+        wait_for_cluster()
+        cores = int(ray.cluster_resources()["CPU"])
+
+        @ray.remote(num_cpus=cores)
+        class Other:
+            def ready(self) -> bool:
+                return True
+
+        other = Other.remote()
+        assert ray.get(other.ready.remote())
+        group = cluster.Group(least=2, most=2, threads=1, use_gpu=False)
+
+        def free_the_cores() -> None:
+            while "start as soon as there is room" not in caplog.text:
+                time.sleep(0.1)
+            ray.kill(other)
+
+        thread = threading.Thread(target=free_the_cores)
+        thread.start()
+        told: list[dict] = []
+        cluster.train_group(report_once, {}, group, work_dir=tmp_path / "work", on_report=told.append)
+        thread.join()
+    assert [(line["workers"], line["samples"]) for line in told] == [(2, [])]
+    assert (
+        "train: no report for 1 s. In the cluster 0 cores and 0 GPUs are free; 2 workers with 1 threads start as soon "
+        "as there is room."
+    ) in caplog.text
+
+
+def report_once(options: dict) -> None:
+    """A worker that has nothing to do."""
+    from pipeline import cluster
+
+    cluster.report({"workers": cluster.rank_and_size()[1], "kept": None})

@@ -22,7 +22,9 @@ def finished(sharded, write_model_dir) -> Path:
     write_model_dir(model)
     metrics.parent.mkdir(exist_ok=True)
     metrics.write_text('{"val_loss": 0.5}', encoding="utf-8")
-    return identity.finish(identity.begin(sharded.root, SHARDS), Path("identity.json"), model=model, metrics=metrics)
+    plans = identity.plan_hashes(SHARDS, train_config())
+    begun = identity.begin(sharded.root, SHARDS)
+    return identity.finish(begun, Path("identity.json"), plans=plans, model=model, metrics=metrics)
 
 
 def train_config() -> TrainConfig:
@@ -42,7 +44,7 @@ def test_a_record_is_read_as_it_was_written(finished: Path) -> None:
 def test_bytes_of_a_patch_that_are_no_text_survive(finished: Path) -> None:
     record = identity.read_identity(finished)
     begun = replace(record, source=replace(record.source, patch=b"gr\xfc\xdfe".decode("utf-8", "surrogateescape")))
-    identity.finish(begun, finished, model=Path("models/final"), metrics=Path("metrics/train.json"))
+    identity.finish(begun, finished, plans=[], model=Path("models/final"), metrics=Path("metrics/train.json"))
     assert identity.read_identity(finished).source.patch.encode("utf-8", "surrogateescape") == b"gr\xfc\xdfe"
 
 

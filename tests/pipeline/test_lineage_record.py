@@ -28,7 +28,8 @@ def train(client) -> str:
     Path("metrics/train.json").write_text('{"val_loss": 0.25, "val_dice": 0.75}', encoding="utf-8")
     run = TrainingRun(client, training="abc", params={})
     begun = identity.begin(Path.cwd(), SHARDS)
-    run.log_files([identity.finish(begun, Path("identity.json"), model=MODEL, metrics=Path("metrics/train.json"))])
+    proof, metrics = Path("identity.json"), Path("metrics/train.json")
+    run.log_files([identity.finish(begun, proof, plans=[], model=MODEL, metrics=metrics)])
     run.finish(MODEL, {tracking.WORKERS_TAG: "2 workers from step 0; 1 worker from step 7"})
     return run.run_id
 

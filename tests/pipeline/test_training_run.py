@@ -58,9 +58,8 @@ def test_metrics_of_an_outage_arrive_afterwards_and_the_end_waits_for_the_server
         if step % 5 == 0:
             run.flush()
     # Told once, however often it was tried.
-    assert [record.getMessage() for record in caplog.records if record.name == "pipeline.training_run"] == [
-        "MLflow does not answer; metrics are kept and sent later"
-    ]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.training_run"]
+    assert told.startswith("MLflow takes no metrics; they are kept and sent later. It says: ")
     server.kill()
     later = threading.Timer(3, server.start)
     later.start()
@@ -75,6 +74,15 @@ def test_metrics_of_an_outage_arrive_afterwards_and_the_end_waits_for_the_server
     monkeypatch.setattr(training_run, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(RegistryError, match=r"^MLflow refused: storing files of the run: "):
         run.log_files([model / "model.json"])
+
+
+def test_what_the_server_refuses_is_told_in_its_words(client, caplog: pytest.LogCaptureFixture) -> None:
+    run = TrainingRun(client, training="abc", params={})
+    client.delete_run(run.run_id)
+    run.log_step(0, {"train_loss": 1.0}, 0)
+    run.flush()
+    assert "metrics are kept" not in caplog.text
+    assert f"It says: The run {run.run_id} must be in the 'active' state." in caplog.text
 
 
 def test_a_training_that_failed_is_taken_up_by_its_own_run_without_logging_a_step_twice(client, model: Path) -> None:
