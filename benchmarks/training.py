@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.workspace import ROOT, change_recipe, make_workspace, print_result, run
+from pipeline.memory import keep_freed_memory
 from pipeline.worker import read_recipe
 from unet_core.backward import merge
 from unet_core.index import read_index
@@ -124,6 +125,7 @@ def bare_loop(threads: int, parts: int, passes: str) -> float:
     index = read_index(SHARDS)
     spec, config, augment = read_recipe(index)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes))
     train = ShardReader(SHARDS, index.of_split("train"))
     plan = config.plan(train, spec.class_map, epoch=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline import tracking
 from pipeline.fetched_model import fetch_model
 from pipeline.membership import Membership
+from pipeline.memory import keep_freed_memory
 from pipeline.parallel import map_parallel
 from pipeline.placement import Placement
 from pipeline.scores import ScoreRow
@@ -154,6 +155,7 @@ def _score_number(job: ScoringJob, number: int) -> list[ScoreRow]:
 @lru_cache(maxsize=1)
 def _opened(job: ScoringJob) -> tuple[UNet, ModelSpec, ShardReader, ClassMap]:
     """Once a process."""
+    keep_freed_memory()
     index = read_index(job.shards)
     return *read_model(job.model), ShardReader(job.shards, index.of_split(job.split)), index.class_map
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline import tuning
-from pipeline.worker import read_recipe, shard_files
+from pipeline.worker import read_recipe, settle_process, shard_files
 from unet_core.checkpoint import ValidationRecord
 from unet_core.errors import UnetError
 from unet_core.index import read_index
@@ -46,8 +46,8 @@ def _train(options: Mapping[str, Any]) -> None:
         recipe = Path(folder) / "params.yaml"
         recipe.write_text(options["recipe"], encoding="utf-8")
         spec, config, augment = read_recipe(index, recipe)
-    torch.set_num_threads(config.threads_per_worker)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settle_process(config, device)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
     with shard_files(options) as files:
         train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))

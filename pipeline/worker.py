@@ -15,6 +15,7 @@ import torch
 
 from pipeline import cluster, identity, storage
 from pipeline.checkpoints import Checkpoints, Found, Saver
+from pipeline.memory import keep_freed_memory
 from pipeline.params import RECIPE, load_section
 from unet_core.cache import CachedShards
 from unet_core.errors import TrainingError
@@ -29,6 +30,9 @@ from unet_core.train_config import TrainConfig
 from unet_core.trainer import Report, Trainer
 from unet_core.transforms import AugmentConfig
 
+#: About how long it takes from one report to the next.
+REPORT_SECONDS = 2.0
+MAX_STEPS_A_REPORT = 1000
 #: What to do about a shard that is not in its remote place.
 COPY_AGAIN = "Copy data/shards there again, or correct UNET_SHARDS."
 
@@ -92,15 +96,21 @@ def train_worker(options: dict[str, Any]) -> None:
     index = read_index(Path(options["shards"]))
     # As the training began: params.yaml may be on its way to the next one.
     spec, config, augment = options["recipe"]
-    torch.set_num_threads(config.threads_per_worker)
-    if options["use_gpu"]:
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(mode=True)
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
+    settle_process(config, device)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
     begun = _restore(trainer, checkpoints)
     with shard_files(options) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
         _fit(trainer, index, files, augment, options, saver)
+
+
+def settle_process(config: TrainConfig, device: torch.device) -> None:
+    """Threads, memory, and on a GPU only algorithms that give the same bits each time."""
+    torch.set_num_threads(config.threads_per_worker)
+    keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(mode=True)
 
 
 def _restore(trainer: Trainer, checkpoints: Checkpoints) -> Found | None:
@@ -149,7 +159,7 @@ def _fit(
     border = config.read_border_weight(class_map)
     loader = NotedLoader(train, class_map, augment, seed=config.seed, threads=options["loader_threads"], border=border)
     of_host = _other_processor(options["processor"])
-    started = time.monotonic()
+    started = reported = time.monotonic()
     for told in trainer.fit(loader, val):
         about = {**_record(told), "workers": tree.world_size, "seconds": time.monotonic() - started}
         about["samples"] = loader.take_seen()
@@ -158,7 +168,11 @@ def _fit(
         about["warnings"] = [*of_host, *saver.take_warnings(), *of_shards]
         of_host = []
         cluster.report(about)
-        leaves = _any_worker(cluster.host_leaves(), trainer)
+        now = time.monotonic()
+        leaves, seconds = _agree(trainer, leaves=cluster.host_leaves(), seconds=now - reported)
+        reported = now
+        if told.steps and told.validation is None:
+            trainer.report_every_steps = _steps_to_next_report(len(told.steps), seconds)
         if tree.rank == 0 and (leaves or told.checkpoint is not None):
             # A checkpoint must not be ahead of the journal: nobody would tell these steps again. On a full disk it may
             # be, as lines wait for room there; none is lost, as the checkpoint has the scores of all steps to the last.
@@ -177,9 +191,15 @@ def _other_processor(of_driver: str) -> list[str]:
     return [f"{platform.node()} has another processor ({here}) than the driver ({of_driver}): bits may differ."]
 
 
-def _any_worker(says_so: bool, trainer: Trainer) -> bool:
-    """Whether any worker says so: all must stop at the same step."""
-    return bool(trainer.tree.all_reduce(torch.tensor([float(says_so)], device=trainer.device)))
+def _agree(trainer: Trainer, *, leaves: bool, seconds: float) -> tuple[bool, float]:
+    """Whether any worker's host leaves, and the mean of their seconds: all must stop, and report, at the same step."""
+    sums = trainer.tree.all_reduce(torch.tensor([float(leaves), seconds], device=trainer.device)).tolist()
+    return sums[0] > 0, sums[1] / trainer.tree.world_size
+
+
+def _steps_to_next_report(num_steps: int, seconds: float) -> int:
+    """A report costs some hundredths of a second, and no news is bad news: as many steps as `REPORT_SECONDS` hold."""
+    return max(1, min(MAX_STEPS_A_REPORT, round(num_steps * REPORT_SECONDS / max(seconds, 1e-3))))
 
 
 def _record(told: Report) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """One summation tree over the lanes: the same bits for every number of workers.
 
-Floating-point addition is not associative. So every sum over lanes (gradients, loss, batch statistics) is
-taken in one fixed binary tree: inside a worker by merging partial sums of equal size, between workers by
-recursive halving and doubling, nearest neighbour first. Where the number of workers is no power of two, some carry half
-as many lanes as the others; these come in pairs of siblings, and fold their sums into one before that.
+Floating-point addition is not associative. So every sum over lanes (gradients, loss, batch statistics) is taken in one
+fixed binary tree: inside a worker by merging partial sums of equal size, between workers by recursive doubling (many
+elements: by halving and doubling), nearest neighbour first. Where the number of workers is no power of two, some carry
+half as many lanes as the others; these come in pairs of siblings, and fold their sums into one before that.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unet_core.plan import lanes_of_workers
+
+#: Up to so many elements a sum takes the time of its messages, not of its bytes.
+FEW_ELEMENTS = 2**15
 
 
 class LaneTree:
@@ -83,10 +86,21 @@ class LaneTree:
         has_sibling = sibling < self.world_size and sibling not in self._speakers
         if has_sibling:
             partial.add_(_swap(sibling, nothing, torch.empty_like(partial)))
-        self._halve_and_double(partial)
+        if len(self._speakers) == 2 or partial.numel() <= FEW_ELEMENTS:
+            self._swap_whole(partial)
+        else:
+            self._halve_and_double(partial)
         if has_sibling:
             _swap(sibling, partial, nothing)
         return partial
+
+    def _swap_whole(self, partial: Tensor) -> None:
+        """Recursive doubling, nearest neighbour first: half the messages, but all elements in each of them."""
+        position = self._speakers.index(self.rank)
+        for level in range(len(self._speakers).bit_length() - 1):
+            neighbour = self._speakers[position ^ (1 << level)]
+            # Two operands: their order changes no bit.
+            partial.add_(_swap(neighbour, partial, torch.empty_like(partial)))
 
     def _halve_and_double(self, partial: Tensor) -> None:
         """Recursive halving, nearest neighbour first, then doubling (Rabenseifner 2004), among the speakers.
@@ -104,7 +118,6 @@ class LaneTree:
             if neighbour < self.rank:
                 mine, theirs = theirs, mine
             kept, given = flat[slice(*mine)], flat[slice(*theirs)]
-            # Two operands: their order changes no bit.
             kept.add_(_swap(neighbour, given, torch.empty_like(kept)))
             steps.append((neighbour, kept, given))
             start, end = mine

@@ -58,8 +58,8 @@ class Report:
 class Trainer:
     """One worker's part of a training."""
 
-    #: Steps between two reports; only how often progress is seen depends on it.
-    report_every_steps = 10
+    report_every_steps = 1
+    """Steps to the next report, the same on every rank; only how often progress is seen depends on it."""
 
     def __init__(
         self, spec: ModelSpec, config: TrainConfig, tree: LaneTree, device: torch.device | None = None

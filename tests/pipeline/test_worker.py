@@ -56,3 +56,13 @@ def test_class_weights_become_numbers_of_the_training_images(small_data) -> None
     small_data.write_recipe(train={"class_weights": [1.0, 2.5]})
     _, config, _ = read_recipe(index)
     assert config.class_weights == [1.0, 2.5]
+
+
+def test_the_next_report_comes_after_about_two_seconds() -> None:
+    from pipeline.worker import _steps_to_next_report
+
+    assert _steps_to_next_report(1, 0.1) == 20
+    assert _steps_to_next_report(20, 4.0) == 10
+    # A step of many seconds is told at once, and a tiny one's report still comes.
+    assert _steps_to_next_report(1, 60.0) == 1
+    assert _steps_to_next_report(1000, 0.0) == 1000
