@@ -11,6 +11,8 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Kubernetes' own kinds; Ray's are looked at in tests/infra.
 KUBERNETES := 1.34.0
 CORE_MANIFESTS := $(filter-out %/kustomization.yaml,$(filter-out infra/kubernetes/ray%,$(wildcard infra/kubernetes/*.yaml)))
+# Two at a time: many tests wait for servers. A file's tests share what is dear to make, and stay together.
+PYTEST_ALL := pytest --numprocesses 2 --dist loadfile
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -53,10 +55,10 @@ torch-cuda:
 	$(PIP) install --quiet torch==$(TORCH_VERSION)
 
 test: install-dev ## all tests but those of cluster and chaos
-	pytest
+	$(PYTEST_ALL)
 
 test-fast: install-dev ## the tests that start no servers or clusters
-	pytest -m 'not slow and not cluster and not chaos'
+	$(PYTEST_ALL) -m 'not slow and not cluster and not chaos'
 
 cluster: install-dev ## the tests on several hosts (network namespaces; as root, on Linux)
 	pytest -m cluster tests/cluster
