@@ -193,6 +193,7 @@ split:
   val_fraction: 0.15
   test_fraction: 0.15
   declared: {{{declared}}}                  # word in the split column: train, val or test
+  leaks: error                  # samples of two splits that belong together; report: list them and go on
 shard:
   target_mb: 64.0
   tile_px: null                 # larger training images are cut into tiles of at most this side
