@@ -11,7 +11,6 @@ from pathlib import Path
 
 from unet_core.errors import RecipeError
 
-
 #: What `unet submit` passes on to the cluster. Caches and commands belong to a machine, and credentials to the
 #: cluster's own environment.
 PASSED_ON = (

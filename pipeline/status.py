@@ -1,4 +1,4 @@
-"""`unet status`: where things stand on the cluster and in the registry. A server that is away costs its own part only."""
+"""`unet status`: where things stand on the cluster and in the registry. A server that is away costs its part only."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
