@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -112,7 +113,7 @@ def _from_text(text: str) -> tuple[Result, ...]:
         for result in results:
             _check_name(result.name)
             base64.b64decode(result.content, validate=True)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise DataError(f"the job's results can't be read: {error}. Run `unet attach` once more.") from error
     return results
 

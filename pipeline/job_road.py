@@ -108,7 +108,7 @@ def _describe(git: Mapping[str, str]) -> str:
 
 def _check_places(task: Task) -> None:
     """The tree goes away with the job, and a store of runs in it would too."""
-    if not task.words and read_placement().tracking_uri.startswith("sqlite:"):
+    if not task.words and task.stage not in DATA_STAGES and read_placement().tracking_uri.startswith("sqlite:"):
         raise StorageError(
             "the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
             "environment of the cluster's Ray processes, or where you submit."
