@@ -24,6 +24,8 @@ from unet_core.hashing import hash_file
 PREFIX = "::result "
 LINE_CHARACTERS = 4000
 MAX_BYTES = 2 << 20
+#: What of a job was taken home.
+TAKEN_NAME = "taken.json"
 #: Where a job's results for people and for git lie. Nothing else is taken home: a job writes no code.
 PLACES = ("dvc.lock", "params.yaml", "metrics", "models", "arrivals", "reports")
 
@@ -128,12 +130,15 @@ def _check_name(name: str) -> None:
 def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str]:
     """Write the results into the tree, and give the names of those that were not there already.
 
-    StorageError where one was changed here meanwhile: then the tree stays as it is, and all of them lie in `aside`.
+    StorageError where one was changed here meanwhile: then the tree stays as it is, and all of them lie in `aside`, the
+    job's own folder, which also knows what was taken home before.
     """
+    record = aside / TAKEN_NAME
+    taken = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     here = {result.name: _hash(root / result.name) for result in results}
     there = {result.name: hashlib.sha256(base64.b64decode(result.content)).hexdigest() for result in results}
     news = [result for result in results if here[result.name] != there[result.name]]
-    edited = [result.name for result in news if here[result.name] != result.before]
+    edited = [result.name for result in news if here[result.name] not in (result.before, taken.get(result.name))]
     for result in results if edited else news:
         path = (aside if edited else root) / result.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +149,8 @@ def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str
             f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
             f"{aside.relative_to(root)}. Compare them, and copy what you want."
         )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({**taken, **there}), encoding="utf-8")
     return [result.name for result in news]
 
 

@@ -38,7 +38,7 @@ class Task:
 
     job: str
     words: tuple[str, ...]
-    """Of a `unet` command; empty for `dvc repro`."""
+    """Of a `unet` command; empty for `dvc repro`, which ends with `unet promote` where it takes all stages."""
     stage: str | None
     """The last stage of `dvc repro`; None: all."""
     has_remote: bool
@@ -51,7 +51,13 @@ class Task:
     @property
     def shown(self) -> str:
         """The command, for people."""
-        return " ".join(("unet", *self.words)) if self.words else " ".join(filter(None, ("dvc repro", self.stage)))
+        return (
+            " ".join(("unet", *self.words))
+            if self.words
+            else f"dvc repro {self.stage}"
+            if self.stage
+            else "dvc repro, unet promote"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -118,35 +124,48 @@ def _check_places(task: Task) -> None:
 def _carry_out(task: Task, send: Callable[[], None]) -> int:
     """All steps up to the first that fails; its exit code, or 0. What was finished is pushed in any case."""
     if task.has_remote:
-        _say_step("dvc pull")
-        if code := _call(_dvc("pull", "--quiet", "--run-cache", "--allow-missing")):
+        say("job: dvc pull")
+        # What was never built is not there either.
+        if code := _call(_dvc("pull", "--quiet", "--allow-missing")):
             return code
-    code = _call([sys.executable, "-m", "pipeline.cli", *task.words]) if task.words else _reproduce(task, send)
-    return (_push("what is new") if task.has_remote else 0) or code
+    if not task.words:
+        return _reproduce(task, send)
+    code = _call(_unet(*task.words))
+    return (_push() if task.has_remote else 0) or code
 
 
 def _reproduce(task: Task, send: Callable[[], None]) -> int:
-    # What lies in the remote need not lie here: unchanged stages are passed over, and cached results fetched.
-    repro = _dvc("repro", "--pull", "--allow-missing")
-    if task.stage in DATA_STAGES:
-        return _call([*repro, task.stage], alone=task.is_source_in_tree)
-    if code := _call([*repro, "shard"], alone=task.is_source_in_tree) or _push("the shards"):
-        return code
-    send()
-    return _call([*repro, *([task.stage] if task.stage else [])])
+    """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
+    # A source that is not here is none that has changed.
+    repro = _dvc("repro", "--allow-missing")
+    for part in parts_of(task.stage):
+        is_data = part in DATA_STAGES
+        code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
+        # Of a stage that failed, those before it.
+        if code := _push() or code:
+            return code
+        send()
+    return 0 if task.stage else _call(_unet("promote"))
 
 
-def _push(what: str) -> int:
-    _say_step(f"dvc push of {what}")
-    return _call(_dvc("push", "--quiet", "--run-cache"))
+def parts_of(stage: str | None) -> list[str | None]:
+    """Last stages of the parts in which `dvc repro` runs; None is the end of the road."""
+    if stage in DATA_STAGES:
+        return [stage]
+    return ["shard", stage] if stage == "train" else ["shard", "train", stage]
+
+
+def _push() -> int:
+    say("job: dvc push")
+    return _call(_dvc("push", "--quiet"))
+
+
+def _unet(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", *words]
 
 
 def _dvc(*words: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *words]
-
-
-def _say_step(text: str) -> None:
-    say(f"job: {text}")
 
 
 def _call(command: Sequence[str], *, alone: bool = False) -> int:

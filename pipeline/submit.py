@@ -5,6 +5,7 @@ Here the tree is packed and the job followed; job_road.py is what runs there.
 
 import json
 import logging
+import re
 import secrets
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from pipeline.command import say
 from pipeline.job_results import ResultReader, take_home
 from pipeline.job_road import Task, versions
-from pipeline.jobs import COMMAND_TAG, TREE_TAG, Job, Jobs
+from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
 from pipeline.params import load_section
@@ -32,6 +34,8 @@ from unet_core.errors import RecipeError, StorageError, TrainingError
 log = logging.getLogger(__name__)
 
 ENTRYPOINT = "python -m pipeline.job_road"
+#: As progress.py writes it where there is no terminal.
+PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 #: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
 #: What a shell says of an interrupted command; the exit code for a job that was stopped.
@@ -182,31 +186,66 @@ def _jobs_file(placement: Placement) -> Path:
 
 
 def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
-    """Show the job's log to its end, and take its results home."""
-    reader = ResultReader()
-
-    def show(text: str) -> None:
-        sys.stdout.write(reader.read(text))
-        sys.stdout.flush()
-
+    """Show the job's log to its end, and take its results home; the job's exit code."""
+    screen = Screen(sys.stdout)
     while True:
         try:
-            job = jobs.follow(name, show)
+            job = jobs.follow(name, screen.show)
             break
         except KeyboardInterrupt:
             if not _is_to_be_stopped(name):
+                screen.close()
                 say(f"job {name} goes on. To see it again: unet attach {name}")
                 return INTERRUPTED
             jobs.stop(name)
             log.info("submit: the job was asked to stop")
-    sys.stdout.write(reader.finish())
+        except ClusterAwayError:
+            screen.close()
+            _take_home(placement, screen.reader, name)
+            raise
+    screen.close()
     _tell_of_end(job)
+    _take_home(placement, screen.reader, name)
+    return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
+
+
+def _take_home(placement: Placement, reader: ResultReader, name: str) -> None:
     if reader.results:
-        aside = placement.state_dir / "jobs" / name
-        taken = take_home(placement.root, reader.results, aside=aside)
+        taken = take_home(placement.root, reader.results, aside=placement.state_dir / "jobs" / name)
         say(f"taken home: {', '.join(taken)}" if taken else "all results are here already")
         say("`dvc pull` gets the rest; then commit")
-    return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
+
+
+class Screen:
+    """Shows a job's log without its results; on a terminal, lines of progress take each other's place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.reader = ResultReader()
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._is_open = False
+        """Whether a line of progress stands there without an end."""
+
+    def show(self, text: str) -> None:
+        """A piece of the log."""
+        for line in self.reader.read(text).splitlines():
+            self._write(line)
+
+    def close(self) -> None:
+        """End the last line."""
+        for line in self.reader.finish().splitlines():
+            self._write(line)
+        if self._is_open:
+            self._stream.write("\n")
+            self._is_open = False
+        self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        is_progress = self._is_terminal and PROGRESS.match(line) is not None
+        again = "\r\x1b[K" if self._is_open and is_progress else "\n" if self._is_open else ""
+        self._stream.write(again + line + ("" if is_progress else "\n"))
+        self._is_open = is_progress
+        self._stream.flush()
 
 
 def _is_to_be_stopped(name: str) -> bool:

@@ -72,7 +72,8 @@ def test_what_git_is_to_have_comes_home_and_what_dvc_keeps_does_not(cluster: Pat
     names = take_home(home, through_a_log(results), aside=home / ".unet" / "jobs" / "j")
     wanted = {"dvc.lock", "metrics/train.json", "models/receipt.json", "arrivals/raw.jsonl.dvc", "reports/search.yaml"}
     assert set(names) == wanted
-    assert {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()} == wanted
+    written = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert written == {*wanted, ".unet/jobs/j/taken.json"}
     assert all((home / name).read_text() == f"new {name}" for name in wanted)
     # Once more, as `unet attach` does.
     assert take_home(home, results, aside=home / "aside") == []
@@ -96,6 +97,19 @@ def test_an_edit_made_meanwhile_is_kept_and_nothing_else_is_written(cluster: Pat
     assert (
         (home / ".unet/jobs/j/dvc.lock").read_text() == (home / ".unet/jobs/j/metrics/train.json").read_text() == "new"
     )
+
+
+def test_what_a_running_job_sent_is_no_edit_when_it_has_ended(cluster: Path, tmp_path: Path) -> None:
+    before = snapshot(cluster)
+    home = tmp_path / "home"
+    put(home, "dvc.lock", "old")
+    for text in ("shards", "shards, model"):
+        put(cluster, "dvc.lock", text)
+        assert take_home(home, find_results(cluster, before)[0], aside=home / ".unet" / "jobs" / "j") == ["dvc.lock"]
+        assert (home / "dvc.lock").read_text() == text
+    put(home, "dvc.lock", "edited")
+    with pytest.raises(StorageError, match=r"^changed here while the job ran: dvc\.lock\. "):
+        take_home(home, find_results(cluster, before)[0], aside=home / ".unet" / "jobs" / "j")
 
 
 def test_the_last_whole_results_count_and_the_lines_of_people_stay(cluster: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.workspace import make_workspace, run
 from pipeline.job_results import ResultReader, take_home
-from pipeline.job_road import Task, check_versions, versions
+from pipeline.job_road import Task, check_versions, parts_of, versions
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, write_zip
 from unet_core.errors import TrainingError
@@ -45,13 +45,21 @@ def test_other_versions_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({}, "dvc repro"),
+        ({}, "dvc repro, unet promote"),
         ({"stage": "train"}, "dvc repro train"),
         ({"words": ("search", "--apply")}, "unet search --apply"),
     ],
 )
 def test_a_task_says_what_it_does(changes, shown: str) -> None:
     assert task(**changes).shown == shown
+
+
+def test_each_part_of_the_road_is_safe_before_the_next_begins() -> None:
+    assert parts_of("validate") == ["validate"]
+    assert parts_of("shard") == ["shard"]
+    assert parts_of("train") == ["shard", "train"]
+    assert parts_of("evaluate") == ["shard", "train", "evaluate"]
+    assert parts_of(None) == ["shard", "train", None]
 
 
 def pack(home: Path, there: Path, what: Task) -> Path:
@@ -137,7 +145,7 @@ def test_without_a_tracking_server_nothing_is_trained(tmp_path: Path) -> None:
     repository = str(Path(__file__).parents[2])
     done = start_job(there, PYTHONPATH=repository)
     assert done.returncode == 7
-    assert done.stdout.startswith("job unet-1: dvc repro; outside git; Python 3.")
+    assert done.stdout.startswith("job unet-1: dvc repro, unet promote; outside git; Python 3.")
     assert done.stderr == (
         "unet job: the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
         "environment of the cluster's Ray processes, or where you submit.\n"

@@ -1,5 +1,6 @@
 """`unet submit` and `unet attach`: what is refused before anything is sent, and whole commands against a real head."""
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from benchmarks.ray_head import RayHead, ray_head, why_not
 from benchmarks.workspace import make_workspace, run
 from pipeline.cli import main
-from pipeline.submit import check_ray, check_remote, check_words, choose_variables
+from pipeline.submit import Screen, check_ray, check_remote, check_words, choose_variables
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
 SECRET = "of-no-use-elsewhere"
@@ -101,6 +102,29 @@ def test_a_wrong_command_is_refused_here(words, text: str, capsys: pytest.Captur
         main(["submit", *words])
     assert ended.value.code == 3
     assert capsys.readouterr().err == f"unet submit: {text}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+LOG = "train: 1 of 9 steps, 3 s left\n::result 1/2 AAAA\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend"
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_lines_of_progress_take_each_others_place_on_a_terminal_only(step: int) -> None:
+    shown = {}
+    for stream in (io.StringIO(), Terminal()):
+        screen = Screen(stream)
+        for start in range(0, len(LOG), step):
+            screen.show(LOG[start : start + step])
+        screen.close()
+        shown[stream.isatty()] = stream.getvalue()
+    assert shown[False] == ("train: 1 of 9 steps, 3 s left\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n")
+    assert shown[True] == (
+        "train: 1 of 9 steps, 3 s left\r\x1b[Ktrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n"
+    )
 
 
 def test_a_cluster_that_is_not_there_is_named(tree, capsys: pytest.CaptureFixture[str], committed) -> None:
