@@ -127,17 +127,17 @@ def _add_registry_commands(command: Callable[[str, str, Run], argparse.ArgumentP
 
 
 def _add_cluster_commands(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
-    address = {"metavar": "URL", "help": "Ray's Jobs API (default RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"}
+    address = "Ray's Jobs API (default RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"
     submit = command("submit", "run the pipeline, a stage or a command on a Ray cluster, and follow it", _submit)
     submit.add_argument(
         "words", nargs="*", metavar="STAGE | -- COMMAND", help="a last stage, or any unet command; default: all stages"
     )
-    submit.add_argument("--address", **address)
+    submit.add_argument("--address", metavar="URL", help=address)
     attach = command("attach", "follow a submitted job again, and take its results home", _attach)
     attach.add_argument("job", nargs="?", metavar="JOB", help="by default the last one submitted from this tree")
-    attach.add_argument("--address", **address)
+    attach.add_argument("--address", metavar="URL", help=address)
     status = command("status", "show cluster, jobs, runs and champion", _status)
-    status.add_argument("--address", **address)
+    status.add_argument("--address", metavar="URL", help=address)
 
 
 def _init(parsed: argparse.Namespace) -> None:

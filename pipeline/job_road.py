@@ -7,7 +7,6 @@ job's log, which `unet submit` shows; results for git are lines of it (job_resul
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from pipeline.command import run_command, say
 from pipeline.job_results import find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
-from pipeline.placement import read_placement
+from pipeline.placement import environment_of_commands, read_placement
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -51,13 +50,9 @@ class Task:
     @property
     def shown(self) -> str:
         """The command, for people."""
-        return (
-            " ".join(("unet", *self.words))
-            if self.words
-            else f"dvc repro {self.stage}"
-            if self.stage
-            else "dvc repro, unet promote"
-        )
+        if self.words:
+            return " ".join(("unet", *self.words))
+        return f"dvc repro {self.stage}" if self.stage else "dvc repro, unet promote"
 
 
 def versions() -> dict[str, str]:
@@ -92,11 +87,10 @@ def run(root: Path) -> None:
     say(f"job {task.job}: {task.shown}; {_describe(told['git'])}; Python {platform.python_version()}")
     check_versions(task.versions, versions())
     _check_places(task)
+    kept = {path for path in root.rglob("*") if path.is_file()}
     # Its .git stayed where it was packed.
     (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
-    kept = {path for path in root.rglob("*") if path.is_file()}
     before = snapshot(root)
-    code = 1
     try:
         code = _carry_out(task, lambda: _send(root, before))
     finally:
@@ -170,10 +164,7 @@ def _dvc(*words: str) -> list[str]:
 
 def _call(command: Sequence[str], *, alone: bool = False) -> int:
     """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files."""
-    scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
-    if alone:
-        environment.pop("RAY_ADDRESS", None)
+    environment = {**environment_of_commands(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
     with subprocess.Popen(command, env=environment) as process:
         try:
             return process.wait()

@@ -53,7 +53,7 @@ def find_contents(root: Path, *, source: str) -> Contents:
     """
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
     found = sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
-    folders = (*DATA_FOLDERS, *([_inside(root, source)] if _inside(root, source) else []))
+    folders = [*DATA_FOLDERS, *filter(None, [_inside(root, source)])]
     # A file that git tracks and that is gone is not part of the working tree.
     there = [name for name in found if not _is_below(name, OF_TOOLS) and os.path.lexists(root / name)]
     data = [name for name in there if _is_below(name, folders) and not _fits(name, ABOUT_DATA)]

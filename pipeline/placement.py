@@ -6,6 +6,7 @@ The only module that reads environment variables; README.md shows them as a tabl
 import math
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,13 @@ def read_placement() -> Placement:
 def passed_on() -> dict[str, str]:
     """The variables of this process that a job on a cluster is to have too."""
     return {name: value for name in PASSED_ON if (value := os.environ.get(name))}
+
+
+def environment_of_commands(*, use_cluster: bool) -> dict[str, str]:
+    """The environment for commands of this interpreter, which DVC finds by PATH."""
+    scripts = str(Path(sys.executable).parent)
+    kept = {name: value for name, value in os.environ.items() if use_cluster or name != "RAY_ADDRESS"}
+    return {**kept, "PATH": os.pathsep.join([scripts, *filter(None, [os.environ.get("PATH")])])}
 
 
 def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:

@@ -32,6 +32,8 @@ def test_where_nothing_is_each_part_says_so_and_nothing_is_made(
     assert sorted(path.name for path in tree.root.iterdir()) == before
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_runs_and_champion_come_from_the_registry(registered, client, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline import tracking
 
