@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.command import run_command
+from unet_core.errors import RecipeError
 
 # What the stages of dvc.yaml leave behind, for commands that a person types without arguments.
 SHARDS = Path("data/shards")
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
     _add_registry_commands(command)
+    _add_cluster_commands(command)
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -122,6 +124,20 @@ def _add_registry_commands(command: Callable[[str, str, Run], argparse.ArgumentP
     diff = command("diff", "tell what changed from one model to another", _diff)
     diff.add_argument("old", metavar="MODEL", help="models:/unet/2")
     diff.add_argument("new", metavar="MODEL", help="models:/unet@champion")
+
+
+def _add_cluster_commands(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
+    address = "Ray's Jobs API (default RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)"
+    submit = command("submit", "run the pipeline, a stage or a command on a Ray cluster, and follow it", _submit)
+    submit.add_argument(
+        "words", nargs="*", metavar="STAGE | -- COMMAND", help="a last stage, or any unet command; default: all stages"
+    )
+    submit.add_argument("--address", metavar="URL", help=address)
+    attach = command("attach", "follow a submitted job again, and take its results home", _attach)
+    attach.add_argument("job", nargs="?", metavar="JOB", help="by default the last one submitted from this tree")
+    attach.add_argument("--address", metavar="URL", help=address)
+    status = command("status", "show cluster, jobs, runs and champion", _status)
+    status.add_argument("--address", metavar="URL", help=address)
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -217,6 +233,30 @@ def _reproduce(parsed: argparse.Namespace) -> None:
     from pipeline.reproduce import reproduce
 
     reproduce(parsed.name, shards=SHARDS)
+
+
+def _submit(parsed: argparse.Namespace) -> None:
+    from pipeline.submit import submit
+
+    stage = parsed.words[0] if parsed.words[:1] and parsed.words[0] in STAGES else None
+    words = parsed.words[1:] if stage else parsed.words
+    if stage and words:
+        raise RecipeError(f"one stage, and nothing behind it: {' '.join(parsed.words)}. A command comes behind `--`.")
+    if words and _parser().parse_args(words).command in ("submit", "attach", "status", "stage"):
+        raise RecipeError(f"runs here, and not on a cluster: unet {' '.join(words)}. Type it without `unet submit`.")
+    sys.exit(submit(words, stage=stage, address=parsed.address))
+
+
+def _attach(parsed: argparse.Namespace) -> None:
+    from pipeline.submit import attach
+
+    sys.exit(attach(parsed.job, address=parsed.address))
+
+
+def _status(parsed: argparse.Namespace) -> None:
+    from pipeline.status import status
+
+    status(address=parsed.address)
 
 
 def _summary(_: argparse.Namespace) -> None:

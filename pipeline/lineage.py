@@ -1,18 +1,24 @@
 """Where a model comes from: commit, recipe, data. Written on runs and versions as tags and files."""
 
 import hashlib
+import json
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unet_core.hashing import hash_file
 
 #: Files that git does not know yet count as source below these folders, and elsewhere with these endings.
 SOURCE_FOLDERS = ("pipeline", "unet_core", "recipes")
 SOURCE_ENDINGS = (".py", ".yaml", ".yml", ".toml", ".txt", ".lock", ".dvc")
+
+
+#: In a tree that `unet submit` packed, which has no .git: what the functions below gave where it was packed.
+SUBMITTED = Path(".unet/submitted.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class Source:
 
 def git_state(root: Path) -> dict[str, str]:
     """Commit of the working tree and whether tracked files differ from it; empty outside git."""
+    if (told := _submitted(root)) is not None:
+        return dict(told["git"])
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {}
@@ -42,6 +50,8 @@ def git_state(root: Path) -> dict[str, str]:
 
 def source_state(root: Path) -> Source:
     """The source tree as commit and patch. Neither index nor objects of the user's repository are touched."""
+    if (told := _submitted(root)) is not None:
+        return Source(**told["source"])
     commit = _git(root, "rev-parse", "HEAD")
     objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects")
     if commit is None or objects is None:
@@ -78,6 +88,11 @@ def source_state(root: Path) -> Source:
         prefix=_git(root, "rev-parse", "--show-prefix") or "",
         patch=patch.decode("utf-8", "surrogateescape"),
     )
+
+
+def _submitted(root: Path) -> dict[str, Any] | None:
+    path = root / SUBMITTED
+    return json.loads(path.read_text(encoding="ascii")) if path.exists() else None
 
 
 def _is_source(name: str) -> bool:

@@ -6,10 +6,23 @@ The only module that reads environment variables; README.md shows them as a tabl
 import math
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from unet_core.errors import RecipeError
+
+#: What `unet submit` passes on to the cluster. Caches and commands belong to a machine, and credentials to the
+#: cluster's own environment.
+PASSED_ON = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "UNET_WORKERS",
+    "UNET_PROCESSES",
+    "UNET_LOADER_THREADS",
+    "UNET_SHARDS",
+    "UNET_CHECKPOINTS",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,9 @@ class Placement:
     """UNET_CHECKPOINTS: URL below which working checkpoints lie, in a folder for each training; by default .unet/ of
     the working tree, which all hosts must then see."""
 
+    jobs_address: str = "http://127.0.0.1:8265"
+    """RAY_API_SERVER_ADDRESS: Ray's Jobs API, to which `unet submit` sends; by default that of this machine."""
+
     on_promotion: tuple[str, ...] = ()
     """UNET_ON_PROMOTION: a command, as words of a shell but run without one, that is told of each new champion."""
 
@@ -81,8 +97,21 @@ def read_placement() -> Placement:
         cache_dir=os.environ.get("UNET_CACHE") or Placement.cache_dir,
         cache_gb=_read_gigabytes("UNET_CACHE_GB") or Placement.cache_gb,
         checkpoints=_read_url("UNET_CHECKPOINTS"),
+        jobs_address=os.environ.get("RAY_API_SERVER_ADDRESS") or Placement.jobs_address,
         on_promotion=_read_words("UNET_ON_PROMOTION"),
     )
+
+
+def passed_on() -> dict[str, str]:
+    """The variables of this process that a job on a cluster is to have too."""
+    return {name: value for name in PASSED_ON if (value := os.environ.get(name))}
+
+
+def environment_of_commands(*, use_cluster: bool) -> dict[str, str]:
+    """The environment for commands of this interpreter, which DVC finds by PATH."""
+    scripts = str(Path(sys.executable).parent)
+    kept = {name: value for name, value in os.environ.items() if use_cluster or name != "RAY_ADDRESS"}
+    return {**kept, "PATH": os.pathsep.join([scripts, *filter(None, [os.environ.get("PATH")])])}
 
 
 def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:

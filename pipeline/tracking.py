@@ -51,6 +51,18 @@ class Version:
     tags: Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, for a list."""
+
+    name: str
+    status: str
+    began: float
+    """Seconds since 1970."""
+    ended: float | None
+    metrics: Mapping[str, float]
+
+
 class Client(MlflowClient):  # type: ignore[misc]
     """MLflow's client, and the experiment that our runs belong to."""
 
@@ -165,6 +177,26 @@ def find_run(client: Client, name: str) -> str:
     if not found.run_id:
         raise RegistryError(f"model version without a run: {name}. {hint}")
     return str(found.run_id)
+
+
+def newest_runs(client: Client, count: int) -> list[Run]:
+    """The last runs of the client's experiment, the newest first; none where there is no such experiment."""
+    with registry_errors("listing runs"):
+        experiment = client.get_experiment_by_name(client.experiment)
+        if experiment is None:
+            return []
+        order = ["attributes.start_time DESC"]
+        found = client.search_runs([experiment.experiment_id], max_results=count, order_by=order)
+    return [
+        Run(
+            name=run.info.run_name,
+            status=run.info.status,
+            began=run.info.start_time / 1000,
+            ended=run.info.end_time / 1000 if run.info.end_time else None,
+            metrics=dict(run.data.metrics),
+        )
+        for run in found
+    ]
 
 
 def fetch_run_file(client: Client, run_id: str, name: str, directory: Path) -> Path:

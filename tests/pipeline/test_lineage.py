@@ -1,10 +1,12 @@
+import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline.lineage import code_hash, data_state, git_state
+from pipeline.lineage import code_hash, data_state, git_state, source_state
 from unet_core.hashing import hash_file
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
@@ -79,6 +81,17 @@ def test_what_the_pipeline_writes_itself_leaves_the_tree_clean(committed: Path, 
 def test_outside_git_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) == {}
+
+
+def test_a_tree_that_was_submitted_comes_from_where_it_was_packed(committed: Path, tmp_path: Path) -> None:
+    (committed / "code.py").write_text("new", encoding="utf-8")
+    told = {"git": git_state(committed), "source": asdict(source_state(committed))}
+    packed = tmp_path / "packed"
+    (packed / ".unet").mkdir(parents=True)
+    (packed / ".unet" / "submitted.json").write_text(json.dumps(told), encoding="ascii")
+    assert git_state(packed) == {"git.commit": git(committed, "rev-parse", "HEAD"), "git.dirty": "true"}
+    assert source_state(packed) == source_state(committed)
+    assert "+new" in source_state(packed).patch
 
 
 def test_before_the_first_commit_nothing_is_known(tmp_path: Path) -> None:

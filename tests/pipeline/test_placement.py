@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import Workers, environment_of, read_placement
+from pipeline.placement import Workers, environment_of, passed_on, read_placement
 from unet_core.errors import RecipeError
 
 
@@ -148,3 +148,26 @@ def test_checkpoints_may_lie_at_a_url(tree, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("UNET_CHECKPOINTS", "training")
     with pytest.raises(RecipeError, match=r"^environment variable UNET_CHECKPOINTS: 'training' is not a URL "):
         read_placement()
+
+
+def test_a_job_gets_placement_but_neither_caches_nor_commands_nor_credentials(
+    tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert passed_on() == {}
+    for name in (
+        "UNET_CACHE",
+        "UNET_CACHE_GB",
+        "UNET_ON_PROMOTION",
+        "MLFLOW_TRACKING_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("UNET_WORKERS", "1-4")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+    assert passed_on() == {"UNET_WORKERS": "1-4"}
+
+
+def test_the_jobs_api_is_by_default_that_of_this_machine(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_placement().jobs_address == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://ray.example")
+    assert read_placement().jobs_address == "https://ray.example"

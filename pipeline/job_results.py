@@ -1,0 +1,175 @@
+"""What a job on a cluster has made for git, on its way home: lines of text in the job's log.
+
+dvc.lock, metrics and receipts are small, and the log is the one thing of a job that can be read by whoever may follow
+it, also later and from elsewhere, with the cluster's token alone. Large results are DVC's, and go through its remote.
+
+    ::result 1/2 H4sIAAAA...     base64 of gzip of JSON, in lines that Ray does not cut
+    ::result 2/2 Ab3C...
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.params import read_sections
+from unet_core.errors import DataError, StorageError
+from unet_core.hashing import hash_file
+
+PREFIX = "::result "
+LINE_CHARACTERS = 4000
+MAX_BYTES = 2 << 20
+#: What of a job was taken home.
+TAKEN_NAME = "taken.json"
+#: Where a job's results for people and for git lie. Nothing else is taken home: a job writes no code.
+PLACES = ("dvc.lock", "params.yaml", "metrics", "models", "arrivals", "reports")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One file."""
+
+    name: str
+    before: str | None
+    """sha256 of what was sent to the cluster; None where it was not there."""
+    content: str
+    """base64."""
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    """sha256 of each file that may become a result, or be changed into one."""
+    cached = _kept_by_dvc(root)
+    found = {}
+    for place in PLACES:
+        path = root / place
+        files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+        for file in files:
+            name = file.relative_to(root).as_posix()
+            if file.is_file() and not file.is_symlink() and not _is_below(name, cached):
+                found[name] = hash_file(file)
+    return found
+
+
+def find_results(root: Path, before: Mapping[str, str]) -> tuple[list[Result], list[str]]:
+    """What is new or has changed since the snapshot, and names of what is too large to go along."""
+    results, left, size = [], [], 0
+    for name, sha256 in snapshot(root).items():
+        if before.get(name) == sha256:
+            continue
+        content = (root / name).read_bytes()
+        if size + len(content) > MAX_BYTES:
+            left.append(name)
+            continue
+        size += len(content)
+        results.append(Result(name=name, before=before.get(name), content=base64.b64encode(content).decode("ascii")))
+    return results, left
+
+
+def to_lines(results: Sequence[Result]) -> Iterator[str]:
+    """The results as lines of a log."""
+    body = json.dumps([asdict(result) for result in results]).encode("ascii")
+    text = base64.b64encode(gzip.compress(body, mtime=0)).decode("ascii")
+    parts = [text[start : start + LINE_CHARACTERS] for start in range(0, len(text), LINE_CHARACTERS)]
+    for number, part in enumerate(parts, start=1):
+        yield f"{PREFIX}{number}/{len(parts)} {part}"
+
+
+class ResultReader:
+    """Takes a job's log in pieces, gives back the lines for people, and keeps the last results that were whole."""
+
+    def __init__(self) -> None:
+        self.results: tuple[Result, ...] | None = None
+        self._rest = ""
+        self._parts: list[str] = []
+
+    def read(self, text: str) -> str:
+        """The part of the text that is for people, in whole lines."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        return "".join(f"{line}\n" for line in lines if not self._take(line))
+
+    def finish(self) -> str:
+        """A last line without an end."""
+        rest, self._rest = self._rest, ""
+        return "" if not rest or self._take(rest) else f"{rest}\n"
+
+    def _take(self, line: str) -> bool:
+        found = re.fullmatch(rf"{PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
+        if found is None:
+            return False
+        number, count = int(found[1]), int(found[2])
+        self._parts = [*self._parts, found[3]] if number > 1 else [found[3]]
+        if len(self._parts) == number == count:
+            self.results = _from_text("".join(self._parts))
+        return True
+
+
+def _from_text(text: str) -> tuple[Result, ...]:
+    try:
+        body = json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
+        results = tuple(Result(**entry) for entry in body)
+        for result in results:
+            _check_name(result.name)
+            base64.b64decode(result.content, validate=True)
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
+        raise DataError(f"the job's results can't be read: {error}. Run `unet attach` once more.") from error
+    return results
+
+
+def _check_name(name: str) -> None:
+    """What comes from the cluster is written into these places only."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or not _is_below(path.as_posix(), PLACES):
+        raise ValueError(f"no place of a result: {name!a}")
+
+
+def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str]:
+    """Write the results into the tree, and give the names of those that were not there already.
+
+    StorageError where one was changed here meanwhile: then the tree stays as it is, and all of them lie in `aside`, the
+    job's own folder, which also knows what was taken home before.
+    """
+    record = aside / TAKEN_NAME
+    taken = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    here = {result.name: _hash(root / result.name) for result in results}
+    there = {result.name: hashlib.sha256(base64.b64decode(result.content)).hexdigest() for result in results}
+    news = [result for result in results if here[result.name] != there[result.name]]
+    edited = [result.name for result in news if here[result.name] not in (result.before, taken.get(result.name))]
+    for result in results if edited else news:
+        path = (aside if edited else root) / result.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(result.content))
+    if edited:
+        more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
+        raise StorageError(
+            f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
+            f"{aside.relative_to(root)}. Compare them, and copy what you want."
+        )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({**taken, **there}), encoding="utf-8")
+    return [result.name for result in news]
+
+
+def _hash(path: Path) -> str | None:
+    return hash_file(path) if path.is_file() else None
+
+
+def _kept_by_dvc(root: Path) -> list[str]:
+    """Outs that DVC keeps: `dvc pull` gets them."""
+    stages = read_sections(root / "dvc.yaml").get("stages", {})
+    entries = [
+        entry for stage in stages.values() for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, ())
+    ]
+    kept = []
+    for entry in entries:
+        about = entry if isinstance(entry, dict) else {entry: {}}
+        kept += [path for path, options in about.items() if (options or {}).get("cache", True)]
+    return kept
+
+
+def _is_below(name: str, folders: Sequence[str]) -> bool:
+    return any(PurePosixPath(name).is_relative_to(folder) for folder in folders)

@@ -1,0 +1,209 @@
+"""What runs on the cluster for `unet submit`, in the packed tree: data from the DVC remote, the stages, results back.
+
+`python -m pipeline.job_road` is the job's command; what it is to do stands in .unet/submitted.json. Its output is the
+job's log, which `unet submit` shows; results for git are lines of it (job_results.py).
+"""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.command import run_command, say
+from pipeline.job_results import find_results, snapshot, to_lines
+from pipeline.lineage import SUBMITTED
+from pipeline.placement import environment_of_commands, read_placement
+from unet_core.errors import StorageError, TrainingError
+
+log = logging.getLogger(__name__)
+
+#: Packages that must be the same where a job is submitted and where it runs.
+PACKAGES = ("unet-pipeline", "ray", "torch", "numpy", "dvc", "mlflow")
+#: Stages whose results all hosts read; they are pushed before the rest begins.
+DATA_STAGES = ("ingest", "validate", "split", "shard")
+#: Seconds for a stage to end by itself when the job is stopped.
+GRACE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a job is to do."""
+
+    job: str
+    words: tuple[str, ...]
+    """Of a `unet` command; empty for `dvc repro`, which ends with `unet promote` where it takes all stages."""
+    stage: str | None
+    """The last stage of `dvc repro`; None: all."""
+    has_remote: bool
+    """Whether DVC has a place for data."""
+    is_source_in_tree: bool
+    """Whether the source is a folder of the tree: then only this host has its files."""
+    versions: Mapping[str, str]
+    """Of Python and packages, where it was submitted."""
+
+    @property
+    def shown(self) -> str:
+        """The command, for people."""
+        if self.words:
+            return " ".join(("unet", *self.words))
+        return f"dvc repro {self.stage}" if self.stage else "dvc repro, unet promote"
+
+
+def versions() -> dict[str, str]:
+    """Versions that both sides must share: Python's to the second number, packages' without the kind of build."""
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def check_versions(submitted: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """TrainingError where the cluster has other versions than the machine that submitted."""
+    differ = [
+        f"{name} {here.get(name, 'unknown')} instead of {version}"
+        for name, version in submitted.items()
+        if here.get(name) != version
+    ]
+    if differ:
+        raise TrainingError(
+            f"the cluster has other versions than the machine that submitted: {', '.join(differ)}. Install the same "
+            "on both (constraints.txt), or build the cluster's image anew."
+        )
+
+
+def run(root: Path) -> None:
+    """Do the task; the process ends with the command's exit code."""
+    told = json.loads((root / SUBMITTED).read_text(encoding="ascii"))
+    task = Task(**{**told["task"], "words": tuple(told["task"]["words"])})
+    say(f"job {task.job}: {task.shown}; {_describe(told['git'])}; Python {platform.python_version()}")
+    check_versions(task.versions, versions())
+    _check_places(task)
+    kept = {path for path in root.rglob("*") if path.is_file()}
+    # Its .git stayed where it was packed.
+    (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    before = snapshot(root)
+    try:
+        code = _carry_out(task, lambda: _send(root, before))
+    finally:
+        # Also what a stopped job has finished is of use.
+        _send(root, before)
+        _remove_remains(root, kept)
+    sys.exit(code)
+
+
+def _describe(git: Mapping[str, str]) -> str:
+    if not git:
+        return "outside git"
+    return f"commit {git['git.commit'][:12]}{' with changes' if git['git.dirty'] == 'true' else ''}"
+
+
+def _check_places(task: Task) -> None:
+    """The tree goes away with the job, and a store of runs in it would too."""
+    if not task.words and task.stage not in DATA_STAGES and read_placement().tracking_uri.startswith("sqlite:"):
+        raise StorageError(
+            "the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
+            "environment of the cluster's Ray processes, or where you submit."
+        )
+
+
+def _carry_out(task: Task, send: Callable[[], None]) -> int:
+    """All steps up to the first that fails; its exit code, or 0. What was finished is pushed in any case."""
+    if task.has_remote:
+        say("job: dvc pull")
+        # What was never built is not there either.
+        if code := _call(_dvc("pull", "--quiet", "--allow-missing")):
+            return code
+    if not task.words:
+        return _reproduce(task, send)
+    code = _call(_unet(*task.words))
+    return (_push() if task.has_remote else 0) or code
+
+
+def _reproduce(task: Task, send: Callable[[], None]) -> int:
+    """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
+    # A source that is not here is none that has changed.
+    repro = _dvc("repro", "--allow-missing")
+    for part in parts_of(task.stage):
+        is_data = part in DATA_STAGES
+        code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
+        # Of a stage that failed, those before it.
+        if code := _push() or code:
+            return code
+        send()
+    return 0 if task.stage else _call(_unet("promote"))
+
+
+def parts_of(stage: str | None) -> list[str | None]:
+    """Last stages of the parts in which `dvc repro` runs; None is the end of the road."""
+    if stage in DATA_STAGES:
+        return [stage]
+    return ["shard", stage] if stage == "train" else ["shard", "train", stage]
+
+
+def _push() -> int:
+    say("job: dvc push")
+    return _call(_dvc("push", "--quiet"))
+
+
+def _unet(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", *words]
+
+
+def _dvc(*words: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *words]
+
+
+def _call(command: Sequence[str], *, alone: bool = False) -> int:
+    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files."""
+    environment = {**environment_of_commands(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # Ray tells all processes of the job to stop; stages leave a checkpoint's time for it.
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+
+
+def _send(root: Path, before: Mapping[str, str]) -> None:
+    results, left = find_results(root, before)
+    if not results and not left:
+        return
+    for name in left:
+        log.warning("too large to be sent home, and lost with the job unless DVC has it: %s", name)
+    for line in to_lines(results):
+        say(line)
+
+
+def _remove_remains(root: Path, kept: set[Path]) -> None:
+    """Ray keeps the tree for a while and counts only what it was sent: data would fill the head's disk."""
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path in kept:
+            continue
+        try:
+            path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
+        except OSError:
+            continue
+
+
+def main() -> None:
+    """The job's command."""
+    # Ray's way to stop a job; as with Ctrl-C, whatever runs ends by itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run_command("job", lambda: run(Path.cwd())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The working tree as one small zip, which `unet submit` sends: what git tracks and new files that git does not ignore.
+
+Never data and never secrets: data go through the DVC remote, and whoever may list the cluster's jobs may fetch the zip.
+Equal trees are equal bytes.
+"""
+
+import configparser
+import os
+import re
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from pipeline.lineage import SUBMITTED
+from unet_core.errors import StorageError
+
+MAX_FILE_BYTES = 5 << 20
+#: Ray keeps what it is sent in the memory of the head.
+MAX_ZIP_BYTES = 50 << 20
+#: Of these folders only what tells DVC and git of data is sent.
+DATA_FOLDERS = ("data", "models/final", "plots", "reports", "predictions", "mlruns", "mlartifacts")
+ABOUT_DATA = ("*.dvc", ".gitignore")
+#: Of tools on this machine; git ignores them, as a rule.
+OF_TOOLS = (".git", ".venv", ".dvc/cache", ".dvc/tmp", ".unet")
+SECRET_NAMES = (
+    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_ecdsa*", "id_ed25519*"),
+    *("credentials*", "*credentials.json", "secret.*", "secrets.*", "kubeconfig*", "*.tfvars", "auth_token"),
+    *(".netrc", ".pgpass", ".pypirc", ".htpasswd", "config.local"),
+)
+#: Names that are about secrets and hold none.
+HARMLESS = (".env.example", ".env.sample", ".env.template", "*.py", "*.md")
+#: Options of a DVC remote that belong into .dvc/config.local.
+SECRET_OPTIONS = re.compile(r"password|secret|token|account_key|connection_string|access_key_id|client_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is sent of a working tree, sorted."""
+
+    names: tuple[str, ...]
+    data: tuple[str, ...]
+    """Left out, since they are data."""
+
+
+def find_contents(root: Path, *, source: str) -> Contents:
+    """What of the tree is to be sent; `source` is the recipe's, whose files are data.
+
+    StorageError where there is no git, and for what can't be sent: secrets, large files, links.
+    """
+    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
+    found = sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
+    folders = [*DATA_FOLDERS, *filter(None, [_inside(root, source)])]
+    # A file that git tracks and that is gone is not part of the working tree.
+    there = [name for name in found if not _is_below(name, OF_TOOLS) and os.path.lexists(root / name)]
+    data = [name for name in there if _is_below(name, folders) and not _fits(name, ABOUT_DATA)]
+    names = [name for name in there if name not in set(data)]
+    for name in names:
+        _check_file(root, name)
+    _check_dvc_config(root, names)
+    return Contents(names=tuple(names), data=tuple(data))
+
+
+def hash_tree(root: Path, names: Sequence[str]) -> str:
+    """Git's hash of a tree of these files; the user's index and objects are not touched."""
+    objects = os.fsdecode(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip())
+    with tempfile.TemporaryDirectory() as scratch:
+        apart = {
+            "GIT_INDEX_FILE": str(Path(scratch, "index")),
+            "GIT_OBJECT_DIRECTORY": scratch,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
+            "GIT_LITERAL_PATHSPECS": "1",
+        }
+        given = b"\0".join(os.fsencode(name) for name in names)
+        options = ("--force", "--pathspec-from-file=-", "--pathspec-file-nul")
+        _git(root, "add", *options, environment=apart, given=given)
+        prefix = os.fsdecode(_git(root, "rev-parse", "--show-prefix").strip())
+        below = [f"--prefix={prefix}"] if prefix else []
+        return os.fsdecode(_git(root, "write-tree", *below, environment=apart).strip())
+
+
+def write_zip(root: Path, names: Sequence[str], target: Path, *, submitted: bytes) -> None:
+    """Write the files and the record of the submission; StorageError where that is too much to send."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in names:
+            is_program = (root / name).stat().st_mode & 0o100
+            _add(packed, name, (root / name).read_bytes(), mode=0o755 if is_program else 0o644)
+        _add(packed, SUBMITTED.as_posix(), submitted, mode=0o644)
+    if (size := target.stat().st_size) > MAX_ZIP_BYTES:
+        raise StorageError(
+            f"the working tree is too large to send: {size / 2**20:.0f} MB, {MAX_ZIP_BYTES >> 20} MB are allowed. Let "
+            "git ignore what is no source, and give data to DVC."
+        )
+
+
+def _add(packed: zipfile.ZipFile, name: str, data: bytes, *, mode: int) -> None:
+    # Else the time of the packing would be in it, and the kind of machine.
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3
+    info.external_attr = (0o100000 | mode) << 16
+    packed.writestr(info, data, zipfile.ZIP_DEFLATED, 6)
+
+
+def _check_file(root: Path, name: str) -> None:
+    path = root / name
+    if "\\" in name or not _is_text(name):
+        raise StorageError(f"a name that can't be sent: {name!a}. Rename the file.")
+    if _fits(name, SECRET_NAMES) and not _fits(name, HARMLESS):
+        raise StorageError(
+            f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository); the cluster has "
+            "its own credentials, as docs/submit.md tells."
+        )
+    if path.is_symlink():
+        raise StorageError(f"a link can't be sent: {name}. Put the file itself there, or let git ignore the link.")
+    if not path.is_file():
+        raise StorageError(f"not a file: {name}: a repository inside this one can't be sent. Copy its files.")
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise StorageError(
+            f"too large to be source: {name}: {size / 2**20:.0f} MB, {MAX_FILE_BYTES >> 20} MB are allowed. Give it to "
+            "DVC (`dvc add`), or let git ignore it."
+        )
+
+
+def _check_dvc_config(root: Path, names: Iterable[str]) -> None:
+    """What is in .dvc/config goes along, and a key may have been written there by mistake."""
+    if ".dvc/config" not in names:
+        raise StorageError("no .dvc/config: the cluster gets data through DVC. Run `dvc init`, and add it to git.")
+    for section, options in read_dvc_config(root).items():
+        for option, value in options.items():
+            if SECRET_OPTIONS.search(option) or re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+                raise StorageError(
+                    f"a secret would be sent: .dvc/config: {section}: {option}. Move it to .dvc/config.local "
+                    "(`dvc remote modify --local`); the cluster has its own credentials, as docs/submit.md tells."
+                )
+
+
+def read_dvc_config(root: Path) -> Mapping[str, Mapping[str, str]]:
+    """The sections of .dvc/config: `core`, and `remote "NAME"` for each remote."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string((root / ".dvc" / "config").read_text(encoding="utf-8"))
+    except (OSError, ValueError, configparser.Error) as error:
+        raise StorageError(f".dvc/config can't be read: {' '.join(str(error).split())}. Correct it.") from error
+    return {name.strip("'"): dict(parser[name]) for name in parser.sections()}
+
+
+def _inside(root: Path, source: str) -> str | None:
+    """The source as a folder of the tree, or None where it lies elsewhere."""
+    if "://" in source:
+        return None
+    path = Path(os.path.abspath(root / source))  # noqa: PTH100  a link to the data is not followed
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else None
+
+
+def _is_below(name: str, folders: Iterable[str]) -> bool:
+    return any(PurePosixPath(name).is_relative_to(folder) for folder in folders)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    base = PurePosixPath(name).name.lower()
+    return any(fnmatchcase(base, pattern) for pattern in patterns)
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode(errors="replace").decode()
+
+
+def _git(root: Path, *words: str, environment: Mapping[str, str] | None = None, given: bytes = b"") -> bytes:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=root, env={**os.environ, **(environment or {})}, input=given, capture_output=True,
+            check=True,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise StorageError("git is not installed: it says what belongs to the working tree. Install it.") from error
+    except subprocess.CalledProcessError as error:
+        text = " ".join(error.stderr.decode(errors="replace").split())
+        raise StorageError(f"git can't read the working tree: {root}: {text}. Run `git init`, or mend it.") from error
+    return done.stdout

@@ -1,0 +1,117 @@
+"""`unet status`: where things stand on the cluster and in the registry. A server that is away costs its part only."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.command import say
+from pipeline.params import load_section
+from pipeline.placement import Placement, read_placement
+from unet_core.errors import UnetError
+
+NUM_SHOWN = 5
+
+
+def status(*, address: str | None) -> None:
+    """Print cluster, jobs, runs and champion, each a few lines."""
+    placement = read_placement()
+    where = address or placement.jobs_address
+    _show("cluster", lambda: describe_cluster(where))
+    _show("jobs", lambda: describe_jobs(where, now=time.time()))
+    _show("runs", lambda: describe_runs(placement))
+    _show("champion", lambda: describe_champion(placement))
+
+
+def _show(title: str, describe: Callable[[], Sequence[str]]) -> None:
+    try:
+        lines = describe()
+    except UnetError as error:
+        lines = [str(error)]
+    for number, line in enumerate(lines):
+        say(f"{title if number == 0 else '':10}{line}")
+
+
+def describe_cluster(address: str) -> list[str]:
+    """A line on the whole, and one on each host."""
+    # Importing Ray takes a second.
+    from pipeline.jobs import Jobs
+
+    jobs = Jobs(address)
+    nodes = jobs.nodes()
+    used, total = (sum(node.resources.get("CPU", (0, 0))[index] for node in nodes) for index in (0, 1))
+    whole = (
+        f"Ray {jobs.ray_version()} at {address}: {_count(len(nodes), 'host')}, {total - used:g} of {total:g} cores free"
+    )
+    lines = [f"{node.address}{' (head)' if node.is_head else ''}: {_resources(node.resources)}" for node in nodes]
+    return [whole, *lines]
+
+
+def describe_jobs(address: str, *, now: float) -> list[str]:
+    """The last few jobs: state, since when, command."""
+    from pipeline.jobs import COMMAND_TAG, COMMIT_TAG, Jobs
+
+    lines = []
+    for job in Jobs(address).newest()[:NUM_SHOWN]:
+        about = job.metadata.get(COMMAND_TAG, "another's")
+        commit = job.metadata.get(COMMIT_TAG, "")[:12]
+        lines.append(f"{job.name}  {job.status.lower()} since {age(now - (job.ended or job.began))}  {about}  {commit}")
+    return lines or ["none yet"]
+
+
+def describe_runs(placement: Placement) -> list[str]:
+    """The last few runs of the tracking server."""
+    if _has_no_store(placement):
+        return ["none yet: MLFLOW_TRACKING_URI is not set, and this tree has no store of its own"]
+    from pipeline import tracking
+
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
+    now = time.time()
+    lines = []
+    for run in tracking.newest_runs(client, NUM_SHOWN):
+        scores = "  ".join(
+            f"{name} {run.metrics[name]:.3f}" for name in ("val_loss", "val_dice") if name in run.metrics
+        )
+        lines.append(f"{run.name}  {run.status.lower()} since {age(now - (run.ended or run.began))}  {scores}".rstrip())
+    return lines or [f"none yet in experiment {placement.experiment}"]
+
+
+def describe_champion(placement: Placement) -> list[str]:
+    """Which version people use."""
+    if _has_no_store(placement):
+        return ["none yet"]
+    from pipeline import tracking
+    from pipeline.stages.register import RegisterConfig
+
+    name = load_section("register", RegisterConfig).model
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
+    lines = []
+    for alias in (tracking.CHAMPION, tracking.CHALLENGER):
+        version = tracking.version_by_alias(client, name, alias)
+        if version is not None:
+            commit = version.tags.get("git.commit", "")[:12]
+            lines.append(f"{name} version {version.number} is {alias}, weights {version.weights_sha256[:12]}  {commit}")
+    return lines or [f"none yet: the registry has no model {name} with an alias"]
+
+
+def _has_no_store(placement: Placement) -> bool:
+    """To look must not make one."""
+    path = placement.tracking_uri.removeprefix("sqlite:///")
+    return path != placement.tracking_uri and not Path(path).exists()
+
+
+def _resources(resources: Mapping[str, tuple[float, float]]) -> str:
+    shown = {"CPU": "cores", "GPU": "GPUs"}
+    parts = [f"{total - used:g} of {total:g} {shown[name]} free" for name, (used, total) in resources.items()]
+    return ", ".join(parts) or "no cores for work"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def age(seconds: float) -> str:
+    """How long, as people say it."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"

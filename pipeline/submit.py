@@ -1,0 +1,267 @@
+"""`unet submit` and `unet attach`: the pipeline, a stage or a command on a Ray cluster, as if it ran here.
+
+Here the tree is packed and the job followed; job_road.py is what runs there.
+"""
+
+import json
+import logging
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TextIO
+from urllib.parse import urlsplit
+
+from pipeline.command import say
+from pipeline.job_results import ResultReader, take_home
+from pipeline.job_road import Task, versions
+from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
+from pipeline.lineage import git_state, source_state
+from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
+from pipeline.params import load_section
+from pipeline.placement import Placement, passed_on, read_placement
+from pipeline.source import IngestConfig
+from pipeline.storage import is_url, public
+from unet_core.errors import RecipeError, StorageError, TrainingError
+
+log = logging.getLogger(__name__)
+
+ENTRYPOINT = "python -m pipeline.job_road"
+#: As progress.py writes it where there is no terminal.
+PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
+#: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
+#: What a shell says of an interrupted command; the exit code for a job that was stopped.
+INTERRUPTED = 130
+
+
+def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> int:
+    """Run `unet WORDS`, or `dvc repro` up to a stage, on the cluster, and follow it; the job's exit code."""
+    placement = read_placement()
+    root = placement.root
+    variables = choose_variables(passed_on())
+    check_words(words)
+    config = load_section("ingest", IngestConfig)
+    contents = find_contents(root, source=config.source)
+    if contents.data:
+        log.info("submit: %d files are data and stay here: %s ...", len(contents.data), contents.data[0])
+    has_remote = check_remote(read_dvc_config(root), needs_remote=not words)
+    jobs = Jobs(address or placement.jobs_address)
+    here = versions()
+    check_ray(here["ray"], jobs.ray_version())
+    if has_remote:
+        _push_data(root)
+    task = Task(
+        job=f"unet-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        words=tuple(words),
+        stage=stage,
+        has_remote=has_remote,
+        is_source_in_tree=not is_url(config.source) and not PurePosixPath(config.source).is_absolute(),
+        versions=here,
+    )
+    tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch, "tree.zip")
+        write_zip(root, contents.names, package, submitted=_record(root, task))
+        megabytes = package.stat().st_size / 1e6
+        jobs.submit(task.job, package, entrypoint=ENTRYPOINT, variables={**variables, **STOPPING}, metadata=tags)
+    _remember(placement, task.job, jobs.address)
+    say(f"job {task.job} submitted: {task.shown}, {len(contents.names)} files in {megabytes:.1f} MB")
+    return _follow(placement, jobs, task.job)
+
+
+def attach(name: str | None, *, address: str | None) -> int:
+    """Follow a job (by default the last one submitted from this tree) to its end; the job's exit code."""
+    placement = read_placement()
+    last = _last_job(placement)
+    if name is None and last is None:
+        raise StorageError("no job was submitted from this tree. Name one of those that `unet status` lists.")
+    known = last if last is not None and name in (None, last["job"]) else None
+    where = address or (known["address"] if known else placement.jobs_address)
+    return _follow(placement, Jobs(where), name or (last or {})["job"])
+
+
+def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Placement that the job is to have; StorageError for a secret, which all who list jobs could read."""
+    chosen = {}
+    for name, value in variables.items():
+        if public(value) != value:
+            raise RecipeError(
+                f"environment variable {name} holds a password or a signature, and a job's variables can be read by "
+                "all who may list jobs. Take it out of the address, and give it to the cluster's own environment "
+                "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_...)."
+            )
+        if _is_of_this_machine(value):
+            log.info("submit: %s stays here, as it names this machine; the cluster's own is used", name)
+            continue
+        chosen[name] = value
+    return chosen
+
+
+def _is_of_this_machine(value: str) -> bool:
+    if value.startswith(("sqlite:", "file:")):
+        return True
+    host = urlsplit(value).hostname or "" if is_url(value) else ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """The command stands in the job's metadata, so it must hold no secret."""
+    for word in words:
+        if public(word) != word:
+            raise RecipeError(
+                f"a word of the command holds a password or a signature, which all who list jobs could read: "
+                f"{public(word)}. Give it to the cluster's own environment."
+            )
+
+
+def check_ray(here: str, there: str) -> None:
+    """TrainingError where the cluster has another Ray; all else is compared by the job itself."""
+    if here != there:
+        raise TrainingError(
+            f"the cluster has Ray {there}, this machine {here}. Install the same on both (constraints.txt), or build "
+            "the cluster's image anew."
+        )
+
+
+def check_remote(dvc_config: Mapping[str, Mapping[str, str]], *, needs_remote: bool) -> bool:
+    """Whether DVC has a default remote that the cluster can reach; StorageError where it has none and needs one."""
+    name = dvc_config.get("core", {}).get("remote")
+    url = dvc_config.get(f'remote "{name}"', {}).get("url") if name else None
+    if url is None:
+        if needs_remote:
+            raise StorageError(
+                "no default DVC remote in .dvc/config, from which the cluster could get data: "
+                "`dvc remote add --default store s3://bucket/dvc`."
+            )
+        return False
+    if not is_url(url) and not PurePosixPath(url).is_absolute():
+        raise StorageError(
+            f"DVC's remote {name} is a folder of this tree, which the cluster can't see: {url}. Give the address of a "
+            "bucket, or the absolute path of a folder that the cluster shares."
+        )
+    return True
+
+
+def _push_data(root: Path) -> None:
+    """What only this machine has (a new batch in the ledger, say) must be where the cluster can get it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "push", "--quiet"], cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        text = public(" ".join(done.stderr.split()))
+        raise StorageError(f"data can't be pushed for the cluster: {text}. Mend it, so that `dvc push` works.")
+
+
+def _record(root: Path, task: Task) -> bytes:
+    """What the job must know: its task, and where its tree comes from, since .git stays here."""
+    body = {"task": asdict(task), "git": git_state(root), "source": asdict(source_state(root))}
+    # ASCII: a patch may hold bytes that are no UTF-8, which stand there as lone surrogates.
+    return json.dumps(body, indent=1).encode("ascii")
+
+
+def _remember(placement: Placement, job: str, address: str) -> None:
+    path = _jobs_file(placement)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"job": job, "address": address}) + "\n")
+
+
+def _last_job(placement: Placement) -> dict[str, str] | None:
+    path = _jobs_file(placement)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found: dict[str, str] | None = json.loads(lines[-1]) if lines else None
+    return found
+
+
+def _jobs_file(placement: Placement) -> Path:
+    return placement.state_dir / "jobs.jsonl"
+
+
+def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
+    """Show the job's log to its end, and take its results home; the job's exit code."""
+    screen = Screen(sys.stdout)
+    while True:
+        try:
+            job = jobs.follow(name, screen.show)
+            break
+        except KeyboardInterrupt:
+            if not _is_to_be_stopped(name):
+                screen.close()
+                say(f"job {name} goes on. To see it again: unet attach {name}")
+                return INTERRUPTED
+            jobs.stop(name)
+            log.info("submit: the job was asked to stop")
+        except ClusterAwayError:
+            screen.close()
+            _take_home(placement, screen.reader, name)
+            raise
+    screen.close()
+    _tell_of_end(job)
+    _take_home(placement, screen.reader, name)
+    return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
+
+
+def _take_home(placement: Placement, reader: ResultReader, name: str) -> None:
+    if reader.results:
+        taken = take_home(placement.root, reader.results, aside=placement.state_dir / "jobs" / name)
+        say(f"taken home: {', '.join(taken)}" if taken else "all results are here already")
+        say("`dvc pull` gets the rest; then commit")
+
+
+class Screen:
+    """Shows a job's log without its results; on a terminal, lines of progress take each other's place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.reader = ResultReader()
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._is_open = False
+        """Whether a line of progress stands there without an end."""
+
+    def show(self, text: str) -> None:
+        """A piece of the log."""
+        for line in self.reader.read(text).splitlines():
+            self._write(line)
+
+    def close(self) -> None:
+        """End the last line."""
+        for line in self.reader.finish().splitlines():
+            self._write(line)
+        if self._is_open:
+            self._stream.write("\n")
+            self._is_open = False
+        self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        is_progress = self._is_terminal and PROGRESS.match(line) is not None
+        again = "\r\x1b[K" if self._is_open and is_progress else "\n" if self._is_open else ""
+        self._stream.write(again + line + ("" if is_progress else "\n"))
+        self._is_open = is_progress
+        self._stream.flush()
+
+
+def _is_to_be_stopped(name: str) -> bool:
+    """Ask the user; without a terminal, or interrupted again, the job goes on."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"\nStop job {name}? [y/N, Enter: it goes on without you] ")
+    sys.stderr.flush()
+    with suppress(KeyboardInterrupt):
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return False
+
+
+def _tell_of_end(job: Job) -> None:
+    seconds = (job.ended or time.time()) - job.began
+    # Ray's own words on a command that failed are the end of its log, which has been shown.
+    why = f": {job.message.splitlines()[0]}" if job.exit_code is None and job.message else ""
+    code = f", exit code {job.exit_code}" if job.exit_code else ""
+    say(f"job {job.name} {job.status.lower()} after {seconds:.0f} s{code}{why}")

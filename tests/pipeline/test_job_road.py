@@ -1,0 +1,152 @@
+"""What runs on the cluster, here without one: job_road in a packed tree, with a DVC remote in a folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.workspace import make_workspace, run
+from pipeline.job_results import ResultReader, take_home
+from pipeline.job_road import Task, check_versions, parts_of, versions
+from pipeline.lineage import git_state, source_state
+from pipeline.packed_tree import find_contents, write_zip
+from unet_core.errors import TrainingError
+
+
+def task(**changes) -> Task:
+    given = {"job": "unet-1", "words": (), "stage": None, "has_remote": True, "is_source_in_tree": False}
+    return Task(**{**given, "versions": versions(), **changes})
+
+
+def test_equal_versions_are_accepted() -> None:
+    check_versions(versions(), versions())
+
+
+def test_a_cuda_build_is_no_other_version_of_torch() -> None:
+    assert "+" not in versions()["torch"]
+
+
+def test_other_versions_are_refused_by_name() -> None:
+    here = {"Python": "3.11", "ray": "2.60.0", "torch": "2.13.0"}
+    with pytest.raises(TrainingError) as caught:
+        check_versions(here, {"Python": "3.12", "ray": "2.60.0", "torch": "not installed"})
+    assert str(caught.value) == (
+        "the cluster has other versions than the machine that submitted: Python 3.12 instead of 3.11, torch not "
+        "installed instead of 2.13.0. Install the same on both (constraints.txt), or build the cluster's image anew."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "dvc repro, unet promote"),
+        ({"stage": "train"}, "dvc repro train"),
+        ({"words": ("search", "--apply")}, "unet search --apply"),
+    ],
+)
+def test_a_task_says_what_it_does(changes, shown: str) -> None:
+    assert task(**changes).shown == shown
+
+
+def test_each_part_of_the_road_is_safe_before_the_next_begins() -> None:
+    assert parts_of("validate") == ["validate"]
+    assert parts_of("shard") == ["shard"]
+    assert parts_of("train") == ["shard", "train"]
+    assert parts_of("evaluate") == ["shard", "train", "evaluate"]
+    assert parts_of(None) == ["shard", "train", None]
+
+
+def pack(home: Path, there: Path, what: Task) -> Path:
+    """The tree as Ray lays it down on the head."""
+    record = {"task": asdict(what), "git": git_state(home), "source": asdict(source_state(home))}
+    package = there.with_suffix(".zip")
+    names = find_contents(home, source="data/raw/shapes").names
+    write_zip(home, names, package, submitted=json.dumps(record).encode())
+    with zipfile.ZipFile(package) as packed:
+        packed.extractall(there)
+    return there
+
+
+def start_job(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "UNET_", "MLFLOW_"))}
+    # As Ray sets it for a job's command.
+    given = {**kept, "PYTHONPATH": str(tree), **environment}
+    words = [sys.executable, "-m", "pipeline.job_road"]
+    return subprocess.run(words, cwd=tree, env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working tree with a recorded batch that was pushed, and a source elsewhere."""
+    folder = make_workspace(tmp_path / "home", "shapes", {"ingest.source": str(tmp_path / "shapes")})
+    run(folder, "unet", "shapes", str(tmp_path / "shapes"), "--count", "12")
+    run(folder, "unet", "add")
+    run(folder, "dvc", "remote", "add", "--default", "store", str(tmp_path / "remote"))
+    run(folder, "dvc", "push")
+    return folder
+
+
+@pytest.mark.slow
+def test_stages_run_in_the_packed_tree_and_their_results_come_home(home: Path, tmp_path: Path) -> None:
+    there = pack(home, tmp_path / "there", task(stage="split"))
+    packed = {path for path in there.rglob("*") if path.is_file()}
+    done = start_job(there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commit = git_state(home)["git.commit"][:12]
+    assert done.stdout.startswith(f"job unet-1: dvc repro split; commit {commit}")
+    reader = ResultReader()
+    reader.read(done.stdout)
+    assert reader.results is not None
+    names = take_home(home, reader.results, aside=home / ".unet" / "aside")
+    assert {"dvc.lock", "metrics/ingest.json", "metrics/validate.json", "metrics/split.json"} <= set(names)
+    # Data came by the remote, and nothing of them stays on the head's disk.
+    assert {path for path in there.rglob("*") if path.is_file()} == packed
+    run(home, "dvc", "pull", "--allow-missing")
+    assert (home / "data" / "splits.csv").exists()
+    assert "Running stage" not in run(home, "dvc", "repro", "split")
+
+
+@pytest.mark.slow
+def test_what_a_failed_job_had_finished_comes_home(home: Path, tmp_path: Path) -> None:
+    there = pack(home, tmp_path / "there", task(stage="split"))
+    recipe = there / "params.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("test_fraction", "test_fracton"), encoding="utf-8")
+    done = start_job(there)
+    assert done.returncode not in (0, None)
+    assert "unet split: unknown key: params.yaml: split: test_fracton. Did you mean test_fraction?" in done.stderr
+    reader = ResultReader()
+    reader.read(done.stdout)
+    assert reader.results is not None
+    assert "metrics/validate.json" in take_home(home, reader.results, aside=home / ".unet" / "aside")
+    shutil.rmtree(home / ".dvc" / "cache", ignore_errors=True)
+    run(home, "dvc", "pull", "--allow-missing", "validate")
+
+
+@pytest.mark.slow
+def test_a_command_runs_with_its_own_exit_code(home: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "shapes")
+    there = pack(home, tmp_path / "there", task(words=("add",)))
+    done = start_job(there)
+    assert done.returncode == 4
+    assert "unet add: " in done.stderr
+
+
+def test_without_a_tracking_server_nothing_is_trained(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / ".unet").mkdir(parents=True)
+    record = {"task": asdict(task()), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+    (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
+    repository = str(Path(__file__).parents[2])
+    done = start_job(there, PYTHONPATH=repository)
+    assert done.returncode == 7
+    assert done.stdout.startswith("job unet-1: dvc repro, unet promote; outside git; Python 3.")
+    assert done.stderr == (
+        "unet job: the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
+        "environment of the cluster's Ray processes, or where you submit.\n"
+    )

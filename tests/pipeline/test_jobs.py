@@ -1,0 +1,170 @@
+"""The door to Ray's Jobs API, against a real head; a lost connection is a proxy's."""
+
+import contextlib
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ray_head import RayHead, ray_head, why_not
+from pipeline.jobs import ClusterAwayError, Job, Jobs, parse_resources
+from unet_core.errors import StorageError
+
+
+def test_rays_words_on_resources_are_read() -> None:
+    text = "0.5/4.0 CPU\n1.0/2.0 GPU (1.0 used of 1.0 reserved in placement groups)\n0B/6.02GiB memory\n0.0/1.0 node:x"
+    assert parse_resources(text) == {"CPU": (0.5, 4.0), "GPU": (1.0, 2.0)}
+    assert parse_resources("") == {}
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "s3://bucket"])
+def test_another_kind_of_address_is_refused(address: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        Jobs(address)
+    assert str(caught.value) == (
+        f"not an address of Ray's Jobs API: {address}. Give that of the dashboard: http://HOST:8265."
+    )
+
+
+def test_a_cluster_that_is_not_there_is_named_without_a_password() -> None:
+    with pytest.raises(
+        ClusterAwayError, match=r"^Ray's Jobs API can't be reached: http://\*\*\*@127\.0\.0\.1:9\. Start"
+    ):
+        Jobs("http://me:12345@127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with ray_head() as running:
+        yield running
+
+
+@pytest.fixture
+def token(head: RayHead, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in head.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+class Proxy:
+    """Passes bytes on to an address, until it is cut."""
+
+    def __init__(self, target: str) -> None:
+        host, port = re.fullmatch(r"http://(.*):(\d+)", target).groups()  # type: ignore[union-attr]
+        self._target = (host, int(port))
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._is_cut = False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._is_cut = True
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._is_cut = False
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            if self._is_cut:
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._pairs.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                sink.sendall(piece)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(head: RayHead, token) -> Iterator[Proxy]:
+    between = Proxy(head.address)
+    yield between
+    between.close()
+
+
+def start(jobs: Jobs, folder: Path, script: str) -> str:
+    name = f"unet-{uuid.uuid4().hex[:8]}"
+    (folder / "tree").mkdir(exist_ok=True)
+    (folder / "tree" / "script.py").write_text(script, encoding="utf-8")
+    (folder / "tree" / "name").write_text(name, encoding="utf-8")
+    package = Path(shutil.make_archive(str(folder / name), "zip", folder / "tree"))
+    jobs.submit(name, package, entrypoint="python script.py", variables={"UNET_WORKERS": "3"}, metadata={"a": "b"})
+    return name
+
+
+@pytest.mark.slow
+def test_a_lost_connection_is_taken_up_again_and_no_line_comes_twice(proxy: Proxy, tmp_path: Path) -> None:
+    jobs = Jobs(proxy.address)
+    script = (
+        "import os, time\nprint('workers', os.environ['UNET_WORKERS'])\n"
+        "for number in range(12):\n    print('line', number)\n    time.sleep(1)\nraise SystemExit(7)\n"
+    )
+    name = start(jobs, tmp_path, script)
+    pieces: list[str] = []
+    ended: list[Job] = []
+    thread = threading.Thread(target=lambda: ended.append(jobs.follow(name, pieces.append)))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while "line 2" not in "".join(pieces):
+        assert time.monotonic() < deadline, pieces
+        time.sleep(0.1)
+    proxy.cut()
+    time.sleep(4)
+    proxy.mend()
+    thread.join(timeout=90)
+    (job,) = ended
+    assert (job.name, job.status, job.exit_code, job.is_over, job.metadata["a"]) == (name, "FAILED", 7, True, "b")
+    lines = [line for line in "".join(pieces).splitlines() if line.startswith(("line", "workers"))]
+    assert lines == ["workers 3", *(f"line {number}" for number in range(12))]
+    assert jobs.newest()[0].name == name
+
+
+@pytest.mark.slow
+def test_a_job_that_is_not_there_is_named(head: RayHead, token) -> None:
+    with pytest.raises(StorageError) as caught:
+        Jobs(head.address).find("unet-none")
+    assert str(caught.value) == f"no such job: {head.address}: unet-none. `unet status` lists them."
+
+
+@pytest.mark.slow
+def test_the_head_tells_of_itself(head: RayHead, token) -> None:
+    import ray
+
+    jobs = Jobs(head.address)
+    assert jobs.ray_version() == ray.__version__
+    deadline = time.monotonic() + 30
+    while not (nodes := jobs.nodes())[0].resources:
+        assert time.monotonic() < deadline, nodes
+        time.sleep(1)
+    (node,) = nodes
+    assert (node.address, node.is_head) == ("127.0.0.1", True)
+    assert node.resources["CPU"][1] == 2.0

@@ -1,0 +1,311 @@
+"""`unet submit` and `unet attach`: what is refused before anything is sent, and whole commands against a real head."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ray_head import RayHead, ray_head, why_not
+from benchmarks.workspace import make_workspace, run
+from pipeline.cli import main
+from pipeline.submit import Screen, check_ray, check_remote, check_words, choose_variables
+from unet_core.errors import RecipeError, StorageError, TrainingError
+
+SECRET = "of-no-use-elsewhere"
+
+
+def test_placement_is_passed_on_and_what_names_this_machine_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    given = {
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+        "UNET_WORKERS": "2-4",
+        "UNET_CHECKPOINTS": "s3://bucket/training",
+        "UNET_SHARDS": "file:///srv/shards",
+    }
+    with caplog.at_level("INFO"):
+        assert choose_variables(given) == {"UNET_WORKERS": "2-4", "UNET_CHECKPOINTS": "s3://bucket/training"}
+    assert "MLFLOW_TRACKING_URI stays here, as it names this machine; the cluster's own is used" in caplog.text
+    server = {"MLFLOW_TRACKING_URI": "https://mlflow.example:5000"}
+    assert choose_variables(server) == server
+
+
+@pytest.mark.parametrize("value", [f"https://me:{SECRET}@mlflow.example", f"s3://bucket/shards?signature={SECRET}"])
+def test_a_password_in_a_variable_is_refused_and_not_shown(value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        choose_variables({"MLFLOW_TRACKING_URI": value})
+    assert SECRET not in str(caught.value)
+    assert str(caught.value).startswith(
+        "environment variable MLFLOW_TRACKING_URI holds a password or a signature, and a job's variables can be read by "
+    )
+
+
+def test_a_password_in_the_command_is_refused_and_not_shown() -> None:
+    check_words(["predict", "s3://bucket/images", "--out", "reports/masks"])
+    with pytest.raises(RecipeError) as caught:
+        check_words(["init", "--source", f"s3://me:{SECRET}@bucket/images"])
+    assert str(caught.value) == (
+        "a word of the command holds a password or a signature, which all who list jobs could read: "
+        "s3://***@bucket/images. Give it to the cluster's own environment."
+    )
+
+
+def test_another_ray_is_refused() -> None:
+    check_ray("2.60.0", "2.60.0")
+    with pytest.raises(TrainingError) as caught:
+        check_ray("2.60.0", "2.59.1")
+    assert str(caught.value) == (
+        "the cluster has Ray 2.59.1, this machine 2.60.0. Install the same on both (constraints.txt), or build the "
+        "cluster's image anew."
+    )
+
+
+def remote(url: str) -> dict[str, dict[str, str]]:
+    return {"core": {"remote": "store"}, 'remote "store"': {"url": url}}
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/dvc", "/srv/dvc"])
+def test_a_remote_that_the_cluster_sees_is_accepted(url: str) -> None:
+    assert check_remote(remote(url), needs_remote=True)
+
+
+def test_without_a_remote_only_a_command_runs() -> None:
+    assert not check_remote({}, needs_remote=False)
+    with pytest.raises(
+        StorageError, match=r"^no default DVC remote in \.dvc/config, .*`dvc remote add --default store"
+    ):
+        check_remote({}, needs_remote=True)
+
+
+def test_a_remote_in_the_tree_is_refused() -> None:
+    with pytest.raises(
+        StorageError, match=r"^DVC's remote store is a folder of this tree, which the cluster can't see:"
+    ):
+        check_remote(remote("../store"), needs_remote=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("train", "report"), "one stage, and nothing behind it: train report. A command comes behind `--`."),
+        (("--", "attach"), "runs here, and not on a cluster: unet attach. Type it without `unet submit`."),
+    ],
+)
+def test_a_wrong_command_is_refused_here(words, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *words])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == f"unet submit: {text}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+LOG = "train: 1 of 9 steps, 3 s left\n::result 1/2 AAAA\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend"
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_lines_of_progress_take_each_others_place_on_a_terminal_only(step: int) -> None:
+    shown = {}
+    for stream in (io.StringIO(), Terminal()):
+        screen = Screen(stream)
+        for start in range(0, len(LOG), step):
+            screen.show(LOG[start : start + step])
+        screen.close()
+        shown[stream.isatty()] = stream.getvalue()
+    assert shown[False] == ("train: 1 of 9 steps, 3 s left\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n")
+    assert shown[True] == (
+        "train: 1 of 9 steps, 3 s left\r\x1b[Ktrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n"
+    )
+
+
+def test_a_cluster_that_is_not_there_is_named(tree, capsys: pytest.CaptureFixture[str], committed) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--address", "http://127.0.0.1:9", "--", "history"])
+    assert ended.value.code == 7
+    text = capsys.readouterr().err
+    assert text.startswith("unet submit: Ray's Jobs API can't be reached: http://127.0.0.1:9. Start the cluster")
+    assert text.count("\n") == 1
+
+
+def test_without_a_job_there_is_nothing_to_attach_to(tree, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["attach"])
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == (
+        "unet attach: no job was submitted from this tree. Name one of those that `unet status` lists.\n"
+    )
+
+
+@pytest.fixture
+def committed(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree as a repository."""
+    tree.write_recipe()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.root.parent))
+    (tree.root / ".dvc").mkdir()
+    (tree.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n", encoding="utf-8")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "--quiet"), ("add", "."), (*identity, "commit", "--quiet", "-m", "first")):
+        subprocess.run(["git", *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    """A cluster whose own environment has a store's credentials."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with ray_head(environment={"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": SECRET}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working tree with a DVC remote and a source outside."""
+    scratch = tmp_path_factory.mktemp("submit")
+    folder = make_workspace(scratch / "home", "shapes", {"ingest.source": str(scratch / "shapes")})
+    run(folder, "unet", "shapes", str(scratch / "shapes"), "--count", "12")
+    run(folder, "unet", "add")
+    run(folder, "dvc", "remote", "add", "--default", "store", str(scratch / "remote"))
+    return folder
+
+
+def unet(home: Path, head: RayHead, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a command whose user has secrets too."""
+    scripts = str(Path(sys.executable).parent)
+    outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
+    own = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_PASSWORD": SECRET}
+    return subprocess.Popen(
+        ["unet", *words],
+        cwd=home,
+        env={**outside, **own, **head.environment(), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ask(head: RayHead, path: str) -> str:
+    request = urllib.request.Request(f"{head.address}{path}", headers={"Authorization": f"Bearer {head.token}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.slow
+def test_a_command_runs_on_the_cluster_and_no_secret_is_told(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "submit", "--", "shapes", "data/raw/few", "--count", "2", UNET_WORKERS="2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "unet shapes data/raw/few --count 2; commit " in output
+    job = next(line for line in output.splitlines() if " submitted: " in line).split()[1]
+    assert f"job {job} succeeded after " in output
+    told = ask(head, "/api/jobs/")
+    (about,) = (entry for entry in json.loads(told) if entry["submission_id"] == job)
+    assert about["metadata"]["unet.command"] == "unet shapes data/raw/few --count 2"
+    assert len(about["metadata"]["git.tree"]) == len(about["metadata"]["git.commit"]) == 40
+    assert about["entrypoint"] == "python -m pipeline.job_road"
+    assert about["runtime_env"]["env_vars"]["UNET_WORKERS"] == "2"
+    for text in (told, ask(head, f"/api/jobs/{job}/logs"), output):
+        assert SECRET not in text
+        assert head.token not in text
+
+
+@pytest.mark.slow
+def test_stages_run_on_the_cluster_and_dvc_knows_their_results_here(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "submit", "split")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "::result" not in output
+    assert "taken home: dvc.lock, metrics/ingest.json, metrics/split.json, metrics/validate.json\n" in output
+    run(home, "dvc", "pull", "--allow-missing")
+    assert "Running stage" not in run(home, "dvc", "repro", "split")
+    # Nothing is new: nothing comes home.
+    process = unet(home, head, "attach")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "all results are here already\n" in output
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_jobs_also_later(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "submit", "--", "predict", "nowhere.png", "--out", "reports/masks")
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, "unet predict: " in output) == (6, True), output
+    process = unet(home, head, "attach")
+    again, _ = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert [line for line in again.splitlines() if line in output] == again.splitlines()
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_leaves_the_job_running_and_says_how_to_see_it_again(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "submit", "--", "shapes", "data/raw/many", "--count", "400")
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith("job unet-") and "; commit " in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    job = seen[-1].split()[1].rstrip(":")
+    assert f"job {job} goes on. To see it again: unet attach {job}\n" in output
+    process = unet(home, head, "attach", job)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"job {job} succeeded after " in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["wrong" * 8, ""])
+def test_a_wrong_token_is_refused_in_a_sentence(home: Path, head: RayHead, token: str, tmp_path: Path) -> None:
+    process = unet(home, head, "submit", "--", "history", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert output == (
+        f"unet submit: the cluster refuses the token, or wants one: {head.address}. Set RAY_AUTH_TOKEN to the cluster's "
+        "token, or write it to ~/.ray/auth_token.\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_ends_with_130(home: Path, head: RayHead) -> None:
+    from pipeline.jobs import Jobs
+
+    process = unet(home, head, "submit", "--", "shapes", "data/raw/more", "--count", "4000")
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if "; commit " in line)
+    job = line.split()[1].rstrip(":")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in head.environment().items():
+            patch.setenv(name, value)
+        begun = time.monotonic()
+        Jobs(head.address).stop(job)
+        output, _ = process.communicate(timeout=90)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 130
+    assert f"job {job} stopped after " in output
+
+
+@pytest.mark.slow
+def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "status", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = output.splitlines()
+    assert lines[0].startswith("cluster   Ray 2.")
+    assert " 1 host, " in lines[0]
+    assert lines[1].strip().startswith("127.0.0.1 (head): ")
+    assert any("unet shapes data/raw/few --count 2" in line for line in lines)
+    assert any(line.startswith("runs      tracking server can't be reached: http://127.0.0.1:9") for line in lines)
+    assert any(line.startswith("champion  tracking server can't be reached") for line in lines)
