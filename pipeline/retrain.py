@@ -36,10 +36,11 @@ from pipeline.retrain_record import (
     update,
     write_record,
 )
-from pipeline.retrain_standing import Memory, Standing, forget, read_standing, remember
+from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, remember
 from pipeline.retrain_steps import has_remote, pull, push, reproduce
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.source import IngestConfig
+from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
 from unet_core.errors import RecipeError, UnetError
 
@@ -119,23 +120,25 @@ class _Retraining:
         self._notes: list[str] = []
         self._reasons: list[Reason] = []
         self._recorded: str | None = None
+        self._standing = nowhere()
+        self._memory: Memory | None = None
 
     def run(self) -> Outcome:
-        """All steps that are needed."""
-        clear_leftovers(self._placement.root)
-        self._update()
-        found = self._look()
-        self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
-        if not self._reasons:
-            sentence = say_idle(found.seen, found.standing.model)
-            say(sentence)
-            return self._tell("nothing to do", sentence, found.standing)
+        """All steps that are needed; people hear of a failure too."""
         try:
+            clear_leftovers(self._placement.root)
+            self._update()
+            found = self._look()
+            self._standing = found.standing
+            self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
+            if not self._reasons:
+                say(self._write("nothing to do", say_idle(found.seen, found.standing.model)).line)
+                return "nothing to do"
             check_branch(self._record)
             say(f"retraining: {_join(self._reasons)}")
             return self._act(found)
         except UnetError as error:
-            call_webhook(self._placement.webhook, self._write("failed", str(error), found.standing).body())
+            call_webhook(self._placement.webhook, self._write("failed", str(error)).body())
             raise
 
     def _update(self) -> None:
@@ -168,42 +171,40 @@ class _Retraining:
         if found.must_add or is_stale(found.seen):
             with self._timed("reproduce"):
                 reproduce(self._lock, self._placement.state_dir / "retrain.log")
-        standing = self._stand(found)
-        memory = self._remember(found, standing)
+        self._stand(found)
+        self._memory = memory = self._remember(found)
         if not is_recorded(self._record):
             self._push_and_record(memory)
         if (branch := unpushed_branch(self._record)) is not None:
             with self._timed("push branch"):
                 push_branch(self._record)
             log.info("branch %s is at origin", branch)
-        before = found.standing.champion
-        if self._ask.force is not None or (standing.answer is None and not standing.is_champion):
+        if self._ask.force is not None or _is_open(self._standing):
             with self._timed("gate"):
                 self._promote()
-            standing = self._stand(found)
-        outcome, sentence = _conclude(standing, memory)
-        self._tell(outcome, sentence, standing, memory=memory, against=before.number if before else None)
-        if standing.version is not None:
-            assert found.client is not None
-            forget(found.client, standing.version)
-        say(f"{outcome}: {sentence}")
+            self._stand(found)
+        outcome, sentence = _conclude(self._standing, memory)
+        summary = self._write(outcome, sentence)
+        call_webhook(self._placement.webhook, summary.body())
+        if self._standing.version is not None:
+            forget(_client(found), self._standing.version)
+        say(summary.line)
         return outcome
 
-    def _stand(self, found: Look) -> Standing:
-        assert found.client is not None
-        return read_standing(found.client, receipt=self._paths.receipt, shards=self._paths.shards)
+    def _stand(self, found: Look) -> None:
+        """Look again how the model stands, which may be another one now."""
+        self._standing = read_standing(_client(found), receipt=self._paths.receipt, shards=self._paths.shards)
 
-    def _remember(self, found: Look, standing: Standing) -> Memory:
+    def _remember(self, found: Look) -> Memory:
         """Leave a note in the registry, or take up the one that an earlier call left."""
-        earlier = standing.memory
+        standing, earlier = self._standing, self._standing.memory
         memory = Memory(
             reasons=earlier.reasons if earlier else tuple(reason.text for reason in self._reasons),
             samples=_added_samples(self._placement.root, self._paths.metrics) or (earlier.samples if earlier else {}),
             was_champion=earlier.was_champion if earlier else standing.is_champion,
         )
         if earlier is None and standing.version is not None:
-            assert found.client is not None
-            remember(found.client, standing.version, memory)
+            remember(_client(found), standing.version, memory)
         return memory
 
     def _push_and_record(self, memory: Memory) -> None:
@@ -225,40 +226,19 @@ class _Retraining:
         data = DataPaths(accepted=paths.accepted, splits=paths.splits, shards=paths.shards)
         promote(data=data, model=paths.model, receipt=paths.receipt, report=paths.report, ask=Gate())
 
-    def _tell(
-        self,
-        outcome: Outcome,
-        sentence: str,
-        standing: Standing,
-        *,
-        memory: Memory | None = None,
-        against: str | None = None,
-    ) -> Outcome:
-        summary = self._write(outcome, sentence, standing, memory=memory, against=against)
-        if outcome != "nothing to do":
-            call_webhook(self._placement.webhook, summary.body())
-        return outcome
-
-    def _write(
-        self,
-        outcome: Outcome,
-        sentence: str,
-        standing: Standing,
-        *,
-        memory: Memory | None = None,
-        against: str | None = None,
-    ) -> Summary:
-        challenger = standing.version.number if standing.version else None
-        verdict = _verdict(self._paths.report, standing)
+    def _write(self, outcome: Outcome, sentence: str) -> Summary:
+        standing, verdict = self._standing, _verdict(self._paths.report, self._standing)
         summary = Summary(
             outcome=outcome,
             sentence=sentence,
             model=standing.model,
             time=self._began,
             reasons=tuple(self._reasons),
-            samples=memory.samples if memory else {},
-            challenger=Scored(version=challenger, score=verdict.get("challenger")),
-            against=Scored(version=verdict.get("against", against), score=verdict.get("champion")),
+            samples=self._memory.samples if self._memory else {},
+            challenger=Scored(
+                version=standing.version.number if standing.version else None, score=verdict.get("challenger")
+            ),
+            against=Scored(version=verdict.get("against"), score=verdict.get("champion")),
             champion=standing.champion.number if standing.champion else None,
             recorded=self._recorded,
             seconds={name: round(seconds, 2) for name, seconds in self._seconds.items()},
@@ -274,6 +254,16 @@ class _Retraining:
             yield
         finally:
             self._seconds[step] = self._seconds.get(step, 0.0) + time.monotonic() - started
+
+
+def _client(found: Look) -> Client:
+    assert found.client is not None, "only a dry run goes without a registry"
+    return found.client
+
+
+def _is_open(standing: Standing) -> bool:
+    """Whether the gate has something to decide, or to bring to an end."""
+    return standing.is_half_moved or (standing.answer is None and not standing.is_champion)
 
 
 def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:

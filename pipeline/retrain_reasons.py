@@ -81,7 +81,7 @@ def _of_data(seen: Seen) -> list[Reason]:
     told = [f"{count} {word}" for word, count in counts.items() if count]
     if told:
         plural = "sample" if sum(counts.values()) == 1 else "samples"
-        return [Reason(kind="data", text=f"{' and '.join(told)} {plural} in {seen.source}")]
+        return [Reason(kind="data", text=f"{', '.join(told)} {plural} in {seen.source}")]
     return []
 
 

@@ -55,9 +55,10 @@ def check_branch(record: Record) -> None:
             f"changes that are not committed: {changed.splitlines()[0][3:]}: branch {name} would hold results without "
             "what made them. Commit them, or leave out --branch."
         )
-    if _current_branch(record.root) == name:
-        return
-    for ref in (f"refs/heads/{name}", f"refs/remotes/{REMOTE}/{name}"):
+    refs = [f"refs/remotes/{REMOTE}/{name}"]
+    if _current_branch(record.root) != name:
+        refs.append(f"refs/heads/{name}")
+    for ref in refs:
         if _has(record.root, ref) and not _contains(record.root, "HEAD", ref):
             raise StorageError(
                 f"branch {name} has commits that are not in this working tree: {ref}. Merge them here, or choose "
@@ -77,6 +78,7 @@ def write_record(record: Record, message: str) -> str:
     """Commit the results on the branch, or write the patch; says where they are."""
     if record.branch is None:
         patch = _make_patch(record)
+        record.patch.parent.mkdir(exist_ok=True)
         partial = record.patch.with_suffix(".partial")
         partial.write_bytes(patch)
         partial.replace(record.patch)

@@ -42,9 +42,14 @@ class Summary:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def line(self) -> str:
+        """Outcome and sentence; the gate's begins with the outcome already."""
+        return self.sentence if self.sentence.startswith(self.outcome) else f"{self.outcome}: {self.sentence}"
+
     def body(self) -> dict[str, Any]:
         """For machines; `text` is what many chat programs show of a webhook's body."""
-        return {"text": f"unet retrain: {self.outcome}: {self.sentence}", **asdict(self)}
+        return {"text": f"unet retrain: {self.line}", **asdict(self)}
 
 
 def write_summary(summary: Summary, report: Path) -> None:
