@@ -7,108 +7,27 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from benchmarks.workspace import change_recipe, commit, make_workspace, run, start, wait_for_step, weights_of
+from benchmarks.retraining import CALL, Place, make_place
+from benchmarks.workspace import change_recipe, commit, run, start, wait_for_step, weights_of
 from pipeline import tracking
 from pipeline.claimant import Claimant
-from pipeline.history import Entry, history
+from pipeline.history import Entry
 from pipeline.retrain_standing import UNDER_WAY_TAG
 
 pytestmark = pytest.mark.slow
-
-#: Small and quick; whatever is not much worse is promoted.
-TINY = {
-    "model.width": 4,
-    "model.depth": 2,
-    "train.epochs": 3,
-    "train.lanes": 4,
-    "train.samples_per_lane": 1,
-    "train.validate_every_epochs": 1,
-    "train.checkpoint_every_steps": 5,
-    "promote.min_score": 0.01,
-    "promote.min_groups": 3,
-    "promote.margin": 1.0,
-    "promote.max_class_drop": None,
-    "shard.target_mb": 2.0,
-}
-CALL = ("unet", "retrain", "--branch", "retrain", "--exit-code")
-
-
-class Place:
-    """A clone that retrains, with `origin` and DVC's remote beside it, in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tree = folder / "tree"
-
-    def copy_to(self, folder: Path) -> "Place":
-        shutil.copytree(self.folder, folder, symlinks=True)
-        return Place(folder)
-
-    def call(self, *words: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Exit code and what is said."""
-        process = start(self.tree, *(words or CALL), env=env)
-        code = process.wait(timeout=170)
-        return code, (self.tree / "start.log").read_text()
-
-    def run(self, *words: str) -> str:
-        return run(self.tree, *words)
-
-    def git(self, *words: str) -> str:
-        return run(self.tree, "git", *words).strip()
-
-    def add_shapes(self, count: int) -> None:
-        self.run("unet", "shapes", "data/raw/shapes", "--count", str(count))
-
-    def summary(self) -> dict[str, Any]:
-        return json.loads((self.tree / "reports" / "retrain.json").read_text())
-
-    def client(self) -> tracking.Client:
-        return tracking.connect(f"sqlite:///{self.tree / 'mlflow.db'}")
-
-    def champion(self) -> tracking.Version:
-        version = tracking.version_by_alias(self.client(), "unet", tracking.CHAMPION)
-        assert version is not None
-        return version
-
-    def receipt(self) -> dict[str, str]:
-        return json.loads((self.tree / "models" / "receipt.json").read_text())
-
-    def check_all_done(self) -> None:
-        """Everything is where it belongs, and another call finds nothing to do."""
-        assert self.git("status", "--porcelain") == "?? start.log"
-        assert self.git("branch", "--show-current") == "retrain"
-        assert self.git("rev-parse", "HEAD") == self.git("rev-parse", "origin/retrain")
-        assert json.loads(self.run("dvc", "status", "--json").partition("{")[1] or "{}") == {}
-        assert json.loads(self.run("dvc", "status", "--cloud", "--json")) == {}
-        version = tracking.find_version(self.client(), "unet", self.receipt()["model_sha256"])
-        assert version is not None
-        assert version.tags[UNDER_WAY_TAG] == "told"
-        assert all(entry.is_done for entry in history(self.client(), "unet"))
-        code, said = self.call()
-        assert (code, said.startswith("nothing to do: ")) == (0, True), said
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A first call has trained, recorded and promoted."""
-    folder = tmp_path_factory.mktemp("retrain")
-    place = Place(folder)
-    make_workspace(place.tree, "shapes", TINY)
-    run(folder, "git", "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
-    place.run("dvc", "remote", "add", "--quiet", "--default", "store", "../remote")
-    commit(place.tree, "remote")
-    place.git("branch", "--move", "main")
-    place.git("remote", "add", "origin", "../origin.git")
-    place.git("push", "--quiet", "--set-upstream", "origin", "main")
-    place.add_shapes(60)
+    place = make_place(tmp_path_factory.mktemp("retrain"))
     code, said = place.call()
     assert code == 10, said
     assert said.startswith("retraining: 60 new samples in data/raw/shapes; nothing was trained here yet; there is no")
@@ -449,11 +368,15 @@ def test_new_code_from_upstream_is_what_runs(first: Place, tmp_path: Path) -> No
     place.check_all_done()
 
 
-def test_outside_git_it_says_so(tmp_path: Path) -> None:
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
-    done = subprocess.run(
-        ["unet", "retrain"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (4, 7)
-    assert "Traceback" not in done.stderr
+def test_crons_line_works_under_its_bare_environment(first: Place) -> None:
+    lines = (Path(__file__).parents[2] / "infra" / "schedules" / "crontab").read_text().splitlines()
+    command = lines[-1].split(maxsplit=5)[5].replace("cd /srv/unet", f"cd {first.tree}")
+    command = command.replace(".venv/bin/unet", str(Path(sys.executable).with_name("unet")))
+    bare = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(first.folder),
+        "SHELL": "/bin/sh",
+        "PYTHONPATH": os.environ["PYTHONPATH"],
+    }
+    done = subprocess.run(["/bin/sh", "-c", command], cwd="/", env=bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:15]) == (0, "nothing to do: "), done.stderr
