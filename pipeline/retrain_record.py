@@ -160,7 +160,7 @@ def _make_patch(record: Record) -> bytes:
         run("read-tree", "HEAD")
         there = [name for name in record.results if (record.root / name).exists()]
         run("--literal-pathspecs", "add", "--all", "--", *there)
-        options = ("--cached", "--binary", "--full-index", "--no-renames", "--no-ext-diff", "--no-color", "--relative")
+        options = ("--cached", "--binary", "--full-index", "--no-renames", "--no-ext-diff", "--no-color")
         return run("-c", "diff.noprefix=false", "diff", *options, "HEAD", "--", *_literal(record.results))
 
 

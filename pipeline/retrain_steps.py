@@ -35,7 +35,7 @@ class Status:
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Stage -> what it depends on and has changed; parts of the recipe as `params.yaml: train.epochs`."""
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Stage (or .dvc file) -> results that are not here, or not in DVC's cache."""
+    """Stage (or .dvc file) -> results that are not in DVC's cache, or not here."""
     altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Stage (or .dvc file) -> results that are others than recorded."""
 
@@ -79,7 +79,7 @@ def parse_status(body: Mapping[str, Any]) -> Status:
 
 def has_remote(lock: int | None) -> bool:
     """Whether DVC has a default remote."""
-    return _dvc("config", "core.remote", lock=lock).returncode == 0
+    return bool(_dvc("config", "core.remote", lock=lock).stdout.strip())
 
 
 def pull(status: Status, lock: int | None) -> None:
@@ -88,17 +88,17 @@ def pull(status: Status, lock: int | None) -> None:
     What lies here and differs is replaced only where DVC has it in its cache: a killed stage may have left half of it,
     and the stage that makes it again goes on from there.
     """
-    absent, altered = (
-        [name for names in found.values() for name in names] for found in (status.absent, status.altered)
-    )
-    if absent:
-        done = _dvc("pull", "--allow-missing", *absent, lock=lock)
+    names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
+    gone = [name for name in names if not Path(name).exists()]
+    if gone:
+        done = _dvc("pull", "--allow-missing", *gone, lock=lock)
         if done.returncode:
             raise StorageError(f"DVC can't pull what is recorded: {_short(done.stderr)}")
-    if altered:
-        done = _dvc("pull", "--allow-missing", *altered, lock=lock)
+    others = [name for name in names if name not in gone]
+    if others:
+        done = _dvc("pull", "--allow-missing", *others, lock=lock)
         if done.returncode:
-            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(altered))
+            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(others))
 
 
 def push(lock: int | None) -> None:

@@ -148,17 +148,26 @@ def test_what_a_killed_stage_left_stays_and_what_is_not_here_comes(pipeline: Pat
     # Not only from the cache of this machine.
     subprocess.run(["rm", "-rf", ".dvc/cache"], check=True)
     pull(read_status(start_status()), None)
+    # `b` is back, and of `a`, half of which is here, nothing was lost.
     assert (pipeline / "b").read_text() == "b"
     assert (pipeline / "a" / "half").exists()
 
 
 @pytest.mark.slow
-def test_a_remote_that_is_away_is_named_without_its_secrets(pipeline: Path) -> None:
+def test_a_remote_that_is_away_is_named_without_its_secrets(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dvc("remote", "add", "--default", "store", "http://me:secret@127.0.0.1:9/store")
     reproduce(None, LOG)
     with pytest.raises(StorageError, match=r"^DVC can't push the results: ") as caught:
         push(None)
     assert "secret" not in str(caught.value)
+    dvc("remote", "modify", "store", "url", "s3://me:secret@bucket/x")
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
     subprocess.run(["rm", "-rf", ".dvc/cache", "b"], check=True)
     with pytest.raises(StorageError, match=r"^DVC can't pull what is recorded: ") as caught:
         pull(read_status(start_status()), None)
@@ -168,7 +177,7 @@ def test_a_remote_that_is_away_is_named_without_its_secrets(pipeline: Path) -> N
 @pytest.mark.slow
 def test_a_lock_file_that_is_cut_off_is_told_by_its_name(pipeline: Path) -> None:
     reproduce(None, LOG)
-    (pipeline / "dvc.lock").write_text((pipeline / "dvc.lock").read_text()[:-20])
+    (pipeline / "dvc.lock").write_text((pipeline / "dvc.lock").read_text()[:150] + "  :")
     with pytest.raises(StorageError, match=r"^DVC can't tell what is stale: .*dvc\.lock"):
         read_status(start_status())
 
