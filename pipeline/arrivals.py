@@ -3,16 +3,17 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipeline.command import say
-from pipeline.ledger import append, compare, read_ledger
+from pipeline.ledger import Changes, append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
 from pipeline.progress import progress
-from pipeline.source import IngestConfig
+from pipeline.source import IngestConfig, Pair
 from unet_core.errors import DataError, StorageError
 from unet_core.samples import ClassMap
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
@@ -23,15 +24,28 @@ log = logging.getLogger(__name__)
 def add(*, allow_removal: bool = False) -> None:
     """Record what is new or changed in the source as a batch, and let DVC track the ledger."""
     config = load_section("ingest", IngestConfig)
-    source, ledger = config.source, Path(config.ledger)
-    pairs = find_pairs(source, config, load_section("masks", ClassMap))
-    tracked = ledger.with_name(ledger.name + ".dvc")
-    if tracked.exists() and not ledger.exists():
+    record(config, find_changes(config, find_all_pairs(config)), allow_removal=allow_removal)
+
+
+def find_all_pairs(config: IngestConfig) -> list[Pair]:
+    """All pairs of the recipe's source."""
+    return find_pairs(config.source, config, load_section("masks", ClassMap))
+
+
+def find_changes(config: IngestConfig, pairs: Sequence[Pair]) -> Changes:
+    """What a new batch would record; every file of the source is read."""
+    ledger = Path(config.ledger)
+    if tracked_by(ledger).exists() and not ledger.exists():
         raise DataError(f"the ledger is recorded in git but not here: {ledger}. Run `dvc pull` before you add to it.")
-    changes = compare(read_ledger(ledger) if ledger.exists() else [], pairs, source)
+    return compare(read_ledger(ledger) if ledger.exists() else [], pairs, config.source)
+
+
+def record(config: IngestConfig, changes: Changes, *, allow_removal: bool = False) -> None:
+    """Append the changes to the ledger, and let DVC track it."""
+    ledger = Path(config.ledger)
     if changes.missing and not allow_removal:
         raise DataError(
-            f"recorded samples are missing from {source}: {changes.missing[0].key}"
+            f"recorded samples are missing from {config.source}: {changes.missing[0].key}"
             f"{f' and {len(changes.missing) - 1} more' if len(changes.missing) > 1 else ''}. "
             "Restore them, or record their removal with `unet add --allow-removal`."
         )
@@ -43,9 +57,14 @@ def add(*, allow_removal: bool = False) -> None:
             f"{len(changes.missing)} removed"
         )
     else:
-        say(f"nothing new in {source}")
+        say(f"nothing new in {config.source}")
     # Always: an earlier attempt may have written the ledger and not reached DVC.
     _track(ledger)
+
+
+def tracked_by(ledger: Path) -> Path:
+    """The file in git by which DVC knows the ledger."""
+    return ledger.with_name(ledger.name + ".dvc")
 
 
 def _track(ledger: Path) -> None:

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_registry_commands(command)
     _add_cluster_commands(command)
+    _add_retrain(command)
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -138,6 +139,22 @@ def _add_cluster_commands(command: Callable[[str, str, Run], argparse.ArgumentPa
     attach.add_argument("--address", metavar="URL", help=address)
     status = command("status", "show cluster, jobs, runs and champion", _status)
     status.add_argument("--address", metavar="URL", help=address)
+
+
+def _add_retrain(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
+    retrain = command("retrain", "what a scheduler calls: see what is new, train, record, ask the gate", _retrain)
+    retrain.add_argument(
+        "--branch", metavar="NAME", help="commit the results there; without: a patch file below .unet/"
+    )
+    retrain.add_argument("--max-age", type=float, metavar="DAYS", help="act where the champion is older")
+    retrain.add_argument("--force", nargs="?", const="by hand", metavar="REASON", help="act though nothing is new")
+    retrain.add_argument("--wait", action="store_true", help="for another retraining to end, instead of leaving")
+    retrain.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    retrain.add_argument(
+        "--exit-code",
+        action="store_true",
+        help="end with 0: nothing to do, 10: promoted, 11: not promoted, 12: another retraining is at work",
+    )
 
 
 def _init(parsed: argparse.Namespace) -> None:
@@ -213,6 +230,31 @@ def _diff(parsed: argparse.Namespace) -> None:
     from pipeline.ancestry import show_difference
 
     show_difference(parsed.old, parsed.new)
+
+
+def _retrain(parsed: argparse.Namespace) -> None:
+    from pipeline.retrain import Request, retrain
+    from pipeline.retrain_look import Paths
+
+    ask = Request(
+        branch=parsed.branch,
+        wait=parsed.wait,
+        max_age_days=parsed.max_age,
+        force=parsed.force,
+        dry_run=parsed.dry_run,
+    )
+    paths = Paths(
+        accepted=ACCEPTED,
+        splits=SPLITS,
+        shards=SHARDS,
+        model=MODEL,
+        receipt=RECEIPT,
+        metrics=METRICS,
+        report=REPORT,
+    )
+    code = retrain(ask, paths)
+    if parsed.exit_code:
+        sys.exit(code)
 
 
 def _predict(parsed: argparse.Namespace) -> None:

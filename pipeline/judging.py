@@ -3,7 +3,6 @@
 Old numbers are never compared with new ones.
 """
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -18,6 +17,7 @@ from pipeline.lineage import data_state
 from pipeline.membership import Membership, groups_in, read_memberships, todays_groups
 from pipeline.params import load_section
 from pipeline.placement import Placement
+from pipeline.question import TEST_SET_TAG, hash_test_set
 from pipeline.score_summary import ece
 from pipeline.scores import ScoreRow, image_rows, score_matrix, scored_classes
 from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
@@ -30,9 +30,6 @@ from unet_core.reader import ShardReader
 from unet_core.splits import SplitConfig
 
 log = logging.getLogger(__name__)
-
-#: Tag of versions: the test images that it was judged on.
-TEST_SET_TAG = "gate.test_set_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +80,6 @@ def judge_versions(
         versions_judged_before=sum(version.number != challenger.number for version in judged),
         training_unknown=unknown,
     )
-
-
-def hash_test_set(shards: Path) -> str:
-    """sha256 of what the test shards hold: keys, files, and how they were read."""
-    contents = sorted(shard.content for shard in read_index(shards).of_split("test"))
-    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
 
 def _judge(

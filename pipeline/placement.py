@@ -5,6 +5,7 @@ The only module that reads environment variables; README.md shows them as a tabl
 
 import math
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Placement:
 
     on_promotion: tuple[str, ...] = ()
     """UNET_ON_PROMOTION: a command, as words of a shell but run without one, that is told of each new champion."""
+    webhook: str | None = None
+    """UNET_WEBHOOK: an address that `unet retrain` tells what came of it. Who knows it may write there: a secret."""
 
     @property
     def state_dir(self) -> Path:
@@ -99,6 +102,7 @@ def read_placement() -> Placement:
         checkpoints=_read_url("UNET_CHECKPOINTS"),
         jobs_address=os.environ.get("RAY_API_SERVER_ADDRESS") or Placement.jobs_address,
         on_promotion=_read_words("UNET_ON_PROMOTION"),
+        webhook=_read_webhook("UNET_WEBHOOK"),
     )
 
 
@@ -121,6 +125,14 @@ def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
     own = ("UNET_CHECKPOINTS", "UNET_SHARDS")
     outside = {name: value for name, value in os.environ.items() if name not in own}
     return {**outside, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
+
+
+def environment_for_tools() -> dict[str, str]:
+    """The environment for git and DVC: this interpreter's commands come first, since a scheduler's PATH lacks them."""
+    paths = [str(Path(sys.executable).parent), *filter(None, [os.environ.get("PATH")])]
+    outside = {name: value for name, value in os.environ.items() if name != "UNET_WEBHOOK"}
+    # Nobody is there to answer.
+    return {**outside, "PATH": os.pathsep.join(paths), "GIT_TERMINAL_PROMPT": "0"}
 
 
 def _main_tree(root: Path) -> Path:
@@ -162,6 +174,16 @@ def _read_url(name: str) -> str | None:
     if text and "://" not in text:
         raise RecipeError(
             f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder. Correct or unset it."
+        )
+    return text or None
+
+
+def _read_webhook(name: str) -> str | None:
+    text = os.environ.get(name)
+    if text and not re.fullmatch(r"https?://[^/\s@?#]+([/?#]\S*)?", text):
+        raise RecipeError(
+            f"environment variable {name}: not an address that begins with https:// or http:// (it is not shown, since "
+            "it may be a secret; a name and password before the host are not possible). Correct or unset it."
         )
     return text or None
 

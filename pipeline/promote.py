@@ -10,8 +10,9 @@ from pipeline.announce import announce
 from pipeline.command import say
 from pipeline.history import MAX_REASON, Entry, Move, champions, check_reason, move_champion, settle
 from pipeline.json_file import write_json
-from pipeline.judging import TEST_SET_TAG, DataPaths, judge_versions
+from pipeline.judging import DataPaths, judge_versions
 from pipeline.placement import read_placement
+from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
 from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
 from unet_core.errors import RegistryError
@@ -50,6 +51,8 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         announce(placement.on_promotion, challenger.name, entry)
         say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
         return
+    # Before judging, which takes a while: what is edited meanwhile is another question.
+    asked = question_tags(data.shards)
     judgement = judge_versions(client, challenger, champion, data, placement)
     verdict = judgement.verdict
     if verdict.decision == "promoted":
@@ -59,11 +62,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     tracking.set_version_tags(
         client,
         challenger,
-        {
-            "gate.decision": verdict.decision,
-            "gate.sentence": verdict.sentence,
-            TEST_SET_TAG: judgement.test_set_sha256,
-        },
+        {DECISION_TAG: verdict.decision, SENTENCE_TAG: verdict.sentence, **asked},
     )
     body = {
         **asdict(verdict),

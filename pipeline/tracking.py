@@ -149,6 +149,13 @@ def version_by_alias(client: Client, name: str, alias: str) -> Version | None:
     return _found(f"reading alias {alias}", lambda: client.get_model_version_by_alias(name, alias))
 
 
+def age_days(client: Client, version: Version) -> float:
+    """Days since a version was made."""
+    with registry_errors(f"reading version {version.number}"):
+        made_ms = client.get_model_version(version.name, version.number).creation_timestamp
+    return (time.time() - made_ms / 1000) / 86400
+
+
 def _found(doing: str, get: Callable[[], Any]) -> Version | None:
     try:
         return _version(get())

@@ -25,7 +25,7 @@ def test_the_image_has_the_code_and_all_that_its_build_copies() -> None:
     packages = project["tool"]["setuptools"]["packages"]
     copied = re.findall(r"^COPY (?!-)(.*) \./$", DOCKERFILE, flags=re.MULTILINE)[0].split()
     modules = [f"{package.replace('.', '/')}/{name}.py" for package in packages for name in ("__init__", "any")]
-    assert all(is_taken(path) for path in [*copied, *modules, "dvc.yaml", "infra/mlflow_server.py", "infra/retrain.sh"])
+    assert all(is_taken(path) for path in [*copied, *modules, "dvc.yaml", "infra/mlflow_server.py"])
     # The first layer installs the packages in place, before their code is there.
     made = re.search(r"mkdir -p (.*?) &&", DOCKERFILE)
     assert made is not None

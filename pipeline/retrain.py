@@ -1,0 +1,312 @@
+"""`unet retrain`: the one command a scheduler calls.
+
+    update, pull -> look -> add -> reproduce -> push -> record (branch or patch) -> gate -> tell
+
+Killed at any moment, the next call goes on: no file says how far it came. Each step is done where a look at source,
+DVC, git and registry tells that it is needed, and doing it twice changes nothing.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.arrivals import add, record, tracked_by
+from pipeline.command import say
+from pipeline.params import load_section
+from pipeline.placement import Placement, read_placement
+from pipeline.retrain_leftovers import clear_leftovers
+from pipeline.retrain_lock import held, holder
+from pipeline.retrain_look import Look, Paths, look, make_record
+from pipeline.retrain_reasons import Reason, find_reasons, is_stale, say_idle
+from pipeline.retrain_record import (
+    check_branch,
+    committed_text,
+    is_recorded,
+    push_branch,
+    unpushed_branch,
+    update,
+    write_record,
+)
+from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, remember
+from pipeline.retrain_steps import has_remote, pull, push, reproduce
+from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
+from pipeline.source import IngestConfig
+from pipeline.tracking import Client
+from pipeline.webhook import call_webhook
+from unet_core.errors import RecipeError, UnetError
+
+log = logging.getLogger(__name__)
+
+#: What schedulers get for --exit-code; errors have the codes of their classes.
+EXIT_CODES: dict[Outcome, int] = {"nothing to do": 0, "promoted": 10, "not promoted": 11}
+BUSY = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the scheduler asks for."""
+
+    branch: str | None = None
+    """Where results are committed; None: a patch file."""
+    wait: bool = False
+    max_age_days: float | None = None
+    """Of the champion; None: however old."""
+    force: str | None = None
+    """Why to act without a reason of its own."""
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_age_days is not None and not self.max_age_days > 0:
+            raise RecipeError(f"--max-age {self.max_age_days:g}: not a number of days above 0. Correct it.")
+
+
+def retrain(ask: Request, paths: Paths) -> int:
+    """Do what there is to do and say why; the exit code that tells a scheduler what came of it."""
+    placement = read_placement()
+    if ask.dry_run:
+        _explain(ask, paths, placement)
+        return EXIT_CODES["nothing to do"]
+    path = placement.state_dir / "retrain.lock"
+    with held(path, wait=ask.wait) as lock:
+        if lock is None:
+            say(f"another retraining is at work in {placement.root}: {holder(path)}. Nothing done.")
+            return BUSY
+        with _terminated_as_interrupted():
+            return EXIT_CODES[_Retraining(ask, paths, placement, lock).run()]
+
+
+def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
+    """Say what would be done, and do nothing."""
+    goal = make_record(paths, placement, ask.branch)
+    found = look(paths, placement, goal, may_mend=False)
+    away = [name for part in found.status.absent.values() for name in part]
+    if away and has_remote(None):
+        say(f"would first pull what is recorded and not here: {', '.join(away)}; what follows may then be less")
+    reasons = find_reasons(found.seen, max_age_days=ask.max_age_days, force=ask.force)
+    if not reasons:
+        say(say_idle(found.seen, found.standing.model))
+        return
+    check_branch(goal)
+    will_run = is_stale(found.seen) or found.must_add
+    steps = {
+        "unet add": found.must_add,
+        "dvc repro": will_run,
+        "dvc push": (will_run or not found.seen.is_recorded) and has_remote(None),
+        f"a commit on branch {ask.branch}" if ask.branch else "a patch file": will_run or not found.seen.is_recorded,
+        "unet promote": will_run or found.seen.is_judged is not True or ask.force is not None,
+    }
+    say(f"would retrain: {_join(reasons)}")
+    say(f"steps: {', '.join(step for step, is_needed in steps.items() if is_needed) or 'none, only word of it'}")
+
+
+class _Retraining:
+    """One call, with the lock held."""
+
+    def __init__(self, ask: Request, paths: Paths, placement: Placement, lock: int) -> None:
+        self._ask, self._paths, self._placement, self._lock = ask, paths, placement, lock
+        self._record = make_record(paths, placement, ask.branch)
+        self._ledger = Path(load_section("ingest", IngestConfig).ledger)
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self._seconds: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._reasons: list[Reason] = []
+        self._recorded: str | None = None
+        self._standing = nowhere()
+        self._memory: Memory | None = None
+
+    def run(self) -> Outcome:
+        """All steps that are needed; people hear of a failure too."""
+        try:
+            clear_leftovers(self._placement.root)
+            self._update()
+            found = self._look()
+            self._standing = found.standing
+            self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
+            if not self._reasons:
+                say(self._write("nothing to do", say_idle(found.seen, found.standing.model)).line)
+                return "nothing to do"
+            check_branch(self._record)
+            say(f"retraining: {_join(self._reasons)}")
+            return self._act(found)
+        except UnetError as error:
+            call_webhook(self._placement.webhook, self._write("failed", str(error)).body())
+            raise
+
+    def _update(self) -> None:
+        with self._timed("update"):
+            moved, notes = update(self._record, self._ledger, tracked_by(self._ledger))
+        self._notes += notes
+        if moved:
+            # Modules of two commits must not mix in one process. The lock is free until the new one takes it.
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+    def _look(self) -> Look:
+        with self._timed("look"):
+            found = look(self._paths, self._placement, self._record, may_mend=True)
+        if not (found.status.absent or found.status.altered) or not has_remote(self._lock):
+            return found
+        with self._timed("pull"):
+            pull(found.status, self._lock)
+        with self._timed("look"):
+            return look(self._paths, self._placement, self._record, may_mend=True)
+
+    def _act(self, found: Look) -> Outcome:
+        if found.must_add:
+            with self._timed("add"):
+                if found.changes is None:
+                    # Git knows the ledger and it is not here: this tells.
+                    add()
+                else:
+                    record(load_section("ingest", IngestConfig), found.changes)
+        if found.must_add or is_stale(found.seen):
+            with self._timed("reproduce"):
+                reproduce(self._lock, self._placement.state_dir / "retrain.log")
+        self._stand(found)
+        self._memory = memory = self._remember(found)
+        if not is_recorded(self._record):
+            self._push_and_record(memory)
+        if (branch := unpushed_branch(self._record)) is not None:
+            with self._timed("push branch"):
+                push_branch(self._record)
+            log.info("branch %s is at origin", branch)
+        if self._ask.force is not None or _is_open(self._standing):
+            with self._timed("gate"):
+                self._promote()
+            self._stand(found)
+        outcome, sentence = _conclude(self._standing, memory)
+        summary = self._write(outcome, sentence)
+        call_webhook(self._placement.webhook, summary.body())
+        if self._standing.version is not None:
+            forget(_client(found), self._standing.version)
+        say(summary.line)
+        return outcome
+
+    def _stand(self, found: Look) -> None:
+        """Look again how the model stands, which may be another one now."""
+        self._standing = read_standing(_client(found), receipt=self._paths.receipt, shards=self._paths.shards)
+
+    def _remember(self, found: Look) -> Memory:
+        """Leave a note in the registry, or take up the one that an earlier call left."""
+        standing, earlier = self._standing, self._standing.memory
+        memory = Memory(
+            reasons=earlier.reasons if earlier else tuple(reason.text for reason in self._reasons),
+            samples=_added_samples(self._placement.root, self._paths.metrics) or (earlier.samples if earlier else {}),
+            was_champion=earlier.was_champion if earlier else standing.is_champion,
+        )
+        if earlier is None and standing.version is not None:
+            remember(_client(found), standing.version, memory)
+        return memory
+
+    def _push_and_record(self, memory: Memory) -> None:
+        if has_remote(self._lock):
+            with self._timed("push"):
+                push(self._lock)
+        with self._timed("record"):
+            title = f"Retrain: {memory.reasons[0]}"[:72]
+            self._recorded = write_record(self._record, "\n\n".join([title, "\n".join(memory.reasons)]))
+        say(f"results: {self._recorded}")
+
+    def _promote(self) -> None:
+        # They import torch, which takes seconds; with nothing to do there is no need.
+        from pipeline.judging import DataPaths
+        from pipeline.promote import Request as Gate
+        from pipeline.promote import promote
+
+        paths = self._paths
+        data = DataPaths(accepted=paths.accepted, splits=paths.splits, shards=paths.shards)
+        promote(data=data, model=paths.model, receipt=paths.receipt, report=paths.report, ask=Gate())
+
+    def _write(self, outcome: Outcome, sentence: str) -> Summary:
+        standing, verdict = self._standing, _verdict(self._paths.report, self._standing)
+        summary = Summary(
+            outcome=outcome,
+            sentence=sentence,
+            model=standing.model,
+            time=self._began,
+            reasons=tuple(self._reasons),
+            samples=self._memory.samples if self._memory else {},
+            challenger=Scored(
+                version=standing.version.number if standing.version else None, score=verdict.get("challenger")
+            ),
+            against=Scored(version=verdict.get("against"), score=verdict.get("champion")),
+            champion=standing.champion.number if standing.champion else None,
+            recorded=self._recorded,
+            seconds={name: round(seconds, 2) for name, seconds in self._seconds.items()},
+            notes=tuple(self._notes),
+        )
+        write_summary(summary, self._paths.report)
+        return summary
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[step] = self._seconds.get(step, 0.0) + time.monotonic() - started
+
+
+def _client(found: Look) -> Client:
+    assert found.client is not None, "only a dry run goes without a registry"
+    return found.client
+
+
+def _is_open(standing: Standing) -> bool:
+    """Whether the gate has something to decide, or to bring to an end."""
+    return standing.is_half_moved or (standing.answer is None and not standing.is_champion)
+
+
+def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
+    """What came of it: promoted is what became champion by this call, or by a stopped one that this one ends."""
+    answer = standing.answer
+    if standing.is_champion and not memory.was_champion:
+        return "promoted", answer.sentence if answer else "champion by other means"
+    if standing.is_champion:
+        return "not promoted", "the same recipe, data and code gave the same model, which is champion already"
+    return "not promoted", answer.sentence if answer else "the gate gave no answer"
+
+
+def _verdict(report: Path, standing: Standing) -> dict[str, Any]:
+    """The gate's numbers, if they are of this model."""
+    try:
+        found: dict[str, Any] = json.loads(report.with_name("verdict.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_mine = standing.version is not None and found.get("model_sha256") == standing.version.model_sha256
+    return found if is_mine else {}
+
+
+def _added_samples(root: Path, metrics: Path) -> dict[str, int]:
+    """New, changed and removed samples of the batches that the newest commit does not have."""
+    path = metrics / "ingest.json"
+    try:
+        now = json.loads((root / path).read_text(encoding="utf-8"))["batches"]
+        before = json.loads(committed_text(root, str(path)) or '{"batches": []}')["batches"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    fresh = now[len(before) :]
+    return {word: sum(batch[word] for batch in fresh) for word in ("new", "changed", "removed")} if fresh else {}
+
+
+def _join(reasons: list[Reason]) -> str:
+    return "; ".join(reason.text for reason in reasons)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the training below as Ctrl-C does: with a checkpoint."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

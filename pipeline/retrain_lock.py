@@ -1,0 +1,67 @@
+"""One retraining at a time in a working tree: a lock on a file, which the system frees when all its holders have ended.
+
+What the file says is for people. A killed holder needs no taking over: its lock died with it.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from unet_core.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(path: Path, *, wait: bool) -> Iterator[int | None]:
+    """The lock's descriptor, or None where another process has it; with `wait`, as soon as that has ended.
+
+    A process that inherits the descriptor (`pass_fds`) holds the lock too: a `dvc repro` that outlives its killed
+    retraining keeps the next one away until it has ended.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _take(lock, path, wait=wait):
+            yield None
+            return
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(lock, f"process {os.getpid()} on {platform.node()}, since {since}")
+        try:
+            yield lock
+        finally:
+            _write(lock, "")
+    finally:
+        os.close(lock)
+
+
+def holder(path: Path) -> str:
+    """Who has the lock, as a line for people."""
+    return path.read_text(encoding="utf-8").strip() or "a process that has not said who it is yet"
+
+
+def _take(lock: int, path: Path, *, wait: bool) -> bool:
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                return False
+            log.info("waiting for another retraining: %s", holder(path))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StorageError(
+            f"a lock is not possible here: {path}: {error.strerror}. Put the working tree on a file system with locks, "
+            "such as a local disk, NFS 4 or CephFS."
+        ) from error
+    return True
+
+
+def _write(lock: int, text: str) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{text}\n".encode() if text else b"", 0)

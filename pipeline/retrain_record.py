@@ -1,0 +1,237 @@
+"""Results of a retraining -> git: a commit on a branch, or a patch file; and what upstream has -> the working tree.
+
+Only what the pipeline writes and git tracks is recorded: dvc.lock, the ledger's .dvc file, metrics, receipt.
+"""
+
+import hashlib
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.placement import environment_for_tools
+from pipeline.storage import public
+from unet_core.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+REMOTE = "origin"
+#: Below .unet/.
+PATCH_NAME = "retrain.patch"
+#: For a machine on which nobody told git who works there.
+NOBODY = {"name": "unet retrain", "email": "unet-retrain@localhost"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Where results go."""
+
+    root: Path
+    results: tuple[str, ...]
+    """Files and folders of the working tree."""
+    branch: str | None
+    """None: a patch file."""
+
+    @property
+    def patch(self) -> Path:
+        """The patch file; written when the results are at DVC's remote, so that it tells of that too."""
+        return self.root / ".unet" / PATCH_NAME
+
+
+def check_branch(record: Record) -> None:
+    """StorageError where a commit on the branch would lose something, or hold results without their cause."""
+    name = record.branch
+    if name is None:
+        return
+    if _git(record.root, "check-ref-format", "--branch", name).returncode:
+        raise StorageError(f"not a name for a branch: {name}. Choose another one.")
+    apart = [f":(exclude,literal){path}" for path in record.results]
+    changed = _ask(record.root, "status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
+    if changed:
+        raise StorageError(
+            f"changes that are not committed: {changed.splitlines()[0][3:]}: branch {name} would hold results without "
+            "what made them. Commit them, or leave out --branch."
+        )
+    refs = [f"refs/remotes/{REMOTE}/{name}"]
+    if _current_branch(record.root) != name:
+        refs.append(f"refs/heads/{name}")
+    for ref in refs:
+        if _has(record.root, ref) and not _contains(record.root, "HEAD", ref):
+            raise StorageError(
+                f"branch {name} has commits that are not in this working tree: {ref}. Merge them here, or choose "
+                "another name."
+            )
+
+
+def is_recorded(record: Record) -> bool:
+    """Whether git has the results as they are, or the patch file."""
+    if record.branch is not None:
+        return not _ask(record.root, "status", "--porcelain", "--", *_literal(record.results))
+    patch = _make_patch(record)
+    return not patch or (record.patch.exists() and record.patch.read_bytes() == patch)
+
+
+def write_record(record: Record, message: str) -> str:
+    """Commit the results on the branch, or write the patch; says where they are."""
+    if record.branch is None:
+        patch = _make_patch(record)
+        record.patch.parent.mkdir(exist_ok=True)
+        partial = record.patch.with_suffix(".partial")
+        partial.write_bytes(patch)
+        partial.replace(record.patch)
+        return f"patch {record.patch.relative_to(record.root)}"
+    _switch(record.root, record.branch)
+    there = [name for name in record.results if (record.root / name).exists()]
+    _must(record.root, "--literal-pathspecs", "add", "--all", "--", *there)
+    _must(record.root, "--literal-pathspecs", *_identity(record.root), "commit", "--quiet", "-m", message, "--", *there)
+    commit = _ask(record.root, "rev-parse", "--short", "HEAD")
+    return f"commit {commit} on branch {record.branch}"
+
+
+def unpushed_branch(record: Record) -> str | None:
+    """The branch, where `origin` is not known to have its newest commit."""
+    name = record.branch
+    if name is None or _current_branch(record.root) != name or not _has_remote(record.root):
+        return None
+    there = f"refs/remotes/{REMOTE}/{name}"
+    is_there = _has(record.root, there) and _contains(record.root, there, "HEAD")
+    # What upstream has already needs no branch.
+    upstream = _upstream(record.root)
+    return None if is_there or (upstream and _contains(record.root, upstream, "HEAD")) else name
+
+
+def push_branch(record: Record) -> None:
+    """Send the branch to `origin`; never by force."""
+    _must(record.root, "push", "--quiet", REMOTE, f"refs/heads/{record.branch}:refs/heads/{record.branch}")
+
+
+def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[str]]:
+    """Take what upstream has, where that is a fast-forward; whether the tree moved, and what people should know."""
+    upstream = _upstream(record.root)
+    if upstream is None:
+        return False, []
+    name = _ask(record.root, "rev-parse", "--abbrev-ref", upstream)
+    is_remote = upstream.startswith("refs/remotes/")
+    if is_remote and _git(record.root, "fetch", "--quiet", name.partition("/")[0]).returncode:
+        return False, _warn(f"{name} can't be fetched: what lies here is used")
+    if _contains(record.root, "HEAD", upstream):
+        return False, []
+    if not _contains(record.root, upstream, "HEAD"):
+        return False, _warn(f"{name} and this working tree went apart: merge them by hand; what lies here is used")
+    if _ask(record.root, "status", "--porcelain", "--untracked-files=no") or not _is_tracked(ledger, tracked_by):
+        return False, _warn(f"{name} has new commits, but this working tree has changes: what lies here is used")
+    _must(record.root, "merge", "--quiet", "--ff-only", upstream)
+    log.info("updated to %s", name)
+    return True, []
+
+
+def committed_text(root: Path, name: str) -> str | None:
+    """A file as the newest commit has it."""
+    done = _git(root, "show", f"HEAD:./{name}")
+    return None if done.returncode else done.stdout
+
+
+def _switch(root: Path, branch: str) -> None:
+    """Let the working tree be on the branch, which begins here if it is new, and is compared with the same upstream."""
+    if _current_branch(root) == branch:
+        return
+    upstream = _upstream(root)
+    _must(root, "branch", "--force", "--no-track", branch, "HEAD")
+    if upstream is not None:
+        name = _ask(root, "rev-parse", "--abbrev-ref", upstream)
+        _must(root, "branch", "--quiet", f"--set-upstream-to={name}", branch)
+    _must(root, "switch", "--quiet", branch)
+
+
+def _make_patch(record: Record) -> bytes:
+    """The difference between the newest commit and the results, made without touching the user's index."""
+    with tempfile.TemporaryDirectory() as scratch:
+        apart = {**environment_for_tools(), "GIT_INDEX_FILE": str(Path(scratch, "index"))}
+
+        def run(*words: str) -> bytes:
+            done = subprocess.run(["git", *words], cwd=record.root, env=apart, capture_output=True, check=False)
+            if done.returncode:
+                raise StorageError(f"git can't compare the results: {done.stderr.decode(errors='replace').strip()}")
+            return done.stdout
+
+        run("read-tree", "HEAD")
+        there = [name for name in record.results if (record.root / name).exists()]
+        run("--literal-pathspecs", "add", "--all", "--", *there)
+        options = ("--cached", "--binary", "--full-index", "--no-renames", "--no-ext-diff", "--no-color")
+        return run("-c", "diff.noprefix=false", "diff", *options, "HEAD", "--", *_literal(record.results))
+
+
+def _is_tracked(ledger: Path, tracked_by: Path) -> bool:
+    """Whether DVC knows the ledger as it is."""
+    if not ledger.exists() or not tracked_by.exists():
+        return not ledger.exists()
+    return hashlib.md5(ledger.read_bytes(), usedforsecurity=False).hexdigest() in tracked_by.read_text(encoding="utf-8")
+
+
+def _identity(root: Path) -> list[str]:
+    known = _git(root, "config", "user.email").returncode == 0
+    return [] if known else [word for key, value in NOBODY.items() for word in ("-c", f"user.{key}={value}")]
+
+
+def _literal(paths: Sequence[str]) -> list[str]:
+    return [f":(literal){path}" for path in paths]
+
+
+def _current_branch(root: Path) -> str | None:
+    done = _git(root, "symbolic-ref", "--quiet", "--short", "HEAD")
+    return done.stdout.strip() or None
+
+
+def _upstream(root: Path) -> str | None:
+    """The branch that this one follows, as a full name."""
+    done = _git(root, "rev-parse", "--symbolic-full-name", "@{upstream}")
+    return None if done.returncode else done.stdout.strip()
+
+
+def _has(root: Path, ref: str) -> bool:
+    return _git(root, "rev-parse", "--verify", "--quiet", ref).returncode == 0
+
+
+def _has_remote(root: Path) -> bool:
+    return _git(root, "remote", "get-url", REMOTE).returncode == 0
+
+
+def _contains(root: Path, ref: str, other: str) -> bool:
+    """Whether `ref` has all commits of `other`."""
+    return _git(root, "merge-base", "--is-ancestor", other, ref).returncode == 0
+
+
+def _warn(text: str) -> list[str]:
+    log.warning("%s", text)
+    return [text]
+
+
+def _ask(root: Path, *words: str) -> str:
+    # Spaces at the beginning mean something to `status`.
+    return _must(root, *words).rstrip("\n")
+
+
+def _must(root: Path, *words: str) -> str:
+    done = _git(root, *words)
+    if done.returncode:
+        shown = " ".join(word for word in words if not word.startswith("-"))[:60]
+        raise StorageError(f"git refused: {shown}: {public(' '.join(done.stderr.split()))[-400:]}")
+    return done.stdout
+
+
+def _git(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    # The user's hooks are for the user's own commits.
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *words]
+    return subprocess.run(
+        command,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env=environment_for_tools(),
+    )

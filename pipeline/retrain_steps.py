@@ -1,0 +1,195 @@
+"""What a retraining asks of DVC, as processes: what is stale, pull, reproduce, push.
+
+`reproduce` is the one place that knows how the pipeline is run, so that a cluster can run it instead.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.placement import environment_for_tools
+from pipeline.storage import public
+from unet_core.errors import StorageError, TrainingError, UnetError
+
+log = logging.getLogger(__name__)
+
+DVC = (sys.executable, "-m", "dvc")
+#: Seconds in which an interrupted training may write its checkpoint.
+GRACE_SECONDS = 60
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `dvc status` says."""
+
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stage -> what it depends on and has changed; parts of the recipe as `params.yaml: train.epochs`."""
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stage (or .dvc file) -> results that are not in DVC's cache, or not here."""
+    altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stage (or .dvc file) -> results that are others than recorded."""
+
+
+def start_status() -> "subprocess.Popen[str]":
+    """`dvc status`, which takes a second in which others can work."""
+    words = [*DVC, "status", "--json"]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_for_tools()
+    )
+
+
+def read_status(process: "subprocess.Popen[str]") -> Status:
+    """What it found; StorageError where DVC can't tell."""
+    told, errors = process.communicate()
+    if process.returncode:
+        raise StorageError(f"DVC can't tell what is stale: {_short(errors)}")
+    # DVC may say something else before, such as that it makes its folders.
+    return parse_status(json.loads(told[told.index("{") :]))
+
+
+def parse_status(body: Mapping[str, Any]) -> Status:
+    """The answer of `dvc status --json`, sorted by what it means."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {"inputs": {}, "absent": {}, "altered": {}}
+    for stage, entries in body.items():
+        names: dict[str, list[str]] = {"inputs": [], "absent": [], "altered": []}
+        for entry in entries:
+            if isinstance(entry, str):
+                # Its command is another one, or it was never run.
+                names["inputs"].append("dvc.yaml")
+                continue
+            for name, how in entry.get("changed deps", {}).items():
+                names["inputs"] += [f"{name}: {part}" for part in how] if isinstance(how, dict) else [name]
+            for name, how in entry.get("changed outs", {}).items():
+                names["absent" if how in ("deleted", "not in cache") else "altered"].append(name)
+        for kind, kept in found.items():
+            if names[kind]:
+                kept[stage] = tuple(names[kind])
+    return Status(**found)
+
+
+def has_remote(lock: int | None) -> bool:
+    """Whether DVC has a default remote."""
+    return bool(_dvc("config", "core.remote", lock=lock).stdout.strip())
+
+
+def pull(status: Status, lock: int | None) -> None:
+    """Get results that are recorded and not here; StorageError where the remote can't be reached.
+
+    What lies here and differs is replaced only where DVC has it in its cache: a killed stage may have left half of it,
+    and the stage that makes it again goes on from there.
+    """
+    names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
+    gone = [name for name in names if not Path(name).exists()]
+    if gone:
+        done = _dvc("pull", "--allow-missing", *gone, lock=lock)
+        if done.returncode:
+            raise StorageError(f"DVC can't pull what is recorded: {_short(done.stderr)}")
+    others = [name for name in names if name not in gone]
+    if others:
+        done = _dvc("pull", "--allow-missing", *others, lock=lock)
+        if done.returncode:
+            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(others))
+
+
+def push(lock: int | None) -> None:
+    """Send results to the remote; StorageError where it can't be reached."""
+    done = _dvc("push", lock=lock)
+    if done.returncode:
+        raise StorageError(
+            f"DVC can't push the results: {_short(done.stderr)} They stay here; the next call tries again."
+        )
+
+
+def reproduce(lock: int | None, told: Path) -> None:
+    """Run all stale stages, and let people see what they say, which stands in the file `told` too.
+
+    A stage's own error keeps its exit code. Interrupted, it lets the training write a checkpoint.
+    """
+    told.parent.mkdir(parents=True, exist_ok=True)
+    # A file, not a pipe: if this process is killed, the pipeline ends its stage undisturbed.
+    with told.open("wb") as stream:
+        process = subprocess.Popen(
+            [*DVC, "repro"],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment_for_tools(),
+            # Ctrl-C reaches it once, through us.
+            start_new_session=True,
+            pass_fds=[lock] if lock is not None else [],
+        )
+    try:
+        code = _show_until_end(process, told)
+    except BaseException:
+        _end(process)
+        raise
+    if code < 0:
+        # Killed; the stage that it ran may not have noticed.
+        _end(process)
+    if code:
+        raise _failure(code, told.read_text(encoding="utf-8", errors="replace"))
+
+
+def _show_until_end(process: "subprocess.Popen[bytes]", told: Path) -> int:
+    with told.open(encoding="utf-8", errors="replace") as stream:
+        while True:
+            code = process.poll()
+            sys.stderr.write(stream.read())
+            sys.stderr.flush()
+            if code is not None:
+                return code
+            try:
+                process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Interrupt the process and all below it, also where it has ended itself; kill what does not end."""
+    try:
+        for number in (signal.SIGINT, signal.SIGKILL):
+            os.killpg(process.pid, number)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(POLL_SECONDS)
+    except ProcessLookupError:
+        return
+
+
+def _failure(code: int, text: str) -> UnetError:
+    """The error that a stage ended with, as its exit code tells, with its own sentence."""
+    ended = re.search(r"exited with (\d+)", text)
+    kinds = {kind.exit_code: kind for kind in UnetError.__subclasses__()}
+    kind = kinds.get(int(ended[1]), TrainingError) if ended else TrainingError
+    sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
+    why = sentences[-1] if sentences else f"`dvc repro` ended with {code}: {_short(text)}"
+    return kind(public(why))
+
+
+def _dvc(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*DVC, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_for_tools(),
+        pass_fds=[lock] if lock is not None else [],
+    )
+
+
+def _short(text: str) -> str:
+    """The end of what DVC says, in a line without secrets."""
+    lines = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "http" not in line or "docs" not in line] or lines
+    return public(" ".join(" ".join(errors).split()))[-400:]

@@ -1,0 +1,382 @@
+"""The whole command with real DVC, git, MLflow and trainings, stopped between any two steps.
+
+No file tells how far a call came, so doing by hand what it had done is the same as stopping it there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.retraining import CALL, Place, make_place
+from benchmarks.workspace import change_recipe, commit, run, start, wait_for_step, weights_of
+from pipeline import tracking
+from pipeline.claimant import Claimant
+from pipeline.history import Entry
+from pipeline.retrain_standing import UNDER_WAY_TAG
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A first call has trained, recorded and promoted."""
+    place = make_place(tmp_path_factory.mktemp("retrain"))
+    code, said = place.call()
+    assert code == 10, said
+    assert said.startswith("retraining: 60 new samples in data/raw/shapes; nothing was trained here yet; there is no")
+    return place
+
+
+@pytest.fixture(scope="module")
+def reproduced(first: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Twelve more samples were added, and the pipeline has run; nothing else."""
+    place = first.copy_to(tmp_path_factory.mktemp("reproduced") / "place")
+    place.add_shapes(72)
+    place.run("unet", "add")
+    place.run("dvc", "repro")
+    return place
+
+
+def test_a_first_call_does_everything_and_tells(first: Place) -> None:
+    told = first.summary()
+    assert told["outcome"] == "promoted"
+    assert told["sentence"].startswith("promoted: the first champion, ")
+    assert told["samples"] == {"new": 60, "changed": 0, "removed": 0}
+    assert told["challenger"]["version"] == "1"
+    assert 0 < told["challenger"]["score"] <= 1
+    assert (told["champion"], told["against"]) == ("1", {"version": None, "score": None})
+    assert set(told["seconds"]) >= {"look", "add", "reproduce", "push", "record", "push branch", "gate"}
+    assert (first.tree / "reports" / "retrain.md").read_text().startswith("# Retraining: promoted\n")
+    assert "Running stage 'train'" in (first.tree / ".unet" / "retrain.log").read_text()
+    first.check_all_done()
+
+
+def test_an_idle_call_is_quick_and_changes_nothing(first: Place) -> None:
+    before = first.git("rev-parse", "HEAD")
+    started = time.monotonic()
+    code, said = first.call()
+    # Five on a machine with nothing else to do; benchmarks/retrain.py measures it.
+    assert time.monotonic() - started < 15
+    assert code == 0
+    assert said == (
+        "nothing to do: no new samples in data/raw/shapes, no changed recipe or code; of unet, version 1 is champion, "
+        "made 0 days ago\n"
+    )
+    assert first.git("rev-parse", "HEAD") == before
+    assert first.summary()["outcome"] == "nothing to do"
+
+
+def test_a_dry_run_explains_and_changes_nothing(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    place.add_shapes(63)
+    before = state_of(place.tree)
+    code, said = place.call("unet", "retrain", "--branch", "retrain", "--dry-run", "--exit-code")
+    assert code == 0
+    assert said == (
+        "would retrain: 3 new samples in data/raw/shapes\n"
+        "steps: unet add, dvc repro, dvc push, a commit on branch retrain, unet promote\n"
+    )
+    assert state_of(place.tree) == before
+
+
+def state_of(tree: Path) -> dict[str, bytes]:
+    """All files but those that tools keep for themselves, and what the test itself writes."""
+    apart = (".git/", ".dvc/tmp/", "start.log")
+    paths = {path.relative_to(tree).as_posix(): path for path in tree.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith(apart)}
+
+
+def test_a_dry_run_makes_no_registry(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    for path in place.tree.glob("mlflow.db*"):
+        path.unlink()
+    code, said = place.call("unet", "retrain", "--dry-run")
+    assert code == 0
+    assert "would retrain: the gate has not judged this model on today's test images; there is no champion" in said
+    assert not list(place.tree.glob("mlflow.db*"))
+
+
+def test_stopped_after_add(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    place.add_shapes(72)
+    place.run("unet", "add")
+    code, said = place.call()
+    assert code == 10, said
+    assert said.startswith("retraining: recorded samples that no stage has seen, in arrivals/shapes.jsonl\n")
+    told = place.summary()
+    assert told["samples"] == {"new": 12, "changed": 0, "removed": 0}
+    assert (told["challenger"]["version"], told["against"]["version"], told["champion"]) == ("2", "1", "2")
+    place.check_all_done()
+
+
+def test_stopped_between_the_ledger_and_dvc(first: Place, reproduced: Place, tmp_path: Path) -> None:
+    """The ledger has grown, DVC has not heard of it: it must neither be lost nor grow again."""
+    place = first.copy_to(tmp_path / "place")
+    place.add_shapes(72)
+    shutil.copy(reproduced.tree / "arrivals" / "shapes.jsonl", place.tree / "arrivals" / "shapes.jsonl")
+    code, said = place.call()
+    assert code == 10, said
+    assert (place.tree / "arrivals" / "shapes.jsonl").read_text().count("\n") == 72
+    assert weights_of(place.tree) == weights_of(reproduced.tree)
+    place.check_all_done()
+
+
+def test_stopped_after_reproducing(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    code, said = place.call()
+    assert code == 10, said
+    assert "retraining: results that git does not have yet; the gate has not judged this model" in said
+    assert "Running stage" not in said
+    assert place.summary()["samples"] == {"new": 12, "changed": 0, "removed": 0}
+    place.check_all_done()
+
+
+def test_stopped_after_pushing(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    place.run("dvc", "push")
+    code, said = place.call()
+    assert code == 10, said
+    assert "results: commit " in said
+    place.check_all_done()
+
+
+def test_stopped_after_the_commit(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    place.run("dvc", "push")
+    # As it was before, the branch is there; a commit on it that origin lacks.
+    commit_results(place)
+    code, said = place.call()
+    assert code == 10, said
+    assert said.startswith("retraining: branch retrain is not at origin yet; the gate has not judged this model")
+    place.check_all_done()
+
+
+def commit_results(place: Place) -> None:
+    place.git("add", "--all", "--", "dvc.lock", "arrivals", "metrics", "models/receipt.json")
+    place.git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "Retrain")
+
+
+def test_stopped_after_the_branch_was_pushed_and_the_gate_refuses(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    change_recipe(place.tree, None, {"promote.max_weights_mb": 1e-6})
+    place.git("add", "params.yaml")
+    commit_results(place)
+    place.git("push", "--quiet", "origin", "retrain")
+    code, said = place.call()
+    assert code == 11, said
+    told = place.summary()
+    assert told["outcome"] == "not promoted"
+    assert "weights " in told["sentence"]
+    assert (told["challenger"]["version"], told["champion"]) == ("2", "1")
+    place.check_all_done()
+    # Asked once: until something changes there is nothing to do; and other rules are a change.
+    change_recipe(place.tree, None, {"promote.max_weights_mb": None})
+    commit(place.tree, "other rules")
+    code, said = place.call()
+    assert code == 10, said
+    assert said.startswith("retraining: changed recipe: a section that only commands read\n")
+
+
+def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> None:
+    """The alias moved and nobody wrote that it was done; the process that did it is dead."""
+    place = reproduced.copy_to(tmp_path / "place")
+    place.run("dvc", "push")
+    commit_results(place)
+    place.git("push", "--quiet", "origin", "retrain")
+    client = place.client()
+    challenger = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert challenger is not None
+    claim_half_a_move(client, challenger)
+    code, said = place.call()
+    assert code == 10, said
+    assert "a move of the champion was stopped halfway" in said
+    assert place.champion().number == challenger.number
+    place.check_all_done()
+
+
+def claim_half_a_move(client: tracking.Client, version: tracking.Version) -> None:
+    from dataclasses import asdict
+
+    from pipeline.append_log import open_log
+    from pipeline.claimant import this_process
+
+    mine = this_process()
+    entry = Entry(
+        action="promoted",
+        version=version.number,
+        reason="promoted: better",
+        number=2,
+        before="1",
+        by="ada@host",
+        time="2026-01-02T03:04:05+00:00",
+        identity="id",
+        claimant=Claimant(machine=mine.machine, pid=4194400, started=1.0),
+    )
+    assert open_log(client, "unet promotions").claim("000002", json.dumps(asdict(entry)))
+    tracking.set_alias(client, version, tracking.CHAMPION)
+
+
+def test_stopped_after_the_promotion_people_are_told(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    code, said = place.call()
+    assert code == 10, said
+    version = place.champion()
+    memory = {"reasons": ["12 new samples"], "samples": {"new": 12, "changed": 0, "removed": 0}, "was_champion": False}
+    tracking.set_version_tags(place.client(), version, {UNDER_WAY_TAG: json.dumps(memory)})
+    (place.tree / "reports" / "retrain.json").unlink()
+    code, said = place.call()
+    assert code == 10, said
+    assert said.startswith("retraining: an earlier call was stopped (12 new samples)\n")
+    assert place.summary()["samples"]["new"] == 12
+    assert place.summary()["outcome"] == "promoted"
+    place.check_all_done()
+    # Who goes back to the champion before is not overruled.
+    place.run("unet", "rollback", "--reason", "it misses thin rings")
+    code, said = place.call()
+    assert code == 0, said
+    assert place.champion().number == "1"
+
+
+def test_killed_in_training_it_goes_on_when_the_pipeline_has_ended(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    change_recipe(place.tree, None, {"train.epochs": 12})
+    commit(place.tree, "longer")
+    process = start(place.tree, *CALL)
+    wait_for_step(place.tree, process, 12)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    code, said = place.call()
+    assert code == 12, said
+    assert said.startswith(f"another retraining is at work in {place.tree}: process {process.pid} on ")
+    for child in below:
+        if child.is_running():
+            child.kill()
+    psutil.wait_procs(below, timeout=60)
+    code, said = place.call()
+    assert code == 10, said
+    assert "retraining: changed recipe: train" in said
+    assert "train: goes on from step" in said or "step" in said
+    place.check_all_done()
+
+
+def test_terminated_it_ends_the_training_with_a_checkpoint(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    change_recipe(place.tree, None, {"train.epochs": 40, "train.seed": 1})
+    commit(place.tree, "longer")
+    process = start(place.tree, *CALL)
+    wait_for_step(place.tree, process, 12)
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(timeout=90) == 130
+    assert psutil.wait_procs(below, timeout=20)[1] == []
+    with (place.tree / ".unet" / "retrain.lock").open() as lock:
+        assert lock.read() == ""
+
+
+def test_a_fresh_clone_takes_what_was_pushed(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    shutil.rmtree(place.tree / ".dvc" / "cache")
+    for name in ("data/catalog.parquet", "data/shards", "data/splits.csv", "models/final", "plots", "reports"):
+        path = place.tree / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (place.tree / "arrivals" / "shapes.jsonl").unlink()
+    code, said = place.call()
+    assert code == 0, said
+    assert said.startswith("nothing to do: ")
+    assert "pull" in place.summary()["seconds"]
+    assert (place.tree / "models" / "final" / "model.safetensors").exists()
+
+
+def test_without_a_branch_and_a_remote_a_patch_is_left(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    place.run("dvc", "remote", "remove", "--quiet", "store")
+    change_recipe(place.tree, None, {"evaluate.seed": 1})
+    code, said = place.call("unet", "retrain", "--exit-code")
+    assert code == 11, said
+    assert "results: patch .unet/retrain.patch\n" in said
+    # Scores by another draw; the model is the same.
+    assert said.endswith(
+        "not promoted: the same recipe, data and code gave the same model, which is champion already\n"
+    )
+    assert place.git("log", "-1", "--format=%s") == first.git("log", "-1", "--format=%s")
+    run(place.tree, "git", "checkout", "--quiet", "--", "dvc.lock", "metrics", "models")
+    run(place.tree, "git", "apply", ".unet/retrain.patch")
+    code, said = place.call("unet", "retrain", "--exit-code")
+    assert code == 0, said
+
+
+def test_age_and_force_are_reasons_of_their_own(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    code, said = place.call(*CALL, "--max-age", "0.00001", "--force", "to see that it works")
+    assert code == 11, said
+    assert "allowed; asked for: to see that it works\n" in said
+    assert "Running stage" not in said
+    assert [reason["kind"] for reason in place.summary()["reasons"]] == ["age", "force"]
+    place.check_all_done()
+
+
+def test_samples_that_are_gone_end_it_with_the_code_for_data_and_the_webhook_hears(
+    first: Place, tmp_path: Path
+) -> None:
+    place = first.copy_to(tmp_path / "place")
+    (gone,) = place.tree.glob("data/raw/shapes/images/00007.png")
+    for path in place.tree.glob("data/raw/shapes/**/00007.png"):
+        path.unlink()
+    assert not gone.exists()
+    code, said = place.call(env={"UNET_WEBHOOK": "http://127.0.0.1:9/secret"})
+    assert code == 4
+    assert "unet retrain: recorded samples are missing from data/raw/shapes: 00007. Restore them, or " in said
+    assert "UNET_WEBHOOK was not told: Connection refused" in said
+    assert "secret" not in said
+    assert place.summary()["outcome"] == "failed"
+
+
+def test_a_lock_file_that_a_kill_cut_off_is_mended(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    lock = place.tree / "dvc.lock"
+    lock.write_text(lock.read_text()[:-300] + "  :")
+    code, said = place.call()
+    assert code == 10, said
+    assert "dvc.lock was damaged, as a kill may leave it: git's is back" in said
+    assert weights_of(place.tree) == weights_of(reproduced.tree)
+    place.check_all_done()
+
+
+def test_new_code_from_upstream_is_what_runs(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    # Somebody merges the branch, and changes the pipeline.
+    people = tmp_path / "place" / "people"
+    run(place.folder, "git", "clone", "--quiet", "origin.git", "people")
+    run(people, "git", "-c", "user.name=a", "-c", "user.email=a@b", "merge", "--quiet", "origin/retrain")
+    report = people / "pipeline" / "stages" / "report.py"
+    report.write_text(report.read_text() + "\n# A change that decides nothing.\n")
+    summary = people / "pipeline" / "retrain_reasons.py"
+    summary.write_text(summary.read_text().replace('"changed code: ', '"new code came: '))
+    commit(people, "work")
+    run(people, "git", "push", "--quiet", "origin", "HEAD:main")
+    code, said = place.call(env={"PYTHONPATH": str(place.tree)})
+    assert code == 11, said
+    assert "retraining: new code came: pipeline/stages/report.py\n" in said
+    place.check_all_done()
+
+
+def test_crons_line_works_under_its_bare_environment(first: Place) -> None:
+    lines = (Path(__file__).parents[2] / "infra" / "schedules" / "crontab").read_text().splitlines()
+    command = lines[-1].split(maxsplit=5)[5].replace("cd /srv/unet", f"cd {first.tree}")
+    command = command.replace(".venv/bin/unet", str(Path(sys.executable).with_name("unet")))
+    bare = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(first.folder),
+        "SHELL": "/bin/sh",
+        "PYTHONPATH": os.environ["PYTHONPATH"],
+    }
+    done = subprocess.run(["/bin/sh", "-c", command], cwd="/", env=bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:15]) == (0, "nothing to do: "), done.stderr

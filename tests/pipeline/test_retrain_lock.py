@@ -1,0 +1,76 @@
+"""Real processes, some of them killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.retrain_lock import held, holder
+
+#: Takes the lock at argv[1], says so, and waits for its end.
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.retrain_lock import held
+with held(Path(sys.argv[1]), wait=False) as lock:
+    print("held" if lock is not None else "busy", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_holder(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_one_is_told_who_holds_it_and_leaves(tmp_path: Path) -> None:
+    path = tmp_path / ".unet" / "retrain.lock"
+    with held(path, wait=False) as first:
+        assert first is not None
+        with held(path, wait=False) as second:
+            assert second is None
+        assert holder(path).startswith(f"process {os.getpid()} on ")
+    assert path.read_text() == ""
+    with held(path, wait=False) as third:
+        assert third is not None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "retrain.lock"
+    process = start_holder(path)
+    with held(path, wait=False) as lock:
+        assert lock is None
+    assert holder(path).startswith(f"process {process.pid} on ")
+    process.kill()
+    process.wait()
+    with held(path, wait=False) as lock:
+        assert lock is not None
+        assert holder(path).startswith(f"process {os.getpid()} on ")
+
+
+def test_who_waits_gets_it_when_the_other_one_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "retrain.lock"
+    process = start_holder(path)
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {process.pid}"])
+    with caplog.at_level("INFO"), held(path, wait=True) as lock:
+        assert lock is not None
+        assert process.wait(10) == -9
+    killer.wait()
+    assert f"waiting for another retraining: process {process.pid} on " in caplog.text
+
+
+def test_what_a_holder_started_keeps_the_lock_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "retrain.lock"
+    with held(path, wait=False) as lock:
+        assert lock is not None
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with held(path, wait=False) as lock:
+        assert lock is None
+    child.kill()
+    child.wait()
+    with held(path, wait=False) as lock:
+        assert lock is not None
