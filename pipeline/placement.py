@@ -111,13 +111,6 @@ def passed_on() -> dict[str, str]:
     return {name: value for name in PASSED_ON if (value := os.environ.get(name))}
 
 
-def environment_of_commands(*, use_cluster: bool) -> dict[str, str]:
-    """The environment for commands of this interpreter, which DVC finds by PATH."""
-    scripts = str(Path(sys.executable).parent)
-    kept = {name: value for name, value in os.environ.items() if use_cluster or name != "RAY_ADDRESS"}
-    return {**kept, "PATH": os.pathsep.join([scripts, *filter(None, [os.environ.get("PATH")])])}
-
-
 def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
     """The environment for a process that runs the code of another working tree, with stores of its own."""
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -127,10 +120,13 @@ def environment_of(root: Path, *, tracking_uri: str) -> dict[str, str]:
     return {**outside, "PYTHONPATH": os.pathsep.join(paths), "MLFLOW_TRACKING_URI": tracking_uri}
 
 
-def environment_for_tools() -> dict[str, str]:
-    """The environment for git and DVC: this interpreter's commands come first, since a scheduler's PATH lacks them."""
+def environment_for_tools(*, use_cluster: bool = True) -> dict[str, str]:
+    """The environment for git, DVC and our own commands: this interpreter's come first, since a scheduler's PATH may
+    lack them. `use_cluster`: on the cluster's hosts too, if there is one.
+    """
     paths = [str(Path(sys.executable).parent), *filter(None, [os.environ.get("PATH")])]
-    outside = {name: value for name, value in os.environ.items() if name != "UNET_WEBHOOK"}
+    left_out = {"UNET_WEBHOOK", *(() if use_cluster else ("RAY_ADDRESS",))}
+    outside = {name: value for name, value in os.environ.items() if name not in left_out}
     # Nobody is there to answer.
     return {**outside, "PATH": os.pathsep.join(paths), "GIT_TERMINAL_PROMPT": "0"}
 
