@@ -80,23 +80,13 @@ def ray_head(*, cpus: int = 2, environment: Mapping[str, str] | None = None) -> 
 
 
 def _arguments(scratch: str, ports: list[int], cpus: int) -> list[str]:
+    gcs, dashboard, agent, client = ports
     return [
-        *(
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-            f"--port={ports[0]}",
-            "--include-dashboard=true",
-        ),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}"),
-        *(
-            f"--ray-client-server-port={ports[3]}",
-            f"--num-cpus={cpus}",
-            "--num-gpus=0",
-            "--object-store-memory=80000000",
-        ),
-        *(f"--temp-dir={scratch}/ray", "--disable-usage-stats"),
+        # Not 127.0.0.1, for which Ray takes the machine's address on the network.
+        *("start", "--head", "--block", "--node-ip-address=127.0.0.2", f"--port={gcs}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--temp-dir={scratch}/ray"),
+        *(f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=80000000", "--disable-usage-stats"),
     ]
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# The header with the token is sent where there is a token: RAY_AUTH_TOKEN, or ~/.ray/auth_token.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from pipeline.placement import read_ray_token
 from unet_core.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -87,8 +85,10 @@ class Jobs:
             )
         # Ray's client takes these before what it is given.
         os.environ.update(RAY_API_SERVER_ADDRESS=self.address)
+        # By itself it sends the token only where RAY_AUTH_MODE says so, which all would have to set.
+        token = read_ray_token()
         with self._foreseen():
-            self._client = _Client(self.address)
+            self._client = _Client(self.address, headers={"Authorization": f"Bearer {token}"} if token else None)
         #: Characters of each followed job's log that were handed over.
         self._seen: dict[str, int] = {}
 

@@ -106,6 +106,14 @@ def read_placement() -> Placement:
     )
 
 
+def read_ray_token() -> str | None:
+    """The cluster's token, from where Ray itself looks for it; None where there is none. Never to be shown."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
+
+
 def passed_on() -> dict[str, str]:
     """The variables of this process that a job on a cluster is to have too."""
     return {name: value for name in PASSED_ON if (value := os.environ.get(name))}

@@ -272,7 +272,7 @@ def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
     if standing.is_champion and not memory.was_champion:
         return "promoted", answer.sentence if answer else "champion by other means"
     if standing.is_champion:
-        return "not promoted", "the same recipe, data and code gave the same model, which is champion already"
+        return "not promoted", "the model is the same as before, and champion already"
     return "not promoted", answer.sentence if answer else "the gate gave no answer"
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import Workers, environment_of, passed_on, read_placement
+from pipeline.placement import Workers, environment_of, passed_on, read_placement, read_ray_token
 from unet_core.errors import RecipeError
 
 
@@ -165,6 +165,21 @@ def test_a_job_gets_placement_but_neither_caches_nor_commands_nor_credentials(
     monkeypatch.setenv("UNET_WORKERS", "1-4")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
     assert passed_on() == {"UNET_WORKERS": "1-4"}
+
+
+def test_the_token_of_the_cluster_is_where_ray_looks_for_it(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tree.root))
+    assert read_ray_token() is None
+    for place, token in ((".ray/auth_token", "of the home"), ("mine", "of a path")):
+        (tree.root / place).parent.mkdir(exist_ok=True)
+        (tree.root / place).write_text(f"{token}\n", encoding="utf-8")
+    assert read_ray_token() == "of the home"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tree.root / "mine"))
+    assert read_ray_token() == "of a path"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the environment")
+    assert read_ray_token() == "of the environment"
 
 
 def test_the_jobs_api_is_by_default_that_of_this_machine(tree, monkeypatch: pytest.MonkeyPatch) -> None:

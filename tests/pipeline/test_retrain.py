@@ -181,7 +181,7 @@ def test_stopped_after_the_branch_was_pushed_and_the_gate_refuses(reproduced: Pl
     commit(place.tree, "other rules")
     code, said = place.call()
     assert code == 10, said
-    assert said.startswith("retraining: changed recipe: a section that only commands read\n")
+    assert said.startswith("retraining: changed recipe: a section that only commands read; branch retrain is not at")
 
 
 def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> None:
@@ -193,12 +193,21 @@ def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> 
     client = place.client()
     challenger = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
     assert challenger is not None
+    note_what_it_is_about(client, challenger)
     claim_half_a_move(client, challenger)
     code, said = place.call()
     assert code == 10, said
-    assert "a move of the champion was stopped halfway" in said
+    assert said.startswith(
+        "retraining: an earlier call was stopped (12 new samples)\nfinishing what another process left: "
+    )
     assert place.champion().number == challenger.number
     place.check_all_done()
+
+
+def note_what_it_is_about(client: tracking.Client, version: tracking.Version) -> None:
+    """What a call leaves in the registry until people are told."""
+    memory = {"reasons": ["12 new samples"], "samples": {"new": 12, "changed": 0, "removed": 0}, "was_champion": False}
+    tracking.set_version_tags(client, version, {UNDER_WAY_TAG: json.dumps(memory)})
 
 
 def claim_half_a_move(client: tracking.Client, version: tracking.Version) -> None:
@@ -227,9 +236,7 @@ def test_stopped_after_the_promotion_people_are_told(reproduced: Place, tmp_path
     place = reproduced.copy_to(tmp_path / "place")
     code, said = place.call()
     assert code == 10, said
-    version = place.champion()
-    memory = {"reasons": ["12 new samples"], "samples": {"new": 12, "changed": 0, "removed": 0}, "was_champion": False}
-    tracking.set_version_tags(place.client(), version, {UNDER_WAY_TAG: json.dumps(memory)})
+    note_what_it_is_about(place.client(), place.champion())
     (place.tree / "reports" / "retrain.json").unlink()
     code, said = place.call()
     assert code == 10, said
@@ -244,6 +251,7 @@ def test_stopped_after_the_promotion_people_are_told(reproduced: Place, tmp_path
     assert place.champion().number == "1"
 
 
+@pytest.mark.chaos
 def test_killed_in_training_it_goes_on_when_the_pipeline_has_ended(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     change_recipe(place.tree, None, {"train.epochs": 12})
@@ -263,10 +271,10 @@ def test_killed_in_training_it_goes_on_when_the_pipeline_has_ended(first: Place,
     code, said = place.call()
     assert code == 10, said
     assert "retraining: changed recipe: train" in said
-    assert "train: goes on from step" in said or "step" in said
     place.check_all_done()
 
 
+@pytest.mark.chaos
 def test_terminated_it_ends_the_training_with_a_checkpoint(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     change_recipe(place.tree, None, {"train.epochs": 40, "train.seed": 1})
@@ -303,9 +311,7 @@ def test_without_a_branch_and_a_remote_a_patch_is_left(first: Place, tmp_path: P
     assert code == 11, said
     assert "results: patch .unet/retrain.patch\n" in said
     # Scores by another draw; the model is the same.
-    assert said.endswith(
-        "not promoted: the same recipe, data and code gave the same model, which is champion already\n"
-    )
+    assert said.endswith("not promoted: the model is the same as before, and champion already\n")
     assert place.git("log", "-1", "--format=%s") == first.git("log", "-1", "--format=%s")
     run(place.tree, "git", "checkout", "--quiet", "--", "dvc.lock", "metrics", "models")
     run(place.tree, "git", "apply", ".unet/retrain.patch")
