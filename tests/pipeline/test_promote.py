@@ -10,7 +10,7 @@ from pipeline.promote import Request, promote
 from pipeline.receipt import read_receipt
 from pipeline.registration import ensure_version
 from unet_core.errors import RegistryError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 MODEL, RECEIPT, REPORT = Path("models/final"), Path("models/receipt.json"), Path("reports/report.html")
@@ -120,17 +120,51 @@ def test_with_too_few_test_images_the_champion_stays(reported, client, write_mod
     assert verdict()["sentence"].startswith("too few to tell: ")
 
 
-def test_models_of_different_tasks_are_not_compared(reported, client, write_model_dir) -> None:
-    ask()
-    classes = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
-    write_model_dir(MODEL, classes, seed=1)
+NUCLEI = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
+PLANE = ClassMap(kind="multilabel", classes={"background": 1, "cell": 1})
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"class_map": NUCLEI}, "knows multiclass ['background', 'nucleus'] and reads channels 1, bits 8; "),
+        ({"class_map": PLANE}, "knows multilabel ['background', 'cell'] and reads channels 1, bits 8; "),
+        (
+            {"images": ImageConfig(channels=1, bits=16, value_range=[0, 4095])},
+            "knows multiclass ['background', 'cell'] and reads channels 1, bits 16, value_range (0, 4095); ",
+        ),
+        (
+            {"images": ImageConfig(channels=1, percentiles=[1, 99])},
+            "knows multiclass ['background', 'cell'] and reads channels 1, bits 8, percentiles (1, 99); ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_model_of_another_task_than_the_shards_is_not_judged(
+    reported, client, write_model_dir, other: dict, told: str, is_first: bool
+) -> None:
+    if not is_first:
+        ask()
+    good = champion(client)
+    write_model_dir(MODEL, seed=1, **other)
     reported.run("register")
     with pytest.raises(RegistryError) as caught:
         ask()
     assert str(caught.value) == (
-        "champion and challenger can't be compared: unet version 1 knows ['background', 'cell'] on 1 channels, "
-        "version 2 ['background', 'nucleus'] on 1. Give the new task its own register.model."
+        f"can't be judged on today's shards: unet version 2 {told}the shards have multiclass ['background', 'cell'] "
+        "and channels 1, bits 8. Train on today's recipe, or give the new task its own register.model."
     )
+    assert champion(client) == good
+
+
+def test_a_champion_of_another_task_than_the_shards_is_not_judged_either(reported, client, write_model_dir) -> None:
+    good = challenger()
+    write_model_dir(MODEL, images=ImageConfig(channels=1, value_range=[0, 100]))
+    reported.run("register")
+    ask(force=True, reason="trained before the recipe changed")
+    with pytest.raises(RegistryError, match=r"^can't be judged on today's shards: unet version 2 .* value_range \(0, 100"):
+        ask(version="1")
+    assert champion(client) == challenger() != good
 
 
 def test_weights_that_were_changed_in_the_registry_are_not_used(reported, client, write_model_dir) -> None:
