@@ -67,7 +67,7 @@ def find_errors(mask: Array, predicted: Array, class_map: ClassMap) -> tuple[Arr
     if class_map.kind == "multilabel":
         less, more = np.asarray((mask > predicted).any(axis=-1)), np.asarray((predicted > mask).any(axis=-1))
         return less & ~more, more & ~less, less & more
-    background = class_map.names.index(class_map.background) if class_map.background is not None else None
+    background = class_map.names.index(class_map.ground) if class_map.ground is not None else None
     wrong: Array = np.not_equal(mask, predicted) & np.not_equal(mask, IGNORE_INDEX)
     if background is None:
         return np.zeros_like(wrong), np.zeros_like(wrong), wrong

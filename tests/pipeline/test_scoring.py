@@ -1,5 +1,6 @@
 """`registered_model` is tested with the registry, in test_promote.py."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,11 @@ def test_overlapping_classes_have_no_confusion(tmp_path: Path, write_model_dir) 
     assert sum(ring.decisions) == 4
 
 
-def test_objects_are_matched_where_masks_tell_them_apart(tmp_path: Path, write_model_dir) -> None:
-    background, nucleus = score(tmp_path, write_model_dir, OBJECTS, [1, 1, 0, 2])
+@pytest.mark.parametrize("ground", ["background", None])
+def test_objects_are_matched_where_masks_tell_them_apart(tmp_path: Path, write_model_dir, ground: str | None) -> None:
+    class_map = dataclasses.replace(OBJECTS, background=ground)
+    background, nucleus = score(tmp_path, write_model_dir, class_map, [1, 1, 0, 2])
+    assert (background.scored, nucleus.scored) == (False, True)
     assert (nucleus.true_objects, nucleus.predicted_objects, nucleus.matched_objects) == (2, 1, (1,) * 10)
     assert nucleus.average_precision == pytest.approx(0.5)
     assert (nucleus.dice, background.true_objects) == (pytest.approx(0.8), None)
