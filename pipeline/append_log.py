@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.tracking import Client, registry_errors
+from pipeline.tracking import Client, first_line, registry_errors
 from unet_core.errors import RegistryError
 
 #: MLflow cuts off what is longer.
@@ -40,7 +40,7 @@ class AppendLog:
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 return False
-            raise RegistryError(f"MLflow refused: writing a log: {str(error).splitlines()[0]}") from error
+            raise RegistryError(f"MLflow refused: writing a log: {first_line(error)}") from error
         return True
 
 

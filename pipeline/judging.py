@@ -172,14 +172,21 @@ def _training_groups(
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
-    if version.run_id is None:
+    """Key -> group; None where the run lacks the file. That it can't be read says nothing of what the model has seen."""
+    name = f"evaluation/{TRAINING_GROUPS}"
+    if version.run_id is None or name not in tracking.list_run_files(client, version.run_id, "evaluation"):
         return None
     with tempfile.TemporaryDirectory() as scratch:
+        path = tracking.fetch_run_file(client, version.run_id, name, Path(scratch))
         try:
-            path = tracking.fetch_run_file(client, version.run_id, f"evaluation/{TRAINING_GROUPS}", Path(scratch))
-        except RegistryError:
-            return None
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not all(isinstance(group, str) for group in found.values()):
+                raise ValueError("not a group for each key")
+        except ValueError as error:
+            raise RegistryError(
+                f"can't be judged: what {_name(version)} was trained on can't be read: {name} of run {version.run_id}: "
+                f"{error}. Run `dvc repro -f -s evaluate` where it was trained."
+            ) from error
         return found
 
 
