@@ -53,12 +53,7 @@ def fetch_model(version: Version, directory: Path) -> Path:
     RegistryError where files are missing, are not what was registered, or the artifact is another kind of model.
     """
     name = f"{version.name} version {version.number}"
-    root = f"models:/{version.name}/{version.number}"
-    place = _place(_download(f"{root}/MLmodel", directory, name), name)
-    model_dir = directory / "model"
-    model_dir.mkdir(parents=True)
-    for file in (WEIGHTS_NAME, SPEC_NAME):
-        shutil.move(_download(f"{root}/{place}/{file}", directory, name), model_dir / file)
+    model_dir = fetch_files(f"models:/{version.name}/{version.number}", directory, name)
     if not version.model_sha256:
         raise RegistryError(f"not a model of this project: {name} has no tag {MODEL_TAG}. Register it by `dvc repro`.")
     if (found := model_hash(model_dir)) != version.model_sha256:
@@ -66,6 +61,16 @@ def fetch_model(version: Version, directory: Path) -> Path:
             f"files of {name} have changed since it was registered: {found[:12]}, tagged {version.model_sha256[:12]}. "
             "Do not use it; delete the version and register the model again."
         )
+    return model_dir
+
+
+def fetch_files(root: str, directory: Path, name: str) -> Path:
+    """Download weights and description of the artifact at `root`, whatever they are; `name` stands in errors."""
+    place = _place(_download(f"{root}/MLmodel", directory, name), name)
+    model_dir = directory / "model"
+    model_dir.mkdir(parents=True)
+    for file in (WEIGHTS_NAME, SPEC_NAME):
+        shutil.move(_download(f"{root}/{place}/{file}", directory, name), model_dir / file)
     return model_dir
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline import tracking
+from pipeline.fetched_model import fetch_model
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
 from pipeline.registration import ensure_version
 from pipeline.training_run import TrainingRun
@@ -85,6 +86,29 @@ def test_a_version_made_anew_keeps_its_lineage(client, model: Path, receipt: Rec
     second = registered_version(client, receipt, model)
     assert second.run_id == first.run_id
     assert {key: second.tags.get(key) for key in lineage} == lineage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_version_made_anew_has_whole_files_also_where_those_of_the_run_are_damaged(
+    client, model: Path, receipt: Receipt, damage: str
+) -> None:
+    TrainingRun(client, training="abc", params={}).finish(model, {"git.commit": "abc"})
+    first, _ = ensure_version(client, "unet", model)
+    (stored,) = Path("mlruns").rglob("model.safetensors")
+    if damage == "gone":
+        stored.unlink()
+    else:
+        stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    # As the error tells who wants to fetch it.
+    client.delete_model_version("unet", first.number)
+    second = registered_version(client, receipt, model)
+    assert model_hash(fetch_model(second, Path("download"))) == receipt.model_sha256
+    assert (second.run_id, second.tags["git.commit"]) == (first.run_id, "abc")
+    # And it is found there the next time.
+    client.delete_model_version("unet", second.number)
+    registered_version(client, receipt, model)
+    assert len(list(Path("mlruns").rglob("model.json"))) == 2
 
 
 @pytest.mark.slow
