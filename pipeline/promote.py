@@ -8,7 +8,16 @@ from pathlib import Path
 from pipeline import tracking
 from pipeline.announce import announce
 from pipeline.command import say
-from pipeline.history import MAX_REASON, Entry, Move, champions, check_reason, move_champion, settle
+from pipeline.history import (
+    MAX_REASON,
+    Entry,
+    Move,
+    champions,
+    check_reason,
+    earlier_champions,
+    move_champion,
+    settle,
+)
 from pipeline.json_file import write_json
 from pipeline.judging import TEST_SET_TAG, DataPaths, judge_versions
 from pipeline.placement import read_placement
@@ -38,7 +47,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     known = read_receipt(receipt)
-    settle(client, known.model)
+    entries = settle(client, known.model)
     challenger = _challenger(client, known, model, ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
     if champion is not None and champion.model_sha256 == challenger.model_sha256:
@@ -50,6 +59,8 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         announce(placement.on_promotion, challenger.name, entry)
         say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
         return
+    if champion is None:
+        _refuse_lost_champion(client, known.model, entries)
     judgement = judge_versions(client, challenger, champion, data, placement)
     verdict = judgement.verdict
     if verdict.decision == "promoted":
@@ -92,6 +103,16 @@ def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Reque
             f"no such version: {known.model} version {ask.version}: it was deleted or never made. Look with `make ui`."
         )
     return version
+
+
+def _refuse_lost_champion(client: tracking.Client, model: str, entries: Sequence[Entry]) -> None:
+    """RegistryError where there was a champion: a first one needs little, and would be chosen without a comparison."""
+    for number in earlier_champions(entries):
+        if tracking.version_by_number(client, model, number) is not None:
+            raise RegistryError(
+                f"{model} has no champion now, but had one: version {number} is still there. Bring it back by "
+                "`unet rollback`, or say --force --reason."
+            )
 
 
 def _unless_changed(judged: tracking.Version | None, move: Move, entries: Sequence[Entry]) -> Move:

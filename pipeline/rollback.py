@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline import history, tracking
 from pipeline.announce import announce
 from pipeline.command import say
-from pipeline.history import Entry, Move, champions, check_reason, move_champion
+from pipeline.history import Entry, Move, check_reason, earlier_champions, move_champion
 from pipeline.params import load_section
 from pipeline.placement import Placement, read_placement
 from pipeline.stages.register import RegisterConfig
@@ -18,8 +18,8 @@ def rollback(*, reason: str) -> None:
     placement, client, name = _registry()
 
     def decide(entries: Sequence[Entry]) -> Move:
-        for version in reversed(champions(entries)[:-1]):
-            if version is not None and tracking.version_by_number(client, name, version) is not None:
+        for version in earlier_champions(entries):
+            if tracking.version_by_number(client, name, version) is not None:
                 return Move(action="rolled back", version=version, reason=reason)
             say(f"left out, since it is not in the registry any more: {name} version {version}")
         raise RegistryError(f"no earlier champion of {name} to go back to. Look with `unet history`.")

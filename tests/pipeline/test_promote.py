@@ -9,6 +9,7 @@ from pipeline.judging import DataPaths
 from pipeline.promote import Request, promote
 from pipeline.receipt import read_receipt
 from pipeline.registration import ensure_version
+from pipeline.rollback import rollback
 from unet_core.errors import RegistryError
 from unet_core.samples import ClassMap, ImageConfig
 
@@ -118,6 +119,45 @@ def test_with_too_few_test_images_the_champion_stays(reported, client, write_mod
     ask()
     assert champion(client) == bad
     assert verdict()["sentence"].startswith("too few to tell: ")
+
+
+@pytest.mark.parametrize("how", ["version deleted", "alias removed"])
+def test_a_lost_champion_is_no_reason_to_take_any_model_for_the_first(
+    reported, client, write_model_dir, how: str
+) -> None:
+    good = challenger()
+    ask()
+    write_model_dir(MODEL, seed=1)
+    reported.run("register")
+    ask(force=True, reason="the second champion")
+    if how == "version deleted":
+        client.delete_model_version("unet", "2")
+    else:
+        client.delete_registered_model_alias("unet", tracking.CHAMPION)
+    write_model_dir(MODEL, seed=2)
+    reported.run("register")
+    with pytest.raises(RegistryError) as caught:
+        ask()
+    there = "1" if how == "version deleted" else "2"
+    assert str(caught.value) == (
+        f"unet has no champion now, but had one: version {there} is still there. Bring it back by `unet rollback`, or "
+        "say --force --reason."
+    )
+    assert champion(client) is None
+    rollback(reason="version 2 is gone")
+    found = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
+    assert found is not None
+    assert found.number == there
+    assert (found.model_sha256 == good) == (there == "1")
+
+
+def test_after_all_champions_were_deleted_there_is_a_first_one_again(reported, client, write_model_dir) -> None:
+    ask()
+    client.delete_model_version("unet", "1")
+    write_model_dir(MODEL, seed=1)
+    reported.run("register")
+    ask()
+    assert champion(client) == challenger()
 
 
 NUCLEI = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")

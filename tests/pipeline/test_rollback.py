@@ -53,6 +53,14 @@ def test_after_the_champion_itself_was_deleted_the_one_before_comes_back(three) 
     assert champion(three) == "2"
 
 
+def test_times_without_a_champion_are_left_out_silently(three, capsys: pytest.CaptureFixture[str]) -> None:
+    three.delete_registered_model_alias("unet", tracking.CHAMPION)
+    move_champion(three, "unet", lambda _: Move(action="forced", version="1", reason="another one"))
+    rollback(reason="")
+    assert champion(three) == "3"
+    assert capsys.readouterr().out == "unet version 3 is champion again, before it was version 1\n"
+
+
 def test_without_a_champion_there_is_nothing_to_go_back_to(client, tree) -> None:
     tree.write_recipe()
     with pytest.raises(RegistryError, match=r"^no earlier champion of unet to go back to"):
