@@ -108,6 +108,8 @@ def judge_first(
     num_images, num_groups = _count(means, groups)
     if not num_images:
         return _too_few("no test image has a score", 0, 0)
+    if num_groups < config.min_groups:
+        return _too_few_groups(num_images, num_groups, config)
     mean = float(np.nanmean(means))
     low = [] if mean >= config.min_score else [f"{score} {mean:.3f} is below the recipe's minimum {config.min_score:g}"]
     reasons = (*low, *_broken_limits(measured, config))
@@ -128,9 +130,7 @@ def judge(scores: PairedScores, config: GateConfig, *, score: str, measured: Mea
     """The challenger must be better (or not worse by more than the margin), fall nowhere, and keep the limits."""
     num_images, num_groups = _count(image_means(fill_right(scores.challenger, scores.champion)), scores.groups)
     if num_groups < max(2, config.min_groups):
-        return _too_few(
-            f"{_say_count(num_images, num_groups)}, promote.min_groups is {config.min_groups}", num_images, num_groups
-        )
+        return _too_few_groups(num_images, num_groups, config)
     found = compare(scores, draws=config.bootstrap_draws, seed=config.seed)
     confidence = found.drawn.confidence_above(0, -config.margin, config.confidence)
     reasons = (
@@ -161,6 +161,10 @@ def _count(means: Floats, groups: Sequence[str]) -> tuple[int, int]:
     """Images with a score, and groups of such images."""
     scored = [group for group, mean in zip(groups, means, strict=True) if not np.isnan(mean)]
     return len(scored), len(set(scored))
+
+
+def _too_few_groups(images: int, groups: int, config: GateConfig) -> Verdict:
+    return _too_few(f"{_say_count(images, groups)}, promote.min_groups is {config.min_groups}", images, groups)
 
 
 def _too_few(what: str, images: int, groups: int) -> Verdict:

@@ -29,27 +29,33 @@ def ask(scores: PairedScores, config: GateConfig = CONFIG, measured: Measured = 
 
 
 def test_a_first_champion_above_the_minimum_is_promoted() -> None:
-    assert first(0.5, 0.7) == Verdict(
+    assert first(0.5, 0.7, 0.6, 0.6) == Verdict(
         decision="promoted",
-        sentence="promoted: the first champion, Dice 0.600, minimum 0.5; on 2 images",
-        images=2,
-        groups=2,
+        sentence="promoted: the first champion, Dice 0.600, minimum 0.5; on 4 images",
+        images=4,
+        groups=4,
         challenger=0.6,
     )
 
 
 def test_a_first_champion_at_the_minimum_is_promoted() -> None:
-    assert first(0.25, 0.75).decision == "promoted"
+    assert first(0.25, 0.75, 0.25, 0.75).decision == "promoted"
 
 
 def test_a_first_model_below_the_minimum_is_not_promoted() -> None:
-    verdict = first(0.1, 0.3)
+    verdict = first(0.1, 0.3, 0.1, 0.3)
     assert verdict.decision == "not promoted"
-    assert verdict.sentence == "not promoted: Dice 0.200 is below the recipe's minimum 0.5; on 2 images"
+    assert verdict.sentence == "not promoted: Dice 0.200 is below the recipe's minimum 0.5; on 4 images"
 
 
 def test_a_first_model_without_scores_is_not_promoted() -> None:
     assert first(NAN).sentence == "too few to tell: no test image has a score"
+
+
+def test_a_first_model_on_few_groups_is_not_promoted_either() -> None:
+    verdict = first(0.9, 0.9, 0.9, NAN)
+    assert (verdict.decision, verdict.images, verdict.groups) == ("too few to tell", 3, 3)
+    assert verdict.sentence == "too few to tell: 3 images, promote.min_groups is 4"
 
 
 def test_a_challenger_that_is_better_everywhere_is_promoted() -> None:
@@ -163,7 +169,7 @@ def test_limits_hold_for_the_first_champion_and_for_later_ones() -> None:
     )
     better = pair([0.9, 0.8, 0.7, 0.6], [0.8, 0.7, 0.6, 0.5])
     assert ask(better, config, bad).reasons == reasons
-    assert first(0.9, 0.9, measured=bad, config=config).reasons == reasons
+    assert first(0.9, 0.9, 0.9, 0.9, measured=bad, config=config).reasons == reasons
     assert ask(better, config, Measured(ece=0.05, weights_mb=10.0, latency_ms=200.0)).decision == "promoted"
     assert ask(better, CONFIG, bad).decision == "promoted"
 
