@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import tracking
 from pipeline.announce import announce
@@ -19,7 +20,7 @@ from pipeline.history import (
     settle,
 )
 from pipeline.json_file import write_json
-from pipeline.judging import TEST_SET_TAG, DataPaths, judge_versions
+from pipeline.judging import TEST_SET_TAG, DataPaths, Judgement, judge_versions
 from pipeline.placement import read_placement
 from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
@@ -62,22 +63,26 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     if champion is None:
         _refuse_lost_champion(client, known.model, entries)
     judgement = judge_versions(client, challenger, champion, data, placement)
-    verdict = judgement.verdict
+    verdict, verdict_path = judgement.verdict, report.with_name("verdict.json")
+    # Before the move, which can fail: that these images were looked at is true all the same.
+    write_json(verdict_path, _record(judgement, challenger, champion))
+    tracking.set_version_tags(client, challenger, _tags(judgement, champion))
     if verdict.decision == "promoted":
         move = Move(action="promoted", version=challenger.number, reason=verdict.sentence[:MAX_REASON])
         entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
         announce(placement.on_promotion, challenger.name, entry)
-    tracking.set_version_tags(
-        client,
-        challenger,
-        {
-            "gate.decision": verdict.decision,
-            "gate.sentence": verdict.sentence,
-            TEST_SET_TAG: judgement.test_set_sha256,
-        },
-    )
-    body = {
-        **asdict(verdict),
+    say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
+    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
+    if report.exists() and challenger.model_sha256 == known.model_sha256:
+        say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+    else:
+        say(f"verdict: {verdict_path}")
+
+
+def _record(judgement: Judgement, challenger: tracking.Version, champion: tracking.Version | None) -> dict[str, Any]:
+    """What verdict.json holds."""
+    return {
+        **asdict(judgement.verdict),
         "version": challenger.number,
         "model_sha256": challenger.model_sha256,
         "weights_sha256": challenger.weights_sha256,
@@ -86,12 +91,16 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         "versions_judged_before": judgement.versions_judged_before,
         "training_unknown": judgement.training_unknown,
     }
-    verdict_path = report.with_name("verdict.json")
-    write_json(verdict_path, body)
-    say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
-    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
-    if report.exists():
-        say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+
+
+def _tags(judgement: Judgement, champion: tracking.Version | None) -> dict[str, str]:
+    """How the gate judged, and against whom; whether the alias moved then is for the history to say."""
+    return {
+        "gate.decision": judgement.verdict.decision,
+        "gate.sentence": judgement.verdict.sentence,
+        "gate.against": champion.number if champion else "",
+        TEST_SET_TAG: judgement.test_set_sha256,
+    }
 
 
 def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Request) -> tracking.Version:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.history import Move, history, move_champion
-from pipeline.judging import DataPaths
+from pipeline.judging import TEST_SET_TAG, DataPaths
 from pipeline.promote import Request, promote
 from pipeline.receipt import read_receipt
 from pipeline.registration import ensure_version
@@ -232,9 +232,20 @@ def test_without_the_gate_a_named_version_is_promoted_and_the_history_says_why(
         ("forced", "2", "1"),
     ]
     assert entries[0].reason.startswith("promoted: the first champion, ")
-    # The gate judges an old version too.
+
+
+def test_an_old_version_is_judged_too_but_its_verdict_is_not_put_into_the_page_of_another_model(
+    reported, client, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = challenger()
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask(force=True, reason="to be beaten")
     ask(version="1")
     assert champion(client) == good
+    assert (verdict()["version"], verdict()["model_sha256"]) == ("1", good)
+    assert capsys.readouterr().out.endswith("verdict: reports/verdict.json\n")
+    assert not PAGE.exists()
 
 
 def test_a_version_that_does_not_exist_is_named(reported, client) -> None:
@@ -277,3 +288,8 @@ def test_a_champion_that_changed_while_the_gate_was_judging_stays(
         "the champion changed while the gate was judging: version 2 then, version 3 now. Run `unet promote` again."
     )
     assert tracking.version_by_alias(client, "unet", tracking.CHAMPION).number == "3"
+    # What was found is not lost: the next one who looks at these images knows of it.
+    assert (verdict()["version"], verdict()["against"], verdict()["decision"]) == ("1", "2", "promoted")
+    tags = tracking.find_version(client, "unet", challenger()).tags
+    assert (tags["gate.decision"], tags["gate.against"]) == ("promoted", "2")
+    assert tags[TEST_SET_TAG] == verdict()["test_set_sha256"]
