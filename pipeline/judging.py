@@ -172,7 +172,7 @@ def _training_groups(
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
-    """Key -> group; None where the run lacks the file. That it can't be read says nothing of what the model has seen."""
+    """Key -> group; None where the run lacks the file. One that can't be read is an error: it may name test groups."""
     name = f"evaluation/{TRAINING_GROUPS}"
     if version.run_id is None or name not in tracking.list_run_files(client, version.run_id, "evaluation"):
         return None

@@ -24,6 +24,7 @@ from pipeline.judging import TEST_SET_TAG, DataPaths, Judgement, judge_versions
 from pipeline.placement import read_placement
 from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
+from pipeline.scoring import registered_model
 from unet_core.errors import RegistryError
 
 
@@ -55,6 +56,9 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
         return
     if ask.force:
+        # Nothing may make the champion a model that nobody can load.
+        with registered_model(challenger):
+            pass
         move = Move(action="forced", version=challenger.number, reason=ask.reason)
         entry = move_champion(client, challenger.name, lambda _: move)
         announce(placement.on_promotion, challenger.name, entry)

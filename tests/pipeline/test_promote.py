@@ -202,7 +202,9 @@ def test_a_champion_of_another_task_than_the_shards_is_not_judged_either(reporte
     write_model_dir(MODEL, images=ImageConfig(channels=1, value_range=[0, 100]))
     reported.run("register")
     ask(force=True, reason="trained before the recipe changed")
-    with pytest.raises(RegistryError, match=r"^can't be judged on today's shards: unet version 2 .* value_range \(0, 100"):
+    with pytest.raises(
+        RegistryError, match=r"^can't be judged on today's shards: unet version 2 .* value_range \(0, 100"
+    ):
         ask(version="1")
     assert champion(client) == challenger() != good
 
@@ -246,6 +248,14 @@ def test_an_old_version_is_judged_too_but_its_verdict_is_not_put_into_the_page_o
     assert (verdict()["version"], verdict()["model_sha256"]) == ("1", good)
     assert capsys.readouterr().out.endswith("verdict: reports/verdict.json\n")
     assert not PAGE.exists()
+
+
+def test_a_version_that_nobody_can_load_is_not_forced(reported, client) -> None:
+    (stored,) = reported.root.glob("mlruns/**/model.safetensors")
+    stored.unlink()
+    with pytest.raises(RegistryError, match=r"^a file of unet version 1 can't be fetched: "):
+        ask(force=True, reason="it worked yesterday")
+    assert champion(client) is None
 
 
 def test_a_version_that_does_not_exist_is_named(reported, client) -> None:
