@@ -10,7 +10,7 @@ from pipeline.json_file import write_json
 from pipeline.pictures import as_rgb, class_colours, fit, grid, paint_mask, write_picture
 from pipeline.scoring import is_instances, predict_sample
 from unet_core.model import ModelSpec, UNet
-from unet_core.objects import find_objects
+from unet_core.outputs import separate_objects
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
 
@@ -31,7 +31,7 @@ def write_cases(
     for place, (kind, key) in enumerate(choose_cases(per_image)):
         sample = reader.read(numbers[key])
         predicted = predict_sample(network, spec, sample.image)
-        shown = find_objects(predicted > 0).astype(np.uint16) if is_instances(spec.class_map) else predicted
+        shown = separate_objects(predicted > 0).astype(np.uint16) if is_instances(spec.class_map) else predicted
         tiles = [
             as_rgb(sample.image),
             paint_mask(sample.mask, spec.class_map),
