@@ -1,3 +1,5 @@
+import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import yaml
 
 from pipeline import tracking
 from pipeline.fetched_model import fetch_model
+from pipeline.lineage_record import RECORD_NAME, read_lineage
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
 from pipeline.registration import ensure_version
 from pipeline.training_run import TrainingRun
@@ -78,14 +81,34 @@ def test_a_version_that_was_deleted_is_made_anew_from_the_working_tree(
 
 
 @pytest.mark.slow
-def test_a_version_made_anew_keeps_its_lineage(client, model: Path, receipt: Receipt) -> None:
-    lineage = {"git.commit": "abc", "data.index_sha256": "def"}
-    TrainingRun(client, training="abc", params={}).finish(model, lineage)
-    first, _ = ensure_version(client, "unet", model)
+def test_a_version_made_anew_keeps_its_lineage(registered, client) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    first = tracking.find_version(client, "unet", known.model_sha256)
+    recorded = read_lineage(client, first)
     client.delete_model_version("unet", first.number)
-    second = registered_version(client, receipt, model)
-    assert second.run_id == first.run_id
-    assert {key: second.tags.get(key) for key in lineage} == lineage
+    second = registered_version(client, known, MODEL)
+    assert (second.number, second.run_id) == ("2", first.run_id)
+    assert read_lineage(client, second) == recorded
+    assert dict(second.tags) == dict(first.tags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[]"), "of another model"])
+def test_a_record_that_is_damaged_or_another_models_is_not_taken_for_the_lineage(
+    registered, client, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    (stored,) = Path("mlruns").rglob(RECORD_NAME)
+    if isinstance(content, str):
+        body = json.loads(gzip.decompress(stored.read_bytes()))
+        content = gzip.compress(json.dumps({**body, "model_sha256": "0" * 64}).encode())
+    stored.write_bytes(content)
+    client.delete_model_version("unet", "1")
+    second = registered_version(client, known, MODEL)
+    assert second.number == "2"
+    assert f"version 2 has no lineage: its run's {RECORD_NAME} can't be read: " in caplog.text
+    with pytest.raises(RegistryError, match=r"^no lineage was recorded of unet version 2"):
+        read_lineage(client, second)
 
 
 @pytest.mark.slow
