@@ -69,6 +69,10 @@ def put_section(client: Client, version: Version, title: str, body: str) -> None
     with registry_errors("describing a version"):
         old = client.get_model_version(version.name, version.number).description or ""
         new = with_section(old, title, body)
+        if body not in new:
+            log.warning(
+                "no room for all of %r on the page of version %s: shorten what stands there", title, version.number
+            )
         if new != old:
             client.update_model_version(version.name, version.number, new)
 
