@@ -38,7 +38,8 @@ class AppendLog:
         try:
             self.client.log_param(self.run_id, key, value, synchronous=True)
         except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
+            # MLflow says the same of a run that was deleted; who then tried again would do so for ever.
+            if error.error_code == "INVALID_PARAMETER_VALUE" and key in self.read():
                 return False
             raise RegistryError(f"MLflow refused: writing a log: {first_line(error)}") from error
         return True

@@ -140,9 +140,10 @@ def judge(scores: PairedScores, config: GateConfig, *, score: str, measured: Mea
         *_broken_limits(measured, config),
     )
     decision: Decision = "not promoted" if reasons else "promoted"
+    claim = [_claim(config)] if config.margin and not reasons else []
     return Verdict(
         decision=decision,
-        sentence="; ".join([f"{decision}: {_say(found.whole, score)}", *_say_worst(found), *reasons]),
+        sentence="; ".join([f"{decision}: {_say(found.whole, score)}", *claim, *_say_worst(found), *reasons]),
         images=found.whole.images,
         groups=found.whole.groups,
         challenger=found.whole.challenger,
@@ -181,8 +182,11 @@ def _too_few(what: str, images: int, groups: int) -> Verdict:
 def _doubts(confidence: float, config: GateConfig) -> list[str]:
     if confidence >= config.confidence:
         return []
-    claim = f"not worse by more than {config.margin:g}" if config.margin else "better"
-    return [f"{claim} with {confidence:.1%} confidence, {config.confidence:.0%} needed"]
+    return [f"{_claim(config)} with {confidence:.1%} confidence, {config.confidence:.0%} needed"]
+
+
+def _claim(config: GateConfig) -> str:
+    return f"not worse by more than {config.margin:g}" if config.margin else "better"
 
 
 def _falls(parts: Sequence[Comparison], kind: str, allowed: float | None) -> list[str]:
@@ -190,8 +194,8 @@ def _falls(parts: Sequence[Comparison], kind: str, allowed: float | None) -> lis
     if allowed is None:
         return []
     return [
-        f"{kind} {part.name} falls by {-part.difference:.3f} (95 % interval {_say_interval(part.interval_95)}), "
-        f"{allowed:g} allowed"
+        f"{kind} {_name(part, parts)} falls by {-part.difference:.3f} "
+        f"(95 % interval {_say_interval(part.interval_95)}), {allowed:g} allowed"
         for part in parts
         if part.interval_95 is not None and part.interval_95[1] < -allowed
     ]
@@ -222,7 +226,14 @@ def _say_worst(found: Comparisons) -> list[str]:
     """The class (of several) and the slice that fared worst."""
     kinds = (("class", found.classes if len(found.classes) > 1 else ()), ("slice", found.slices))
     worst = [(kind, min(parts, key=lambda part: part.difference)) for kind, parts in kinds if parts]
-    return [f"worst {kind} {part.name} {part.difference:+.3f}" for kind, part in worst]
+    parts = (*found.classes, *found.slices)
+    return [f"worst {kind} {_name(part, parts)} {part.difference:+.3f}" for kind, part in worst]
+
+
+def _name(part: Comparison, parts: Sequence[Comparison]) -> str:
+    """A class or a slice's word; its column too where there are several, whose words may be the same."""
+    several = len({other.column for other in parts if other.column is not None}) > 1
+    return f"{part.column} {part.name}" if several and part.column is not None else part.name
 
 
 def _say_interval(interval: tuple[float, float]) -> str:

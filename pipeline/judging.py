@@ -19,7 +19,7 @@ from pipeline.membership import Membership, groups_in, read_memberships, todays_
 from pipeline.params import load_section
 from pipeline.placement import Placement
 from pipeline.score_summary import ece
-from pipeline.scores import ScoreRow, image_rows, score_matrix, scored_classes
+from pipeline.scores import SCORE_NAMES, ScoreRow, image_rows, score_matrix, scored_classes
 from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
 from pipeline.stages.evaluate import TRAINING_GROUPS, EvaluateConfig, training_groups
 from pipeline.stages.split import read_splits
@@ -112,12 +112,12 @@ def _judge(
             rows = rows_of(directory, "challenger")
             measured = _measure(directory, rows, shards, gate)
             groups = [row.group for row in image_rows(rows)]
-            return judge_first(score_matrix(rows, score), groups, gate, score=score.capitalize(), measured=measured)
+            return judge_first(score_matrix(rows, score), groups, gate, score=SCORE_NAMES[score], measured=measured)
         with registered_model(champion) as old_directory:
             _check_fits(champion, old_directory, shards)
             rows, old_rows = rows_of(directory, "challenger"), rows_of(old_directory, "champion")
         measured = _measure(directory, rows, shards, gate)
-    return judge(pair_scores(rows, old_rows, score), gate, score=score.capitalize(), measured=measured)
+    return judge(pair_scores(rows, old_rows, score), gate, score=SCORE_NAMES[score], measured=measured)
 
 
 def pair_scores(challenger: Sequence[ScoreRow], champion: Sequence[ScoreRow], score: str) -> PairedScores:

@@ -102,7 +102,10 @@ def test_equal_scores_are_not_promoted() -> None:
 def test_equal_scores_pass_where_the_recipe_allows_a_margin() -> None:
     same = [0.9, 0.8, 0.7, 0.6, 0.5]
     lax = dataclasses.replace(CONFIG, margin=0.005)
-    assert ask(pair(same, same), lax).decision == "promoted"
+    assert ask(pair(same, same), lax).sentence == (
+        "promoted: Dice 0.700 vs 0.700, +0.000 (95 % interval +0.000 to +0.000) on 5 images; "
+        "not worse by more than 0.005"
+    )
     worse = ask(pair(np.array(same) - 0.01, same), lax)
     assert worse.decision == "not promoted"
     assert worse.reasons == ("not worse by more than 0.005 with 0.0% confidence, 95% needed",)
@@ -148,6 +151,15 @@ def test_a_slice_that_surely_falls_too_far_holds_a_better_model_back() -> None:
     verdict = ask(scores, dataclasses.replace(CONFIG, max_slice_drop=0.05))
     assert verdict.reasons == ("slice pink falls by 0.100 (95 % interval -0.100 to -0.100), 0.05 allowed",)
     assert ask(scores).decision == "promoted"
+
+
+def test_of_several_columns_a_slice_is_named_with_its_own() -> None:
+    old = np.full(24, 0.6)
+    new = old + np.where(np.arange(24) < 6, -0.1, 0.2)
+    slices = {"stain": ["1"] * 6 + ["2"] * 18, "scanner": ["1"] * 12 + ["2"] * 12}
+    verdict = ask(pair(new, old, slices=slices), dataclasses.replace(CONFIG, max_slice_drop=0.05))
+    assert verdict.reasons == ("slice stain 1 falls by 0.100 (95 % interval -0.100 to -0.100), 0.05 allowed",)
+    assert "; worst slice stain 1 -0.100; " in verdict.sentence
 
 
 def test_a_slice_of_few_groups_cannot_be_said_to_fall() -> None:
