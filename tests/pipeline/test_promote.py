@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,25 @@ def test_an_old_version_is_judged_too_but_its_verdict_is_not_put_into_the_page_o
     assert (verdict()["version"], verdict()["model_sha256"]) == ("1", good)
     assert capsys.readouterr().out.endswith("verdict: reports/verdict.json\n")
     assert not PAGE.exists()
+
+
+def test_others_are_told_of_each_move_and_of_nothing_else(
+    reported, client, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import sys; open('told', 'a').write(sys.stdin.read() + chr(10))"
+    monkeypatch.setenv("UNET_ON_PROMOTION", f'{sys.executable} -c "{script}"')
+    ask()
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask()
+    ask(force=True, reason="dark cells")
+    rollback(reason="no, bright ones")
+    told = [json.loads(line) for line in Path("told").read_text(encoding="utf-8").splitlines()]
+    assert [(move["model"], move["action"], move["version"], move["before"]) for move in told] == [
+        ("unet", "promoted", "1", None),
+        ("unet", "forced", "2", "1"),
+        ("unet", "rolled back", "1", "2"),
+    ]
 
 
 def test_a_version_that_nobody_can_load_is_not_forced(reported, client) -> None:
