@@ -53,6 +53,6 @@ def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Pat
         )
     log.warning("the registry lacks model %s: registering it anew", receipt.model_sha256[:12])
     version, _ = ensure_version(client, receipt.model, model_dir)
-    restore_lineage(client, version)
     tracking.set_alias(client, version, tracking.CHALLENGER)
+    restore_lineage(client, version)
     return tracking.version_by_number(client, version.name, version.number) or version
