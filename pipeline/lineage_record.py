@@ -113,9 +113,7 @@ def restore_lineage(client: tracking.Client, version: tracking.Version) -> None:
             if lineage.model_sha256 != version.model_sha256:
                 raise ValueError("it is another model's")
         except UNREADABLE as error:
-            log.warning(
-                "version %s has no lineage: %s of its run can't be read: %s", version.number, RECORD_NAME, error
-            )
+            log.warning("version %s has no lineage: its run's %s can't be read: %s", version.number, RECORD_NAME, error)
             return
     tracking.set_version_tags(client, version, _all_tags(lineage, text))
 

@@ -86,7 +86,7 @@ def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.`{MODEL_TAG}` = '{model}'")
     for run in runs:
-        if _is_whole(run.data.tags[URI_TAG], model):
+        if _is_whole(client, run.data.tags[URI_TAG], model):
             return run.info.run_id, run.data.tags[URI_TAG]
     name = f"model {model[:8]} from the working tree"
     with mlflow.start_run(experiment_id=client.experiment_id(), run_name=name) as holder:
@@ -94,13 +94,20 @@ def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str
         return run_id, log_model(client, run_id, model_dir)
 
 
-def _is_whole(uri: str, model: str) -> bool:
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            return model_hash(fetch_files(uri, Path(scratch), uri)) == model
-        except RegistryError as error:
-            log.warning("the model is logged anew: %s", error)
-            return False
+def _is_whole(client: Client, uri: str, model: str) -> bool:
+    """Whether a logged model still has the files that it was logged with."""
+    try:
+        with registry_errors("looking for the model of a run"):
+            # Files of a model without a version have no models:/ address.
+            place = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+        with tempfile.TemporaryDirectory() as scratch:
+            found = model_hash(fetch_files(place, Path(scratch), uri))
+    except RegistryError as error:
+        log.warning("the model is logged anew: %s", error)
+        return False
+    if found != model:
+        log.warning("the model is logged anew: files of %s have changed since", uri)
+    return found == model
 
 
 def log_model(client: Client, run_id: str, model_dir: Path) -> str:

@@ -123,7 +123,7 @@ def test_a_version_made_anew_has_whole_files_also_where_those_of_the_run_are_dam
         stored.unlink()
     else:
         stored.write_bytes(stored.read_bytes()[:-1] + b"x")
-    # As the error tells who wants to fetch it.
+    # As the error tells people to do who want to fetch it.
     client.delete_model_version("unet", first.number)
     second = registered_version(client, receipt, model)
     assert model_hash(fetch_model(second, Path("download"))) == receipt.model_sha256
