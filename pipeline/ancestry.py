@@ -39,7 +39,7 @@ def show_difference(old: str, new: str) -> None:
         ("recipe", changes(flatten(recipe_sections(before.recipe)), flatten(recipe_sections(after.recipe)))),
         ("data", sample_changes(before.samples, after.samples)),
         ("environment", changes(_environment(before), _environment(after))),
-        ("scores", changes(*[{k: f"{v:.4f}" for k, v in found.items() if _is_score(k)} for found in scores])),
+        ("scores", [*_doubts(before, after), *changes(*map(_shown_scores, scores))]),
     ]
     for line in tree([(name, lines or ["the same"]) for name, lines in branches]):
         say(line)
@@ -122,8 +122,14 @@ def _environment(lineage: Lineage) -> dict[str, str]:
     return {"processor": lineage.processor or "unknown", **lineage.versions}
 
 
-def _is_score(name: str) -> bool:
-    return name.startswith(("test_", "val_"))
+def _shown_scores(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in metrics.items() if name.startswith(("test_", "val_"))}
+
+
+def _doubts(before: Lineage, after: Lineage) -> list[str]:
+    if before.test_set_sha256 == after.test_set_sha256:
+        return []
+    return ["test scores: of different test sets, not to be compared; ask `unet promote`"]
 
 
 def _connect() -> tracking.Client:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.tracking import Client, registry_errors
+from pipeline.tracking import Client, first_line, registry_errors
 from unet_core.errors import RegistryError
 
 #: MLflow cuts off what is longer.
@@ -38,9 +38,10 @@ class AppendLog:
         try:
             self.client.log_param(self.run_id, key, value, synchronous=True)
         except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
+            # MLflow says the same of a run that was deleted; who then tried again would do so for ever.
+            if error.error_code == "INVALID_PARAMETER_VALUE" and key in self.read():
                 return False
-            raise RegistryError(f"MLflow refused: writing a log: {str(error).splitlines()[0]}") from error
+            raise RegistryError(f"MLflow refused: writing a log: {first_line(error)}") from error
         return True
 
 

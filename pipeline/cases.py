@@ -10,7 +10,7 @@ from pipeline.json_file import write_json
 from pipeline.pictures import as_rgb, class_colours, fit, grid, paint_mask, write_picture
 from pipeline.scoring import is_instances, predict_sample
 from unet_core.model import ModelSpec, UNet
-from unet_core.objects import find_objects
+from unet_core.outputs import separate_objects
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
 
@@ -31,7 +31,7 @@ def write_cases(
     for place, (kind, key) in enumerate(choose_cases(per_image)):
         sample = reader.read(numbers[key])
         predicted = predict_sample(network, spec, sample.image)
-        shown = find_objects(predicted > 0).astype(np.uint16) if is_instances(spec.class_map) else predicted
+        shown = separate_objects(predicted > 0).astype(np.uint16) if is_instances(spec.class_map) else predicted
         tiles = [
             as_rgb(sample.image),
             paint_mask(sample.mask, spec.class_map),
@@ -67,7 +67,7 @@ def find_errors(mask: Array, predicted: Array, class_map: ClassMap) -> tuple[Arr
     if class_map.kind == "multilabel":
         less, more = np.asarray((mask > predicted).any(axis=-1)), np.asarray((predicted > mask).any(axis=-1))
         return less & ~more, more & ~less, less & more
-    background = class_map.names.index(class_map.background) if class_map.background is not None else None
+    background = class_map.names.index(class_map.ground) if class_map.ground is not None else None
     wrong: Array = np.not_equal(mask, predicted) & np.not_equal(mask, IGNORE_INDEX)
     if background is None:
         return np.zeros_like(wrong), np.zeros_like(wrong), wrong

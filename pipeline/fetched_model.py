@@ -13,7 +13,15 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from pipeline.tracking import CHAMPION, MODEL_TAG, Client, Version, version_by_alias, version_by_number
+from pipeline.tracking import (
+    CHAMPION,
+    MODEL_TAG,
+    Client,
+    Version,
+    hide_password,
+    version_by_alias,
+    version_by_number,
+)
 from unet_core.checkpoint import SPEC_NAME, WEIGHTS_NAME, model_hash
 from unet_core.errors import RegistryError
 
@@ -45,12 +53,7 @@ def fetch_model(version: Version, directory: Path) -> Path:
     RegistryError where files are missing, are not what was registered, or the artifact is another kind of model.
     """
     name = f"{version.name} version {version.number}"
-    root = f"models:/{version.name}/{version.number}"
-    place = _place(_download(f"{root}/MLmodel", directory, name), name)
-    model_dir = directory / "model"
-    model_dir.mkdir(parents=True)
-    for file in (WEIGHTS_NAME, SPEC_NAME):
-        shutil.move(_download(f"{root}/{place}/{file}", directory, name), model_dir / file)
+    model_dir = fetch_files(f"models:/{version.name}/{version.number}", directory, name)
     if not version.model_sha256:
         raise RegistryError(f"not a model of this project: {name} has no tag {MODEL_TAG}. Register it by `dvc repro`.")
     if (found := model_hash(model_dir)) != version.model_sha256:
@@ -61,12 +64,22 @@ def fetch_model(version: Version, directory: Path) -> Path:
     return model_dir
 
 
+def fetch_files(root: str, directory: Path, name: str) -> Path:
+    """Download weights and description of the artifact at `root`, whatever they are; `name` stands in errors."""
+    place = _place(_download(f"{root}/MLmodel", directory, name), name)
+    model_dir = directory / "model"
+    model_dir.mkdir(parents=True)
+    for file in (WEIGHTS_NAME, SPEC_NAME):
+        shutil.move(_download(f"{root}/{place}/{file}", directory, name), model_dir / file)
+    return model_dir
+
+
 def _download(uri: str, directory: Path, name: str) -> Path:
     """A file of the artifact; MLflow gives no file from outside of the artifact, and neither do we."""
     try:
         local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(directory)))
     except (MlflowException, OSError) as error:
-        text = " ".join(str(error).split()).rstrip(". ")
+        text = hide_password(" ".join(str(error).split()).rstrip(". "))
         raise RegistryError(
             f"a file of {name} can't be fetched: {uri}: {text}. If it is gone, delete the version and run `unet "
             "promote` where the model lies, or `unet rollback`."

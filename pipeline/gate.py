@@ -108,6 +108,8 @@ def judge_first(
     num_images, num_groups = _count(means, groups)
     if not num_images:
         return _too_few("no test image has a score", 0, 0)
+    if num_groups < config.min_groups:
+        return _too_few_groups(num_images, num_groups, config)
     mean = float(np.nanmean(means))
     low = [] if mean >= config.min_score else [f"{score} {mean:.3f} is below the recipe's minimum {config.min_score:g}"]
     reasons = (*low, *_broken_limits(measured, config))
@@ -128,9 +130,7 @@ def judge(scores: PairedScores, config: GateConfig, *, score: str, measured: Mea
     """The challenger must be better (or not worse by more than the margin), fall nowhere, and keep the limits."""
     num_images, num_groups = _count(image_means(fill_right(scores.challenger, scores.champion)), scores.groups)
     if num_groups < max(2, config.min_groups):
-        return _too_few(
-            f"{_say_count(num_images, num_groups)}, promote.min_groups is {config.min_groups}", num_images, num_groups
-        )
+        return _too_few_groups(num_images, num_groups, config)
     found = compare(scores, draws=config.bootstrap_draws, seed=config.seed)
     confidence = found.drawn.confidence_above(0, -config.margin, config.confidence)
     reasons = (
@@ -140,9 +140,10 @@ def judge(scores: PairedScores, config: GateConfig, *, score: str, measured: Mea
         *_broken_limits(measured, config),
     )
     decision: Decision = "not promoted" if reasons else "promoted"
+    claim = [_claim(config)] if config.margin and not reasons else []
     return Verdict(
         decision=decision,
-        sentence="; ".join([f"{decision}: {_say(found.whole, score)}", *_say_worst(found), *reasons]),
+        sentence="; ".join([f"{decision}: {_say(found.whole, score)}", *claim, *_say_worst(found), *reasons]),
         images=found.whole.images,
         groups=found.whole.groups,
         challenger=found.whole.challenger,
@@ -163,6 +164,10 @@ def _count(means: Floats, groups: Sequence[str]) -> tuple[int, int]:
     return len(scored), len(set(scored))
 
 
+def _too_few_groups(images: int, groups: int, config: GateConfig) -> Verdict:
+    return _too_few(f"{_say_count(images, groups)}, promote.min_groups is {config.min_groups}", images, groups)
+
+
 def _too_few(what: str, images: int, groups: int) -> Verdict:
     return Verdict(
         decision="too few to tell",
@@ -177,8 +182,11 @@ def _too_few(what: str, images: int, groups: int) -> Verdict:
 def _doubts(confidence: float, config: GateConfig) -> list[str]:
     if confidence >= config.confidence:
         return []
-    claim = f"not worse by more than {config.margin:g}" if config.margin else "better"
-    return [f"{claim} with {confidence:.1%} confidence, {config.confidence:.0%} needed"]
+    return [f"{_claim(config)} with {confidence:.1%} confidence, {config.confidence:.0%} needed"]
+
+
+def _claim(config: GateConfig) -> str:
+    return f"not worse by more than {config.margin:g}" if config.margin else "better"
 
 
 def _falls(parts: Sequence[Comparison], kind: str, allowed: float | None) -> list[str]:
@@ -186,8 +194,8 @@ def _falls(parts: Sequence[Comparison], kind: str, allowed: float | None) -> lis
     if allowed is None:
         return []
     return [
-        f"{kind} {part.name} falls by {-part.difference:.3f} (95 % interval {_say_interval(part.interval_95)}), "
-        f"{allowed:g} allowed"
+        f"{kind} {_name(part, parts)} falls by {-part.difference:.3f} "
+        f"(95 % interval {_say_interval(part.interval_95)}), {allowed:g} allowed"
         for part in parts
         if part.interval_95 is not None and part.interval_95[1] < -allowed
     ]
@@ -218,7 +226,14 @@ def _say_worst(found: Comparisons) -> list[str]:
     """The class (of several) and the slice that fared worst."""
     kinds = (("class", found.classes if len(found.classes) > 1 else ()), ("slice", found.slices))
     worst = [(kind, min(parts, key=lambda part: part.difference)) for kind, parts in kinds if parts]
-    return [f"worst {kind} {part.name} {part.difference:+.3f}" for kind, part in worst]
+    parts = (*found.classes, *found.slices)
+    return [f"worst {kind} {_name(part, parts)} {part.difference:+.3f}" for kind, part in worst]
+
+
+def _name(part: Comparison, parts: Sequence[Comparison]) -> str:
+    """A class or a slice's word; its column too where there are several, whose words may be the same."""
+    several = len({other.column for other in parts if other.column is not None}) > 1
+    return f"{part.column} {part.name}" if several and part.column is not None else part.name
 
 
 def _say_interval(interval: tuple[float, float]) -> str:

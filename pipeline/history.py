@@ -135,6 +135,11 @@ def champions(entries: Sequence[Entry]) -> list[str | None]:
     return line
 
 
+def earlier_champions(entries: Sequence[Entry]) -> list[str]:
+    """Champions before the present one (or before there was none), the last one first."""
+    return [version for version in reversed(champions(entries)[:-1]) if version is not None]
+
+
 def _title(name: str) -> str:
     return f"{name} promotions"
 

@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import tracking
@@ -19,7 +19,7 @@ from pipeline.params import load_section
 from pipeline.placement import Placement
 from pipeline.question import TEST_SET_TAG, hash_test_set
 from pipeline.score_summary import ece
-from pipeline.scores import ScoreRow, image_rows, score_matrix, scored_classes
+from pipeline.scores import SCORE_NAMES, ScoreRow, image_rows, score_matrix, scored_classes
 from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
 from pipeline.stages.evaluate import TRAINING_GROUPS, EvaluateConfig, training_groups
 from pipeline.stages.split import read_splits
@@ -27,6 +27,7 @@ from unet_core.checkpoint import read_model, read_spec
 from unet_core.errors import RegistryError
 from unet_core.index import read_index
 from unet_core.reader import ShardReader
+from unet_core.samples import ClassMap, ImageConfig
 from unet_core.splits import SplitConfig
 
 log = logging.getLogger(__name__)
@@ -97,16 +98,17 @@ def _judge(
         return score_split(job, memberships, name=name, placement=placement)
 
     with registered_model(challenger) as directory:
+        _check_fits(challenger, directory, shards)
         if champion is None:
             rows = rows_of(directory, "challenger")
             measured = _measure(directory, rows, shards, gate)
             groups = [row.group for row in image_rows(rows)]
-            return judge_first(score_matrix(rows, score), groups, gate, score=score.capitalize(), measured=measured)
+            return judge_first(score_matrix(rows, score), groups, gate, score=SCORE_NAMES[score], measured=measured)
         with registered_model(champion) as old_directory:
-            _check_comparable(challenger, directory, champion, old_directory)
+            _check_fits(champion, old_directory, shards)
             rows, old_rows = rows_of(directory, "challenger"), rows_of(old_directory, "champion")
         measured = _measure(directory, rows, shards, gate)
-    return judge(pair_scores(rows, old_rows, score), gate, score=score.capitalize(), measured=measured)
+    return judge(pair_scores(rows, old_rows, score), gate, score=SCORE_NAMES[score], measured=measured)
 
 
 def pair_scores(challenger: Sequence[ScoreRow], champion: Sequence[ScoreRow], score: str) -> PairedScores:
@@ -131,20 +133,23 @@ def _measure(directory: Path, rows: Sequence[ScoreRow], shards: Path, gate: Gate
     return Measured(ece=ece(rows), weights_mb=weights / 1e6, latency_ms=latency)
 
 
-def _check_comparable(
-    challenger: tracking.Version, directory: Path, champion: tracking.Version, old_directory: Path
-) -> None:
-    new, old = read_spec(directory), read_spec(old_directory)
-    if (old.class_map.names, old.class_map.kind, old.channels) != (
-        new.class_map.names,
-        new.class_map.kind,
-        new.channels,
-    ):
+def _check_fits(version: tracking.Version, directory: Path, shards: Path) -> None:
+    """RegistryError for a model of other classes than the shards have, or that was trained on images read otherwise."""
+    spec, class_map, images = read_spec(directory), read_index(shards).class_map, load_section("images", ImageConfig)
+    if (spec.class_map.kind, spec.class_map.names, spec.images) != (class_map.kind, class_map.names, images):
         raise RegistryError(
-            f"champion and challenger can't be compared: {champion.name} version {champion.number} knows "
-            f"{list(old.class_map.names)} on {old.channels} channels, version {challenger.number} "
-            f"{list(new.class_map.names)} on {new.channels}. Give the new task its own register.model."
+            f"can't be judged on today's shards: {_name(version)} knows {_say_classes(spec.class_map)} and reads "
+            f"{_say_images(spec.images)}; the shards have {_say_classes(class_map)} and {_say_images(images)}. "
+            "Train on today's recipe, or give the new task its own register.model."
         )
+
+
+def _say_classes(class_map: ClassMap) -> str:
+    return f"{class_map.kind} {list(class_map.names)}"
+
+
+def _say_images(images: ImageConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(images).items() if value is not None)
 
 
 def _training_groups(
@@ -158,14 +163,21 @@ def _training_groups(
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
-    if version.run_id is None:
+    """Key -> group; None where the run lacks the file. One that can't be read is an error: it may name test groups."""
+    name = f"evaluation/{TRAINING_GROUPS}"
+    if version.run_id is None or name not in tracking.list_run_files(client, version.run_id, "evaluation"):
         return None
     with tempfile.TemporaryDirectory() as scratch:
+        path = tracking.fetch_run_file(client, version.run_id, name, Path(scratch))
         try:
-            path = tracking.fetch_run_file(client, version.run_id, f"evaluation/{TRAINING_GROUPS}", Path(scratch))
-        except RegistryError:
-            return None
-        found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not all(isinstance(group, str) for group in found.values()):
+                raise ValueError("not a group for each key")
+        except ValueError as error:
+            raise RegistryError(
+                f"can't be judged: what {_name(version)} was trained on can't be read: {name} of run {version.run_id}: "
+                f"{error}. Run `dvc repro -f -s evaluate` where it was trained."
+            ) from error
         return found
 
 

@@ -7,6 +7,7 @@ was trained against another server, the working tree of the registration stands 
 import gzip
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,12 +22,16 @@ from pipeline.tracking import WORKERS_TAG
 from unet_core.errors import RegistryError
 from unet_core.splits import Split
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 RECORD_NAME = "lineage.json.gz"
 #: Set last: a version with this tag has its record.
 RECORD_TAG = "lineage.record_sha256"
 #: As identity.py writes it; read as plain JSON, since its module brings the trainer along.
 IDENTITY_NAME = "identity.json"
+#: What a record that is damaged, or that others wrote, ends in.
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +98,24 @@ def record_lineage(client: tracking.Client, version: tracking.Version, inputs: I
         body = json.dumps({"format": FORMAT_VERSION, **asdict(lineage)}).encode("ascii")
         path.write_bytes(gzip.compress(body, mtime=0))
         tracking.log_run_file(client, version.run_id, path)
-    tags = {**lineage.tags(), RECORD_TAG: hashlib.sha256(body).hexdigest()}
-    tracking.set_version_tags(client, version, tags)
+    tracking.set_version_tags(client, version, _all_tags(lineage, body))
+
+
+def restore_lineage(client: tracking.Client, version: tracking.Version) -> None:
+    """Give a version that was made anew the record of its model that still lies with its run, if there is one."""
+    if version.run_id is None or RECORD_NAME not in tracking.list_run_files(client, version.run_id):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = tracking.fetch_run_file(client, version.run_id, RECORD_NAME, Path(scratch))
+        try:
+            text = gzip.decompress(path.read_bytes())
+            lineage = _parse(text)
+            if lineage.model_sha256 != version.model_sha256:
+                raise ValueError("it is another model's")
+        except UNREADABLE as error:
+            log.warning("version %s has no lineage: its run's %s can't be read: %s", version.number, RECORD_NAME, error)
+            return
+    tracking.set_version_tags(client, version, _all_tags(lineage, text))
 
 
 def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
@@ -103,7 +124,7 @@ def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
     if RECORD_TAG not in version.tags or version.run_id is None:
         raise RegistryError(
             f"no lineage was recorded of {name}: it was registered by an older version of the project, or anew from a "
-            "receipt. Run `dvc repro -f register` where it was trained."
+            "receipt. Run `dvc repro -f -s register` where it was trained."
         )
     with tempfile.TemporaryDirectory() as scratch:
         path = tracking.fetch_run_file(client, version.run_id, RECORD_NAME, Path(scratch))
@@ -111,12 +132,20 @@ def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
             text = gzip.decompress(path.read_bytes())
             if hashlib.sha256(text).hexdigest() != version.tags[RECORD_TAG]:
                 raise ValueError("it has changed since it was recorded")
-            body = json.loads(text)
-            if (number := body.pop("format")) != FORMAT_VERSION:
-                raise ValueError(f"format {number}, this version reads {FORMAT_VERSION}")
-            return Lineage(**{**body, "source": Source(**body["source"])})
-        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+            return _parse(text)
+        except UNREADABLE as error:
             raise RegistryError(f"the lineage of {name} can't be read: {RECORD_NAME}: {error}.") from error
+
+
+def _parse(text: bytes) -> Lineage:
+    body = json.loads(text)
+    if (number := body.pop("format")) != FORMAT_VERSION:
+        raise ValueError(f"format {number}, this version reads {FORMAT_VERSION}")
+    return Lineage(**{**body, "source": Source(**body["source"])})
+
+
+def _all_tags(lineage: Lineage, text: bytes) -> dict[str, str]:
+    return {**lineage.tags(), RECORD_TAG: hashlib.sha256(text).hexdigest()}
 
 
 def _read_identity(client: tracking.Client, run_id: str, scratch: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from unet_core.samples import Array
 
 #: Rows and names that are shown; MLflow takes 5,000 characters in all.
 MAX_ROWS, MAX_CHARACTERS = 12, 5000
+CUT = f"\n\n(Cut: MLflow takes {MAX_CHARACTERS} characters.)"
 EXAMPLE_PX = 32
 KINDS = {
     "multiclass": "Gives each pixel one of {} classes",
@@ -91,14 +92,28 @@ def describe_scores(body: Mapping[str, Any], score: str, run_id: str | None) -> 
 
 
 def with_section(text: str, title: str, body: str) -> str:
-    """The text with this section: in the place of an older one, else at its end."""
-    section = f"### {title}\n\n{body}"
-    old = re.compile(rf"^### {re.escape(title)}\n.*?(?=^### |\Z)", re.DOTALL | re.MULTILINE)
+    """The text with this section: in the place of an older one, else at its end.
+
+    A line that readers don't see ends it, so that what people write below stays; older texts have no such line, there
+    it reaches to the next title. Where there is not room for all, the section is cut by whole lines and says so; where
+    there is none, the text stays as it is.
+    """
+    head, end = f"### {title}\n\n", f"\n\n<!-- end of {title} -->"
+    old = re.compile(
+        rf"^### {re.escape(title)}\n.*?(?:^<!-- end of {re.escape(title)} -->$|(?=^### )|\Z)", re.DOTALL | re.MULTILINE
+    )
     found = old.search(text)
-    if found is None:
-        return "\n\n".join(part for part in (text.rstrip(), section) if part)[:MAX_CHARACTERS]
-    after = text[found.end() :]
-    return (text[: found.start()] + section + (f"\n\n{after}" if after else ""))[:MAX_CHARACTERS]
+    before, after = (text[: found.start()], text[found.end() :]) if found else (text, "")
+
+    def put(words: str) -> str:
+        parts = (before.rstrip(), head + words + end, after.strip())
+        return "\n\n".join(part for part in parts if part)
+
+    room = MAX_CHARACTERS - len(put(""))
+    if len(body) <= room:
+        return put(body)
+    whole_lines = body[: max(0, room - len(CUT))].rpartition("\n")[0]
+    return put(whole_lines + CUT) if whole_lines else text
 
 
 def example_images(spec: ModelSpec) -> Array:

@@ -22,8 +22,8 @@ GAP_PX = 6
 def class_colours(class_map: ClassMap) -> Array:
     """One colour a class, (K, 3); the background class is black."""
     colours = PALETTE[np.arange(class_map.num_classes) % len(PALETTE)].copy()
-    if class_map.background is not None:
-        colours[class_map.names.index(class_map.background)] = 0
+    if class_map.ground is not None:
+        colours[class_map.names.index(class_map.ground)] = 0
     return colours
 
 

@@ -4,17 +4,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import tracking
 from pipeline.announce import announce
 from pipeline.command import say
-from pipeline.history import MAX_REASON, Entry, Move, champions, check_reason, move_champion, settle
+from pipeline.history import (
+    MAX_REASON,
+    Entry,
+    Move,
+    champions,
+    check_reason,
+    earlier_champions,
+    move_champion,
+    settle,
+)
 from pipeline.json_file import write_json
-from pipeline.judging import DataPaths, judge_versions
+from pipeline.judging import DataPaths, Judgement, judge_versions
 from pipeline.placement import read_placement
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
 from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
+from pipeline.scoring import registered_model
 from unet_core.errors import RegistryError
 
 
@@ -39,33 +50,46 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     known = read_receipt(receipt)
-    settle(client, known.model)
+    entries = settle(client, known.model)
     challenger = _challenger(client, known, model, ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
     if champion is not None and champion.model_sha256 == challenger.model_sha256:
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
         return
     if ask.force:
+        # Nothing may make the champion a model that nobody can load.
+        with registered_model(challenger):
+            pass
         move = Move(action="forced", version=challenger.number, reason=ask.reason)
         entry = move_champion(client, challenger.name, lambda _: move)
         announce(placement.on_promotion, challenger.name, entry)
         say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
         return
+    if champion is None:
+        _refuse_lost_champion(client, known.model, entries)
     # Before judging, which takes a while: what is edited meanwhile is another question.
     asked = question_tags(data.shards)
     judgement = judge_versions(client, challenger, champion, data, placement)
-    verdict = judgement.verdict
+    verdict, verdict_path = judgement.verdict, report.with_name("verdict.json")
+    # Before the move, which can fail: that these images were looked at is true all the same.
+    write_json(verdict_path, _record(judgement, challenger, champion))
+    tracking.set_version_tags(client, challenger, {**asked, **_tags(judgement, champion)})
     if verdict.decision == "promoted":
         move = Move(action="promoted", version=challenger.number, reason=verdict.sentence[:MAX_REASON])
         entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
         announce(placement.on_promotion, challenger.name, entry)
-    tracking.set_version_tags(
-        client,
-        challenger,
-        {DECISION_TAG: verdict.decision, SENTENCE_TAG: verdict.sentence, **asked},
-    )
-    body = {
-        **asdict(verdict),
+    say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
+    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
+    if report.exists() and challenger.model_sha256 == known.model_sha256:
+        say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+    else:
+        say(f"verdict: {verdict_path}")
+
+
+def _record(judgement: Judgement, challenger: tracking.Version, champion: tracking.Version | None) -> dict[str, Any]:
+    """What verdict.json holds."""
+    return {
+        **asdict(judgement.verdict),
         "version": challenger.number,
         "model_sha256": challenger.model_sha256,
         "weights_sha256": challenger.weights_sha256,
@@ -74,12 +98,15 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         "versions_judged_before": judgement.versions_judged_before,
         "training_unknown": judgement.training_unknown,
     }
-    verdict_path = report.with_name("verdict.json")
-    write_json(verdict_path, body)
-    say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
-    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
-    if report.exists():
-        say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
+
+
+def _tags(judgement: Judgement, champion: tracking.Version | None) -> dict[str, str]:
+    """How the gate judged, and against whom; whether the alias moved then is for the history to say."""
+    return {
+        DECISION_TAG: judgement.verdict.decision,
+        SENTENCE_TAG: judgement.verdict.sentence,
+        "gate.against": champion.number if champion else "",
+    }
 
 
 def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Request) -> tracking.Version:
@@ -91,6 +118,16 @@ def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Reque
             f"no such version: {known.model} version {ask.version}: it was deleted or never made. Look with `make ui`."
         )
     return version
+
+
+def _refuse_lost_champion(client: tracking.Client, model: str, entries: Sequence[Entry]) -> None:
+    """RegistryError where there was a champion: a first one needs little, and would be chosen without a comparison."""
+    for number in earlier_champions(entries):
+        if tracking.version_by_number(client, model, number) is not None:
+            raise RegistryError(
+                f"{model} has no champion now, but had one: version {number} is still there. Bring it back by "
+                "`unet rollback`, or say --force --reason."
+            )
 
 
 def _unless_changed(judged: tracking.Version | None, move: Move, entries: Sequence[Entry]) -> Move:

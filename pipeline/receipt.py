@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.json_file import write_json
+from pipeline.lineage_record import restore_lineage
 from pipeline.registration import ensure_version
 from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import RegistryError
@@ -53,4 +54,5 @@ def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Pat
     log.warning("the registry lacks model %s: registering it anew", receipt.model_sha256[:12])
     version, _ = ensure_version(client, receipt.model, model_dir)
     tracking.set_alias(client, version, tracking.CHALLENGER)
-    return version
+    restore_lineage(client, version)
+    return tracking.version_by_number(client, version.name, version.number) or version

@@ -1,6 +1,8 @@
 """A model directory -> an MLflow model without pickle -> a version: part of the door to MLflow."""
 
 import contextlib
+import logging
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from pipeline.fetched_model import fetch_files
 from pipeline.model_page import describe_model, describe_use, describe_version, example_images, with_section
 from pipeline.tracking import (
     MODEL_TAG,
@@ -21,6 +24,9 @@ from pipeline.tracking import (
     registry_errors,
 )
 from unet_core.checkpoint import model_hash, read_spec, weights_hash
+from unet_core.errors import RegistryError
+
+log = logging.getLogger(__name__)
 
 #: Tag of runs: where their model lies.
 URI_TAG = "unet.model_uri"
@@ -63,24 +69,52 @@ def put_section(client: Client, version: Version, title: str, body: str) -> None
     with registry_errors("describing a version"):
         old = client.get_model_version(version.name, version.number).description or ""
         new = with_section(old, title, body)
+        if body not in new:
+            log.warning(
+                "no room for all of %r on the page of version %s: shorten what stands there", title, version.number
+            )
         if new != old:
             client.update_model_version(version.name, version.number, new)
 
 
 def _find_logged_model(client: Client, model: str, model_dir: Path) -> tuple[str, str]:
-    """The training run that logged this model here, or a new one (the training ran against another server)."""
+    """The training run that logged this model here, and where it lies; it is logged anew where no run has it whole.
+
+    A run may have lost its files. The newest one stays the version's, since what it recorded is true all the same; a
+    model that was trained against another server gets a run of its own.
+    """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{MODEL_TAG}` = '{model}'", max_results=1)
-    if runs:
-        return runs[0].info.run_id, runs[0].data.tags[URI_TAG]
-    with mlflow.start_run(
-        experiment_id=client.experiment_id(), run_name=f"model {model[:8]} from the working tree"
-    ) as run:
-        return run.info.run_id, log_model(client, run.info.run_id, model_dir)
+    runs = client.search_runs(experiments, f"tags.`{MODEL_TAG}` = '{model}'")
+    for run in runs:
+        if _is_whole(client, run.data.tags[URI_TAG], model):
+            return run.info.run_id, run.data.tags[URI_TAG]
+    name = f"model {model[:8]} from the working tree"
+    with mlflow.start_run(experiment_id=client.experiment_id(), run_name=name) as holder:
+        run_id = runs[0].info.run_id if runs else holder.info.run_id
+        return run_id, log_model(client, run_id, model_dir)
+
+
+def _is_whole(client: Client, uri: str, model: str) -> bool:
+    """Whether a logged model still has the files that it was logged with."""
+    try:
+        with registry_errors("looking for the model of a run"):
+            # Files of a model without a version have no models:/ address.
+            place = client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+        with tempfile.TemporaryDirectory() as scratch:
+            found = model_hash(fetch_files(place, Path(scratch), uri))
+    except RegistryError as error:
+        log.warning("the model is logged anew: %s", error)
+        return False
+    if found != model:
+        log.warning("the model is logged anew: files of %s have changed since", uri)
+    return found == model
 
 
 def log_model(client: Client, run_id: str, model_dir: Path) -> str:
-    """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle."""
+    """Log the model with the active run as a pyfunc model from code: safetensors, JSON and source, no pickle.
+
+    Tags of run `run_id`, which is the active one or that of the training, say where it lies.
+    """
     # It asks for type hints in serving.py, which the signature makes needless. Caught and not filtered: MLflow sets
     # filters of its own inside, which come first.
     with warnings.catch_warnings(record=True) as caught:

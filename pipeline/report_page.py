@@ -18,7 +18,7 @@ from pipeline.score_sections import (
     slice_section,
     verdict_section,
 )
-from pipeline.scores import ScoreRow
+from pipeline.scores import SCORE_NAMES, ScoreRow
 
 if TYPE_CHECKING:
     # The stage `report` needs no registry, and not its seconds.
@@ -103,7 +103,7 @@ def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champio
 def _head(page: Page) -> str:
     score = _main_score(page)
     numbers = [
-        (f"{page.scores[score]:.3f}", f"test {score.capitalize()} (95 % interval {say_interval(page.scores)})"),
+        (f"{page.scores[score]:.3f}", f"test {SCORE_NAMES[score]} (95 % interval {say_interval(page.scores)})"),
         (f"{page.training['val_loss']:.3f}", "validation loss"),
         (str(page.scores["images"]), "test images"),
         (str(page.splits["train"]), "training images"),

@@ -125,9 +125,10 @@ def _find_answer(
     except DataError:
         # No shards, or damaged ones: then their stage is stale.
         return None
-    if DECISION_TAG in tags and asked.items() <= tags.items():
-        return Answer(decision=tags[DECISION_TAG], sentence=tags.get(SENTENCE_TAG, ""))
     moves = [entry for entry in entries if entry.version == version.number and entry.is_done and not entry.void]
+    # The answer is written before the alias moves: "promoted" without a move is one that was stopped in between.
+    if DECISION_TAG in tags and asked.items() <= tags.items() and (moves or tags[DECISION_TAG] != "promoted"):
+        return Answer(decision=tags[DECISION_TAG], sentence=tags.get(SENTENCE_TAG, ""))
     if moves:
         return Answer(decision="promoted", sentence=moves[-1].reason)
     if champion is not None and champion.number == version.number:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pipeline import history, tracking
 from pipeline.announce import announce
 from pipeline.command import say
-from pipeline.history import Entry, Move, champions, check_reason, move_champion
+from pipeline.history import Entry, Move, check_reason, earlier_champions, move_champion
 from pipeline.params import load_section
 from pipeline.placement import Placement, read_placement
+from pipeline.scoring import registered_model
 from pipeline.stages.register import RegisterConfig
 from unet_core.errors import RegistryError
 
@@ -18,15 +19,28 @@ def rollback(*, reason: str) -> None:
     placement, client, name = _registry()
 
     def decide(entries: Sequence[Entry]) -> Move:
-        for version in reversed(champions(entries)[:-1]):
-            if version is not None and tracking.version_by_number(client, name, version) is not None:
-                return Move(action="rolled back", version=version, reason=reason)
-            say(f"left out, since it is not in the registry any more: {name} version {version}")
+        for number in earlier_champions(entries):
+            why = _why_not(client, name, number)
+            if why is None:
+                return Move(action="rolled back", version=number, reason=reason)
+            say(f"left out: {why}")
         raise RegistryError(f"no earlier champion of {name} to go back to. Look with `unet history`.")
 
     done = move_champion(client, name, decide)
     announce(placement.on_promotion, name, done)
     say(f"{name} version {done.version} is champion again, before it was version {done.before}")
+
+
+def _why_not(client: tracking.Client, name: str, number: str) -> str | None:
+    """Why a version can't be champion again, or None: nothing may make the champion a model that nobody can load."""
+    version = tracking.version_by_number(client, name, number)
+    if version is None:
+        return f"{name} version {number} is not in the registry any more"
+    try:
+        with registered_model(version):
+            return None
+    except RegistryError as error:
+        return str(error)
 
 
 def show_history() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.score_summary import calibration
-from pipeline.scores import Score, ScoreRow, image_scores
+from pipeline.scores import SCORE_NAMES, Score, ScoreRow, image_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def _draw_histogram(rows: Sequence[ScoreRow], score: Score) -> "Figure":
     mean = float(np.mean(values))
     axes.axvline(mean, color=ORANGE, linewidth=1.2, label=f"mean {mean:.3f}")
     axes.legend(frameon=False, loc="upper left")
-    axes.set(xlim=(0, 1), xlabel=f"{score.capitalize()} of an image", ylabel="images")
+    axes.set(xlim=(0, 1), xlabel=f"{SCORE_NAMES[score]} of an image", ylabel="images")
     return figure
 
 
@@ -106,7 +106,7 @@ def _draw_slices(body: Mapping[str, Any], score: Score) -> "Figure":
             axes.plot(part["interval_95"], [place, place], color="black", linewidth=1.2)
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel=f"{score.capitalize()}, mean over images (number of images); line: 95 % interval")
+    axes.set(xlim=(0, 1), xlabel=f"{SCORE_NAMES[score]}, mean over images (number of images); line: 95 % interval")
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.comparison import Comparison
 from pipeline.gate import Measured, Verdict
 from pipeline.page import Cell, picture, table
-from pipeline.scores import ScoreRow
+from pipeline.scores import SCORE_NAMES, ScoreRow
 
 Scores = Mapping[str, Any]
 
@@ -72,13 +72,13 @@ def slice_section(scores: Scores, score: str, plots: Mapping[str, Path]) -> str:
     slices = scores.get("slices", {})
     if not slices:
         return ""
-    head = ["slice", score.capitalize(), "95 % interval", "images", "groups"]
+    head = ["slice", SCORE_NAMES[score], "95 % interval", "images", "groups"]
     tables = [
         f"<h2>Test images by {html.escape(column)}</h2>"
         + table(head, [_slice(word, words[word], score) for word in words])
         for column, words in slices.items()
     ]
-    text = f"mean {score.capitalize()} of each slice"
+    text = f"mean {SCORE_NAMES[score]} of each slice"
     return "".join(tables) + f"<figure class='plot'>{picture(plots['slices'], text)}</figure>"
 
 

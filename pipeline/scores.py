@@ -16,6 +16,8 @@ from pyarrow import parquet
 from unet_core.counts import Counts, mean_defined
 
 Score = Literal["dice", "iou"]
+#: As people write them.
+SCORE_NAMES: Mapping[str, str] = {"dice": "Dice", "iou": "IoU"}
 
 _INTS, _FLOATS = pyarrow.list_(pyarrow.int64()), pyarrow.list_(pyarrow.float64())
 SCHEMA = pyarrow.schema(

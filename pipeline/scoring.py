@@ -29,7 +29,8 @@ from unet_core.index import read_index
 from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.metrics import count_pixels, mask_to_tensor, predict_classes, predict_planes
 from unet_core.model import ModelSpec, UNet
-from unet_core.objects import average_precision, find_objects, match_objects
+from unet_core.objects import average_precision, match_objects
+from unet_core.outputs import separate_objects
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, Array, ClassMap, Sample
 from unet_core.splits import Split
@@ -139,9 +140,10 @@ def median_latency_ms(model: UNet, spec: ModelSpec, reader: ShardReader) -> floa
 
 
 def predict_sample(model: UNet, spec: ModelSpec, image: Array, *, exact: bool = False, tta: bool = False) -> Array:
-    """The encoded mask of one image; in exact tiles, or as the mean of its symmetric forms, if asked for."""
+    """The encoded mask of one image, as it is scored; in exact tiles, or as the mean of its symmetric forms."""
     predict = predict_symmetric if tta else predict_logits
-    return predict_mask(predict(model, spec, image, exact=exact), spec)
+    with _one_thread():
+        return predict_mask(predict(model, spec, image, exact=exact), spec)
 
 
 def _score_number(job: ScoringJob, number: int) -> list[ScoreRow]:
@@ -207,7 +209,8 @@ def _compare_shapes(predicted: Array, true: Array, tolerance_px: float) -> dict[
 
 
 def _compare_objects(predicted: Array, ids: Array) -> dict[str, Any]:
-    found = match_objects(find_objects(predicted), ids)
+    # The objects that `unet predict` gives people.
+    found = match_objects(separate_objects(predicted), ids)
     return {
         "true_objects": found.true,
         "predicted_objects": found.predicted,

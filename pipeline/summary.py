@@ -8,6 +8,7 @@ from pipeline import tracking
 from pipeline.command import say
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt
+from pipeline.scores import SCORE_NAMES
 from unet_core.errors import RegistryError
 
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report", "promote")
@@ -29,7 +30,7 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     is_current = verdict.get("model_sha256") == known.model_sha256
     promoted = report.with_name("promotion.html")
     say()
-    say(f"  scores    test {score.capitalize()} {scores[score]:.3f} (95 % interval {interval}) "
+    say(f"  scores    test {SCORE_NAMES[score]} {scores[score]:.3f} (95 % interval {interval}) "
         f"on {scores['images']} images; validation loss {train['val_loss']:.4f}")  # fmt: skip
     say(f"  version   {known.model} {version.number if version else 'not in this registry'}, "
         f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip

@@ -105,19 +105,28 @@ def connect(uri: str, experiment: str = "unet") -> Client:
         client = Client(uri, experiment)
         client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's drivers raise errors of their own, each another
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         raise RegistryError(f"not a tracking store: {shown}: {text}. Correct MLFLOW_TRACKING_URI.") from error
     return client
 
 
 @contextlib.contextmanager
 def registry_errors(doing: str) -> Iterator[None]:
-    """Turn MLflow's errors into one sentence."""
+    """Turn MLflow's errors into one sentence, and those of requests, which its artifact stores let through."""
     try:
         yield
-    except MlflowException as error:
-        text = str(error).splitlines()[0]
-        raise RegistryError(f"MLflow refused: {doing}: {text}") from error
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"MLflow refused: {doing}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, without the user and password of an address."""
+    return hide_password((str(error).splitlines() or [repr(error)])[0])
+
+
+def hide_password(text: str) -> str:
+    """The text without users and passwords of addresses."""
+    return re.sub(r"//[^/@\s]*@", "//...@", text)
 
 
 def find_version(client: Client, name: str, model_sha256: str) -> Version | None:
@@ -162,7 +171,7 @@ def _found(doing: str, get: Callable[[], Any]) -> Version | None:
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise RegistryError(f"MLflow refused: {doing}: {str(error).splitlines()[0]}") from error
+        raise RegistryError(f"MLflow refused: {doing}: {first_line(error)}") from error
 
 
 def find_run(client: Client, name: str) -> str:
@@ -179,7 +188,7 @@ def find_run(client: Client, name: str) -> str:
         else:
             found = client.get_model_version(model["of"], model["number"])
     except MlflowException as error:
-        text = str(error).splitlines()[0].rstrip(".")
+        text = first_line(error).rstrip(".")
         raise RegistryError(f"no such run or model: {name}: {text}. {hint}") from error
     if not found.run_id:
         raise RegistryError(f"model version without a run: {name}. {hint}")
@@ -217,10 +226,10 @@ def fetch_run_file(client: Client, run_id: str, name: str, directory: Path) -> P
         ) from error
 
 
-def list_run_files(client: Client, run_id: str) -> list[str]:
-    """Names of files and folders at the top of a run."""
+def list_run_files(client: Client, run_id: str, folder: str | None = None) -> list[str]:
+    """Paths of files and folders at the top of a run, or in one of its folders; none where there is no such folder."""
     with registry_errors("listing files of a run"):
-        return [entry.path for entry in client.list_artifacts(run_id)]
+        return [entry.path for entry in client.list_artifacts(run_id, folder)]
 
 
 def log_run_file(client: Client, run_id: str, path: Path) -> None:

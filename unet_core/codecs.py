@@ -85,7 +85,7 @@ def _decode_png(data: Pixels, *, shape: tuple[int, ...], dtype: str, where: str)
     if decoded is None or decoded.dtype != dtype or decoded.size != math.prod(shape):
         found = "no image" if decoded is None else f"{decoded.dtype} {decoded.shape}"
         raise DataError(
-            f"a shard is damaged: {where}: {found}, the index says {dtype} {shape}. Run `dvc repro -f shard`."
+            f"a shard is damaged: {where}: {found}, the index says {dtype} {shape}. Run `dvc repro -f -s shard`."
         )
     swap = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}.get(num_planes(decoded))
     return (decoded if swap is None else cv2.cvtColor(decoded, swap)).reshape(shape)

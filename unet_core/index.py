@@ -156,7 +156,7 @@ def sidecar_bytes(directory: Path, shard_name: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
-            f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f shard`."
+            f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f -s shard`."
         ) from error
 
 
@@ -171,7 +171,7 @@ def parse_sidecar(text: bytes, *, where: str) -> tuple[ShardEntry, list[bytes]]:
         if hashlib.sha256(lines).hexdigest() != entry.samples_sha256:
             raise ValueError("the hash of its samples differs")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"the sidecar of a shard is damaged: {where}: {error}. Run `dvc repro -f shard`.") from error
+        raise DataError(f"the sidecar of a shard is damaged: {where}: {error}. Run `dvc repro -f -s shard`.") from error
     return entry, lines.splitlines()
 
 
@@ -186,7 +186,9 @@ def sample_entry(line: bytes, *, where: str) -> SampleEntry:
             class_pixels=tuple(body["class_pixels"]),
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"the sidecar of a shard is damaged: {where}: {error!r}. Run `dvc repro -f shard`.") from error
+        raise DataError(
+            f"the sidecar of a shard is damaged: {where}: {error!r}. Run `dvc repro -f -s shard`."
+        ) from error
 
 
 def _array_place(body: dict[str, Any]) -> ArrayPlace:
@@ -234,13 +236,13 @@ def read_index(directory: Path) -> ShardIndex:
     except FileNotFoundError as error:
         raise DataError(f"no shards: {path} is missing. Run `dvc repro shard`.") from error
     except ValueError as error:
-        raise DataError(f"index of shards is damaged: {path}: {error}. Run `dvc repro -f shard`.") from error
+        raise DataError(f"index of shards is damaged: {path}: {error}. Run `dvc repro -f -s shard`.") from error
     if not isinstance(body, dict):
-        raise DataError(f"index of shards is damaged: {path}: not an object. Run `dvc repro -f shard`.")
+        raise DataError(f"index of shards is damaged: {path}: not an object. Run `dvc repro -f -s shard`.")
     if body.get("format") != FORMAT_VERSION:
         raise DataError(
             f"shards of another format: {path}: version {body.get('format')}, this code reads {FORMAT_VERSION}. "
-            "Run `dvc repro -f shard`."
+            "Run `dvc repro -f -s shard`."
         )
     try:
         index = ShardIndex(
@@ -249,7 +251,7 @@ def read_index(directory: Path) -> ShardIndex:
             shards=tuple(_shard_entry(shard) for shard in body["shards"]),
         )
     except (KeyError, TypeError, AttributeError, RecipeError) as error:
-        raise DataError(f"index of shards is damaged: {path}: {error!r}. Run `dvc repro -f shard`.") from error
+        raise DataError(f"index of shards is damaged: {path}: {error!r}. Run `dvc repro -f -s shard`.") from error
     _check_entries(index.shards, path)
     return index
 

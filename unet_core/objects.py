@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from unet_core.counts import mean_defined
 
@@ -27,12 +26,6 @@ class ObjectCounts:
     predicted: int
     matched: tuple[int, ...]
     """At each of IOU_LIMITS."""
-
-
-def find_objects(foreground: npt.NDArray[np.bool_]) -> Ids:
-    """Ids 1 to n of a predicted foreground's connected parts (pixels that touch by a side), 0 elsewhere."""
-    labels, _ = ndimage.label(foreground)
-    return labels
 
 
 def match_objects(predicted: Ids, true: Ids) -> ObjectCounts:

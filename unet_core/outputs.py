@@ -49,8 +49,7 @@ def mask_planes(mask: Array, class_map: ClassMap) -> dict[str, npt.NDArray[np.bo
     """Where each class is, (H, W) by name; without the background, which is what the others leave."""
     if class_map.kind == "multilabel":
         return {name: mask[..., number] > 0 for number, name in enumerate(class_map.names)}
-    background = class_map.names[0] if class_map.kind == "instances" else class_map.background
-    return {name: mask == number for number, name in enumerate(class_map.names) if name != background}
+    return {name: mask == number for number, name in enumerate(class_map.names) if name != class_map.ground}
 
 
 def trace_polygons(plane: npt.NDArray[np.bool_]) -> list[list[Ring]]:

@@ -67,7 +67,7 @@ class OpenShard:
     ) -> Pixels:
         payload = self.data[place.offset : place.offset + place.num_bytes]
         if len(payload) != place.num_bytes:
-            raise DataError(f"a shard is damaged: {where}: it ends inside the sample. Run `dvc repro -f shard`.")
+            raise DataError(f"a shard is damaged: {where}: it ends inside the sample. Run `dvc repro -f -s shard`.")
         if place.codec == "original":
             whole = self._original(payload, place, read, where)
         else:
@@ -84,13 +84,13 @@ class OpenShard:
     ) -> Pixels:
         if self.originals is None:
             raise DataError(
-                f"a shard is damaged: {where}: it does not say how its files are read. Run `dvc repro -f shard`."
+                f"a shard is damaged: {where}: it does not say how its files are read. Run `dvc repro -f -s shard`."
             )
         array = read(FileBytes(name=where, data=payload.tobytes()), self.originals)
         if (array.shape, array.dtype.name) != (place.shape, place.dtype):
             raise DataError(
                 f"a shard is damaged: {where}: {array.dtype} {array.shape}, the index says {place.dtype} "
-                f"{place.shape}. Run `dvc repro -f shard`."
+                f"{place.shape}. Run `dvc repro -f -s shard`."
             )
         return array
 
@@ -215,7 +215,7 @@ def map_shard(data: Pixels, sidecar: bytes, entry: ShardEntry, *, where: str, ho
     if found != entry or len(lines) != entry.num_samples:
         raise DataError(
             f"a shard is not the one that the index names: {where}: its sidecar is another run's. "
-            "Run `dvc checkout` or `dvc repro -f shard`."
+            "Run `dvc checkout` or `dvc repro -f -s shard`."
         )
     return OpenShard(name=entry.name, data=data, lines=lines, originals=entry.originals, hold=hold)
 
@@ -227,5 +227,5 @@ def _check_size(path: Path, entry: ShardEntry) -> None:
         raise DataError(f"a shard is missing: {path}. Run `dvc checkout` or `dvc repro shard`.") from error
     if found != entry.num_bytes:
         raise DataError(
-            f"a shard is damaged: {path}: {found} bytes, the index says {entry.num_bytes}. Run `dvc repro -f shard`."
+            f"a shard is damaged: {path}: {found} bytes, the index says {entry.num_bytes}. Run `dvc repro -f -s shard`."
         )

@@ -125,9 +125,14 @@ class ClassMap:
         return len(self.classes)
 
     @property
+    def ground(self) -> str | None:
+        """The class that lies around what is looked for, if any: of instances the first, whatever the recipe says."""
+        return self.names[0] if self.kind == "instances" else self.background
+
+    @property
     def scored(self) -> tuple[int, ...]:
         """Indices of the classes that count in a score."""
-        return tuple(i for i, name in enumerate(self.names) if name != self.background)
+        return tuple(i for i, name in enumerate(self.names) if name != self.ground)
 
 
 @dataclass(frozen=True, kw_only=True)

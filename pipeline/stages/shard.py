@@ -109,7 +109,9 @@ def _assign(
     """Splits, and rows that have one; DataError if `split` did not decide on every accepted sample."""
     lost = [row.key for row in accepted if row.key not in splits]
     if lost:
-        raise DataError(f"{len(lost)} accepted samples have no split, such as {lost[0]!r}. Run `dvc repro -f split`.")
+        raise DataError(
+            f"{len(lost)} accepted samples have no split, such as {lost[0]!r}. Run `dvc repro -f -s split`."
+        )
     assigned = {key: split for key, split in splits.items() if split is not None}
     return assigned, [row for row in accepted if row.key in assigned]
 

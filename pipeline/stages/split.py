@@ -161,9 +161,9 @@ def read_splits(path: Path) -> dict[str, Split | None]:
     with path.open(newline="", encoding="utf-8") as stream:
         head, *lines = list(csv.reader(stream)) or [[]]
     if head != COLUMNS:
-        raise DataError(f"not a table of splits: {path}: its columns are {head}. Run `dvc repro -f split`.")
+        raise DataError(f"not a table of splits: {path}: its columns are {head}. Run `dvc repro -f -s split`.")
     known: dict[str, Split | None] = {**{split: split for split in SPLITS}, QUARANTINED: None}
     for number, line in enumerate(lines, start=2):
         if len(line) != len(COLUMNS) or line[1] not in known:
-            raise DataError(f"table of splits is damaged: {path}: line {number}: {line}. Run `dvc repro -f split`.")
+            raise DataError(f"table of splits is damaged: {path}: line {number}: {line}. Run `dvc repro -f -s split`.")
     return {key: known[word] for key, word in lines}

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.ancestry import changes, sample_changes, show_difference, show_lineage, tree
 from pipeline.history import Move, move_champion
+from pipeline.stages.split import read_splits
 
 
 def test_a_tree_has_two_levels() -> None:
@@ -52,8 +53,9 @@ def test_two_models_are_told_apart_by_recipe_data_and_scores(
     assert said.startswith("unet version 1\n├─ model\n│  ├─ sha256 ")
     for words in ("train.learning_rate: 0.01", "├─ environment, at registration", "└─ history", ": the first\n"):
         assert words in said
+    tested = next(key for key, split in read_splits(Path("data/splits.csv")).items() if split == "test")
     registered.add_pair("s99")
-    registered.turn_file("masks", "s03")
+    registered.turn_file("masks", tested)
     registered.record()
     registered.write_recipe(train={"learning_rate": 0.5})
     registered.run("ingest", "validate", "split", "shard")
@@ -72,9 +74,12 @@ def test_two_models_are_told_apart_by_recipe_data_and_scores(
         "│  └─ train.learning_rate: 0.01 -> 0.5",
         "├─ data",
         "│  ├─ 1 added: s99",
-        "│  └─ 1 relabelled: s03",
+        f"│  └─ 1 relabelled: {tested}",
         "├─ environment",
         "│  └─ the same",
         "└─ scores",
+        "   ├─ test scores: of different test sets, not to be compared; ask `unet promote`",
         "   └─ test_dice: 0.5000 -> 0.7500",
     ]
+    show_difference("models:/unet/2", "models:/unet/2")
+    assert capsys.readouterr().out.splitlines()[-2:] == ["└─ scores", "   └─ the same"]

@@ -27,6 +27,14 @@ def test_a_key_is_claimed_once_and_never_changed(client) -> None:
     assert log.read() == {"000001": "first", "000002": "second"}
 
 
+def test_a_log_that_was_deleted_meanwhile_is_an_error_and_no_claim_of_others(client) -> None:
+    log = open_log(client, "log")
+    assert log.claim("000001", "first")
+    client.delete_run(log.run_id)
+    with pytest.raises(RegistryError, match=r"^MLflow refused: writing a log: .* must be in the 'active' state"):
+        log.claim("000002", "second")
+
+
 def in_threads(count: int, work) -> list:
     results = [None] * count
     barrier = threading.Barrier(count)

@@ -45,6 +45,12 @@ def test_without_a_background_a_wrong_pixel_was_taken_for_another_class() -> Non
     assert [tuple(pixel) for pixel in painted[0].tolist()] == [TAKEN_FOR_OTHER, DARK]
 
 
+def test_of_instances_objects_are_missed_or_invented_with_or_without_a_named_background() -> None:
+    objects = ClassMap(kind="instances", classes={"background": 0, "cell": 1})
+    painted = paint_errors(np.full((1, 2, 1), 100, np.uint8), np.array([[0, 1]]), np.array([[1, 0]]), objects)
+    assert [tuple(pixel) for pixel in painted[0].tolist()] == [INVENTED, MISSED]
+
+
 def test_of_overlapping_classes_some_are_missed_some_invented_or_both() -> None:
     mask = np.array([[[1, 0], [0, 0], [1, 0]]], dtype=np.uint8)
     predicted = np.array([[[0, 0], [0, 1], [0, 1]]], dtype=np.uint8)

@@ -15,11 +15,11 @@ from pipeline.params import SECTIONS
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROAD = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-#: The doors, placement, logging and MLflow's pages: they change no result. Their own imports do count.
+#: The doors, placement, memory, logging and MLflow's pages: they change no result. Their own imports do count.
 LEFT_OUT = {
     f"pipeline/{name}.py"
     for name in (
-        *("params", "placement", "storage", "cluster", "elastic", "parallel", "command", "progress"),
+        *("params", "placement", "storage", "cluster", "elastic", "parallel", "command", "memory", "progress"),
         *("tracking", "append_log", "fetched_model", "registration", "training_run", "model_page"),
     )
 }

@@ -29,27 +29,33 @@ def ask(scores: PairedScores, config: GateConfig = CONFIG, measured: Measured = 
 
 
 def test_a_first_champion_above_the_minimum_is_promoted() -> None:
-    assert first(0.5, 0.7) == Verdict(
+    assert first(0.5, 0.7, 0.6, 0.6) == Verdict(
         decision="promoted",
-        sentence="promoted: the first champion, Dice 0.600, minimum 0.5; on 2 images",
-        images=2,
-        groups=2,
+        sentence="promoted: the first champion, Dice 0.600, minimum 0.5; on 4 images",
+        images=4,
+        groups=4,
         challenger=0.6,
     )
 
 
 def test_a_first_champion_at_the_minimum_is_promoted() -> None:
-    assert first(0.25, 0.75).decision == "promoted"
+    assert first(0.25, 0.75, 0.25, 0.75).decision == "promoted"
 
 
 def test_a_first_model_below_the_minimum_is_not_promoted() -> None:
-    verdict = first(0.1, 0.3)
+    verdict = first(0.1, 0.3, 0.1, 0.3)
     assert verdict.decision == "not promoted"
-    assert verdict.sentence == "not promoted: Dice 0.200 is below the recipe's minimum 0.5; on 2 images"
+    assert verdict.sentence == "not promoted: Dice 0.200 is below the recipe's minimum 0.5; on 4 images"
 
 
 def test_a_first_model_without_scores_is_not_promoted() -> None:
     assert first(NAN).sentence == "too few to tell: no test image has a score"
+
+
+def test_a_first_model_on_few_groups_is_not_promoted_either() -> None:
+    verdict = first(0.9, 0.9, 0.9, NAN)
+    assert (verdict.decision, verdict.images, verdict.groups) == ("too few to tell", 3, 3)
+    assert verdict.sentence == "too few to tell: 3 images, promote.min_groups is 4"
 
 
 def test_a_challenger_that_is_better_everywhere_is_promoted() -> None:
@@ -96,7 +102,10 @@ def test_equal_scores_are_not_promoted() -> None:
 def test_equal_scores_pass_where_the_recipe_allows_a_margin() -> None:
     same = [0.9, 0.8, 0.7, 0.6, 0.5]
     lax = dataclasses.replace(CONFIG, margin=0.005)
-    assert ask(pair(same, same), lax).decision == "promoted"
+    assert ask(pair(same, same), lax).sentence == (
+        "promoted: Dice 0.700 vs 0.700, +0.000 (95 % interval +0.000 to +0.000) on 5 images; "
+        "not worse by more than 0.005"
+    )
     worse = ask(pair(np.array(same) - 0.01, same), lax)
     assert worse.decision == "not promoted"
     assert worse.reasons == ("not worse by more than 0.005 with 0.0% confidence, 95% needed",)
@@ -144,6 +153,15 @@ def test_a_slice_that_surely_falls_too_far_holds_a_better_model_back() -> None:
     assert ask(scores).decision == "promoted"
 
 
+def test_of_several_columns_a_slice_is_named_with_its_own() -> None:
+    old = np.full(24, 0.6)
+    new = old + np.where(np.arange(24) < 6, -0.1, 0.2)
+    slices = {"stain": ["1"] * 6 + ["2"] * 18, "scanner": ["1"] * 12 + ["2"] * 12}
+    verdict = ask(pair(new, old, slices=slices), dataclasses.replace(CONFIG, max_slice_drop=0.05))
+    assert verdict.reasons == ("slice stain 1 falls by 0.100 (95 % interval -0.100 to -0.100), 0.05 allowed",)
+    assert "; worst slice stain 1 -0.100; " in verdict.sentence
+
+
 def test_a_slice_of_few_groups_cannot_be_said_to_fall() -> None:
     old = np.full(24, 0.6)
     new = old + np.where(np.arange(24) < 3, -0.1, 0.2)
@@ -163,7 +181,7 @@ def test_limits_hold_for_the_first_champion_and_for_later_ones() -> None:
     )
     better = pair([0.9, 0.8, 0.7, 0.6], [0.8, 0.7, 0.6, 0.5])
     assert ask(better, config, bad).reasons == reasons
-    assert first(0.9, 0.9, measured=bad, config=config).reasons == reasons
+    assert first(0.9, 0.9, 0.9, 0.9, measured=bad, config=config).reasons == reasons
     assert ask(better, config, Measured(ece=0.05, weights_mb=10.0, latency_ms=200.0)).decision == "promoted"
     assert ask(better, CONFIG, bad).decision == "promoted"
 

@@ -247,6 +247,13 @@ def test_a_registry_that_goes_away_in_the_middle_is_told_and_the_next_call_finis
         "connection refused. It is as before or as after; `unet history` tells, and finishes what was begun."
     )
     assert champion(client) == "1"
+    # It is this very process, which lives: the next one waits until the claimant's time is over.
+    monkeypatch.setattr(history, "LEASE_SECONDS", 0.5)
+    assert [(entry.version, entry.is_done, entry.void) for entry in history.settle(client, "unet")] == [
+        ("1", True, None),
+        ("3", True, None),
+    ]
+    assert champion(client) == "3"
 
 
 @pytest.mark.slow

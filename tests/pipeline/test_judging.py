@@ -1,14 +1,18 @@
 import csv
 import dataclasses
 import logging
+import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import tracking
-from pipeline.judging import TEST_SET_TAG, DataPaths, hash_test_set, judge_versions, pair_scores
+from pipeline.judging import DataPaths, judge_versions, pair_scores
 from pipeline.placement import read_placement
+from pipeline.question import TEST_SET_TAG, hash_test_set
 from pipeline.receipt import read_receipt
 from pipeline.scores import ScoreRow
 from unet_core.errors import RegistryError
@@ -99,6 +103,52 @@ def test_what_nobody_recorded_is_taken_from_an_equal_index_or_said_to_be_unknown
     assert judgement.training_unknown == ("unet version 1",)
     assert "nobody recorded what unet version 1 was trained on" in caplog.text
     assert judgement.verdict.decision == "promoted"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("text", ["", '{"s01": ', '{"s01": 7}', "[]"])
+def test_a_damaged_record_of_the_training_is_an_error_and_not_unknown(registered, client, text: str) -> None:
+    Path("training_groups.json").write_text(text, encoding="utf-8")
+    version = challenger(client)
+    tracking.log_to_run(client, version.run_id, metrics={}, files=[Path("training_groups.json")])
+    with pytest.raises(RegistryError) as caught:
+        judge_now(client)
+    assert str(caught.value).startswith(
+        "can't be judged: what unet version 1 was trained on can't be read: evaluation/training_groups.json of run "
+        f"{version.run_id}: "
+    )
+    assert str(caught.value).endswith(". Run `dvc repro -f -s evaluate` where it was trained.")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_record_that_the_artifact_store_does_not_give_is_an_error_and_not_unknown(
+    registered, client, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+    registered.run("evaluate")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        # Where the files of the run lie behind a server.
+        uri = f"http://user:secret@127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/run"
+        with sqlite3.connect(registered.root / "mlflow.db") as store:
+            store.execute("UPDATE runs SET artifact_uri = ?", (uri,))
+        store.close()
+        with pytest.raises(RegistryError, match=r"^MLflow refused: listing files of a run: ") as caught:
+            judge_now(client)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_version_without_record_is_named(registered, client) -> None:
         read_lineage(client, challenger(client))
     assert str(caught.value) == (
         "no lineage was recorded of unet version 1: it was registered by an older version of the project, or anew from "
-        "a receipt. Run `dvc repro -f register` where it was trained."
+        "a receipt. Run `dvc repro -f -s register` where it was trained."
     )
     registered.run("register")
     read_lineage(client, challenger(client))

@@ -83,16 +83,39 @@ def test_scores_are_a_table_with_intervals_and_the_picture_of_cases() -> None:
 
 def test_a_section_is_put_in_the_place_of_its_older_self_and_all_else_stays() -> None:
     text = with_section(with_section("Mine.", "Data", "old\n\n# not a title of ours"), "Use", "so")
-    assert text == "Mine.\n\n### Data\n\nold\n\n# not a title of ours\n\n### Use\n\nso"
+    assert text == (
+        "Mine.\n\n### Data\n\nold\n\n# not a title of ours\n\n<!-- end of Data -->\n\n"
+        "### Use\n\nso\n\n<!-- end of Use -->"
+    )
     again = with_section(text, "Data", "new")
-    assert again == "Mine.\n\n### Data\n\nnew\n\n### Use\n\nso"
+    assert again == ("Mine.\n\n### Data\n\nnew\n\n<!-- end of Data -->\n\n### Use\n\nso\n\n<!-- end of Use -->")
     assert with_section(again, "Data", "new") == again
     assert with_section(again, "Use", "so") == again
-    assert with_section("", "Data", "new") == "### Data\n\nnew"
+    assert with_section("", "Data", "new") == "### Data\n\nnew\n\n<!-- end of Data -->"
 
 
-def test_a_text_is_cut_where_mlflow_would_refuse_it() -> None:
-    assert len(with_section("a" * 4990, "Data", "b" * 100)) == MAX_CHARACTERS
+def test_a_note_below_a_section_stays() -> None:
+    text = with_section(with_section("", "Data", "old"), "Test scores", "0.9") + "\n\nNot for scanner B.\n\n> Ada"
+    for title, body in (("Test scores", "0.8"), ("Data", "new"), ("Test scores", "0.7")):
+        text = with_section(text, title, body)
+    assert text == (
+        "### Data\n\nnew\n\n<!-- end of Data -->\n\n### Test scores\n\n0.7\n\n<!-- end of Test scores -->\n\n"
+        "Not for scanner B.\n\n> Ada"
+    )
+
+
+def test_a_section_of_an_older_page_reaches_to_the_next_title() -> None:
+    older = "Mine.\n\n### Data\n\nold\n\n### Use\n\nso"
+    assert with_section(older, "Data", "new") == "Mine.\n\n### Data\n\nnew\n\n<!-- end of Data -->\n\n### Use\n\nso"
+
+
+def test_a_section_too_long_for_mlflow_is_cut_by_lines_and_says_so() -> None:
+    note = "a" * 4800
+    text = with_section(note, "Data", "first line\n" + "b" * 200)
+    assert text == f"{note}\n\n### Data\n\nfirst line\n\n(Cut: MLflow takes 5000 characters.)\n\n<!-- end of Data -->"
+    long = with_section(note, "Data", "\n".join(["line"] * 100))
+    assert MAX_CHARACTERS - 5 < len(long) <= MAX_CHARACTERS
+    assert with_section("a" * 4990, "Data", "b" * 100) == "a" * 4990
 
 
 @pytest.mark.parametrize(("bits", "channels"), [(8, 1), (8, 3), (16, 2)])

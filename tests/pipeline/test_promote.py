@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ from pipeline import tracking
 from pipeline.history import Move, history, move_champion
 from pipeline.judging import DataPaths
 from pipeline.promote import Request, promote
+from pipeline.question import TEST_SET_TAG
 from pipeline.receipt import read_receipt
 from pipeline.registration import ensure_version
+from pipeline.rollback import rollback
 from unet_core.errors import RegistryError
-from unet_core.samples import ClassMap
+from unet_core.samples import ClassMap, ImageConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 MODEL, RECEIPT, REPORT = Path("models/final"), Path("models/receipt.json"), Path("reports/report.html")
@@ -120,17 +123,92 @@ def test_with_too_few_test_images_the_champion_stays(reported, client, write_mod
     assert verdict()["sentence"].startswith("too few to tell: ")
 
 
-def test_models_of_different_tasks_are_not_compared(reported, client, write_model_dir) -> None:
+@pytest.mark.parametrize("how", ["version deleted", "alias removed"])
+def test_a_lost_champion_is_no_reason_to_take_any_model_for_the_first(
+    reported, client, write_model_dir, how: str
+) -> None:
+    good = challenger()
     ask()
-    classes = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
-    write_model_dir(MODEL, classes, seed=1)
+    write_model_dir(MODEL, seed=1)
+    reported.run("register")
+    ask(force=True, reason="the second champion")
+    if how == "version deleted":
+        client.delete_model_version("unet", "2")
+    else:
+        client.delete_registered_model_alias("unet", tracking.CHAMPION)
+    write_model_dir(MODEL, seed=2)
+    reported.run("register")
+    with pytest.raises(RegistryError) as caught:
+        ask()
+    there = "1" if how == "version deleted" else "2"
+    assert str(caught.value) == (
+        f"unet has no champion now, but had one: version {there} is still there. Bring it back by `unet rollback`, or "
+        "say --force --reason."
+    )
+    assert champion(client) is None
+    rollback(reason="version 2 is gone")
+    found = tracking.version_by_alias(client, "unet", tracking.CHAMPION)
+    assert found is not None
+    assert found.number == there
+    assert (found.model_sha256 == good) == (there == "1")
+
+
+def test_after_all_champions_were_deleted_there_is_a_first_one_again(reported, client, write_model_dir) -> None:
+    ask()
+    client.delete_model_version("unet", "1")
+    write_model_dir(MODEL, seed=1)
+    reported.run("register")
+    ask()
+    assert champion(client) == challenger()
+
+
+NUCLEI = ClassMap(kind="multiclass", classes={"background": 0, "nucleus": 255}, background="background")
+PLANE = ClassMap(kind="multilabel", classes={"background": 1, "cell": 1})
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"class_map": NUCLEI}, "knows multiclass ['background', 'nucleus'] and reads channels 1, bits 8; "),
+        ({"class_map": PLANE}, "knows multilabel ['background', 'cell'] and reads channels 1, bits 8; "),
+        (
+            {"images": ImageConfig(channels=1, bits=16, value_range=[0, 4095])},
+            "knows multiclass ['background', 'cell'] and reads channels 1, bits 16, value_range (0, 4095); ",
+        ),
+        (
+            {"images": ImageConfig(channels=1, percentiles=[1, 99])},
+            "knows multiclass ['background', 'cell'] and reads channels 1, bits 8, percentiles (1, 99); ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_model_of_another_task_than_the_shards_is_not_judged(
+    reported, client, write_model_dir, other: dict, told: str, is_first: bool
+) -> None:
+    if not is_first:
+        ask()
+    good = champion(client)
+    write_model_dir(MODEL, seed=1, **other)
     reported.run("register")
     with pytest.raises(RegistryError) as caught:
         ask()
     assert str(caught.value) == (
-        "champion and challenger can't be compared: unet version 1 knows ['background', 'cell'] on 1 channels, "
-        "version 2 ['background', 'nucleus'] on 1. Give the new task its own register.model."
+        f"can't be judged on today's shards: unet version 2 {told}the shards have multiclass ['background', 'cell'] "
+        "and channels 1, bits 8. Train on today's recipe, or give the new task its own register.model."
     )
+    assert champion(client) == good
+
+
+def test_a_champion_of_another_task_than_the_shards_is_not_judged_either(reported, client, write_model_dir) -> None:
+    good = challenger()
+    write_model_dir(MODEL, images=ImageConfig(channels=1, value_range=[0, 100]))
+    reported.run("register")
+    ask(force=True, reason="trained before the recipe changed")
+    with pytest.raises(
+        RegistryError, match=r"^can't be judged on today's shards: unet version 2 .* value_range \(0, 100"
+    ):
+        ask(version="1")
+    assert champion(client) == challenger() != good
 
 
 def test_weights_that_were_changed_in_the_registry_are_not_used(reported, client, write_model_dir) -> None:
@@ -158,9 +236,47 @@ def test_without_the_gate_a_named_version_is_promoted_and_the_history_says_why(
         ("forced", "2", "1"),
     ]
     assert entries[0].reason.startswith("promoted: the first champion, ")
-    # The gate judges an old version too.
+
+
+def test_an_old_version_is_judged_too_but_its_verdict_is_not_put_into_the_page_of_another_model(
+    reported, client, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = challenger()
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask(force=True, reason="to be beaten")
     ask(version="1")
     assert champion(client) == good
+    assert (verdict()["version"], verdict()["model_sha256"]) == ("1", good)
+    assert capsys.readouterr().out.endswith("verdict: reports/verdict.json\n")
+    assert not PAGE.exists()
+
+
+def test_others_are_told_of_each_move_and_of_nothing_else(
+    reported, client, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import sys; open('told', 'a').write(sys.stdin.read() + chr(10))"
+    monkeypatch.setenv("UNET_ON_PROMOTION", f'{sys.executable} -c "{script}"')
+    ask()
+    write_model_dir(MODEL, inverted=True)
+    reported.run("register")
+    ask()
+    ask(force=True, reason="dark cells")
+    rollback(reason="no, bright ones")
+    told = [json.loads(line) for line in Path("told").read_text(encoding="utf-8").splitlines()]
+    assert [(move["model"], move["action"], move["version"], move["before"]) for move in told] == [
+        ("unet", "promoted", "1", None),
+        ("unet", "forced", "2", "1"),
+        ("unet", "rolled back", "1", "2"),
+    ]
+
+
+def test_a_version_that_nobody_can_load_is_not_forced(reported, client) -> None:
+    (stored,) = reported.root.glob("mlruns/**/model.safetensors")
+    stored.unlink()
+    with pytest.raises(RegistryError, match=r"^a file of unet version 1 can't be fetched: "):
+        ask(force=True, reason="it worked yesterday")
+    assert champion(client) is None
 
 
 def test_a_version_that_does_not_exist_is_named(reported, client) -> None:
@@ -203,3 +319,8 @@ def test_a_champion_that_changed_while_the_gate_was_judging_stays(
         "the champion changed while the gate was judging: version 2 then, version 3 now. Run `unet promote` again."
     )
     assert tracking.version_by_alias(client, "unet", tracking.CHAMPION).number == "3"
+    # What was found is not lost: the next one who looks at these images knows of it.
+    assert (verdict()["version"], verdict()["against"], verdict()["decision"]) == ("1", "2", "promoted")
+    tags = tracking.find_version(client, "unet", challenger()).tags
+    assert (tags["gate.decision"], tags["gate.against"]) == ("promoted", "2")
+    assert tags[TEST_SET_TAG] == verdict()["test_set_sha256"]

@@ -1,3 +1,5 @@
+import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +10,8 @@ import pytest
 import yaml
 
 from pipeline import tracking
+from pipeline.fetched_model import fetch_model
+from pipeline.lineage_record import RECORD_NAME, read_lineage
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
 from pipeline.registration import ensure_version
 from pipeline.training_run import TrainingRun
@@ -77,14 +81,57 @@ def test_a_version_that_was_deleted_is_made_anew_from_the_working_tree(
 
 
 @pytest.mark.slow
-def test_a_version_made_anew_keeps_its_lineage(client, model: Path, receipt: Receipt) -> None:
-    lineage = {"git.commit": "abc", "data.index_sha256": "def"}
-    TrainingRun(client, training="abc", params={}).finish(model, lineage)
+def test_a_version_made_anew_keeps_its_lineage(registered, client) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    first = tracking.find_version(client, "unet", known.model_sha256)
+    recorded = read_lineage(client, first)
+    client.delete_model_version("unet", first.number)
+    second = registered_version(client, known, MODEL)
+    assert (second.number, second.run_id) == ("2", first.run_id)
+    assert read_lineage(client, second) == recorded
+    assert dict(second.tags) == dict(first.tags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[]"), "of another model"])
+def test_a_record_that_is_damaged_or_another_models_is_not_taken_for_the_lineage(
+    registered, client, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    (stored,) = Path("mlruns").rglob(RECORD_NAME)
+    if isinstance(content, str):
+        body = json.loads(gzip.decompress(stored.read_bytes()))
+        content = gzip.compress(json.dumps({**body, "model_sha256": "0" * 64}).encode())
+    stored.write_bytes(content)
+    client.delete_model_version("unet", "1")
+    second = registered_version(client, known, MODEL)
+    assert second.number == "2"
+    assert f"version 2 has no lineage: its run's {RECORD_NAME} can't be read: " in caplog.text
+    with pytest.raises(RegistryError, match=r"^no lineage was recorded of unet version 2"):
+        read_lineage(client, second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_version_made_anew_has_whole_files_also_where_those_of_the_run_are_damaged(
+    client, model: Path, receipt: Receipt, damage: str
+) -> None:
+    TrainingRun(client, training="abc", params={}).finish(model, {"git.commit": "abc"})
     first, _ = ensure_version(client, "unet", model)
+    (stored,) = Path("mlruns").rglob("model.safetensors")
+    if damage == "gone":
+        stored.unlink()
+    else:
+        stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    # As the error tells people to do who want to fetch it.
     client.delete_model_version("unet", first.number)
     second = registered_version(client, receipt, model)
-    assert second.run_id == first.run_id
-    assert {key: second.tags.get(key) for key in lineage} == lineage
+    assert model_hash(fetch_model(second, Path("download"))) == receipt.model_sha256
+    assert (second.run_id, second.tags["git.commit"]) == (first.run_id, "abc")
+    # And it is found there the next time.
+    client.delete_model_version("unet", second.number)
+    registered_version(client, receipt, model)
+    assert len(list(Path("mlruns").rglob("model.json"))) == 2
 
 
 @pytest.mark.slow

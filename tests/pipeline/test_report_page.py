@@ -227,7 +227,7 @@ def test_without_rejected_files_the_page_says_so(page: Page, rendered: str) -> N
 def test_iou_can_be_the_main_score(page: Page) -> None:
     scores = {**page.scores, "iou": 0.654, "slices": {}}
     del scores["dice"]
-    assert "test Iou (95 % interval 0.810 to 0.930)" in render(dataclasses.replace(page, scores=scores))
+    assert "test IoU (95 % interval 0.810 to 0.930)" in render(dataclasses.replace(page, scores=scores))
 
 
 def test_a_promotion_is_a_page_of_its_own_and_leaves_the_report_alone(report: Path) -> None:

@@ -3,6 +3,7 @@
 No file tells how far a call came, so doing by hand what it had done is the same as stopping it there.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from benchmarks.workspace import change_recipe, commit, run, start, wait_for_ste
 from pipeline import tracking
 from pipeline.claimant import Claimant
 from pipeline.history import Entry
+from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
 from pipeline.retrain_standing import UNDER_WAY_TAG
 
 pytestmark = pytest.mark.slow
@@ -182,6 +184,24 @@ def test_stopped_after_the_branch_was_pushed_and_the_gate_refuses(reproduced: Pl
     code, said = place.call()
     assert code == 10, said
     assert said.startswith("retraining: changed recipe: a section that only commands read; branch retrain is not at")
+
+
+def test_stopped_between_verdict_and_move(reproduced: Place, tmp_path: Path) -> None:
+    """The tags say promoted, and the history knows nothing of it: it is asked again, and then moved."""
+    place = reproduced.copy_to(tmp_path / "place")
+    place.run("dvc", "push")
+    commit_results(place)
+    place.git("push", "--quiet", "origin", "retrain")
+    client = place.client()
+    challenger = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+    assert challenger is not None
+    with contextlib.chdir(place.tree):
+        answered = {**question_tags(Path("data/shards")), DECISION_TAG: "promoted", SENTENCE_TAG: "promoted: better"}
+    tracking.set_version_tags(client, challenger, answered)
+    code, said = place.call()
+    assert code == 10, said
+    assert place.champion().number == challenger.number
+    place.check_all_done()
 
 
 def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> None:

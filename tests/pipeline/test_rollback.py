@@ -1,22 +1,27 @@
 """Against real SQLite stores."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import tracking
 from pipeline.history import MAX_REASON, Move, move_champion
+from pipeline.registration import ensure_version
 from pipeline.rollback import rollback, show_history
+from unet_core.checkpoint import model_hash
 from unet_core.errors import RegistryError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 @pytest.fixture
-def three(client, tree):
-    """Versions 1 to 3, promoted one after the other."""
+def three(client, tree, write_model_dir):
+    """Versions 1 to 3, promoted one after the other; each has files of its own."""
     tree.write_recipe()
-    client.create_registered_model("unet")
     for number in ("1", "2", "3"):
-        client.create_model_version("unet", source="s3://nowhere/model", tags={})
+        write_model_dir(Path("models/final"), seed=int(number))
+        made, _ = ensure_version(client, "unet", Path("models/final"))
+        assert made.number == number
         move = Move(action="promoted", version=number, reason=f"promoted: number {number}")
         move_champion(client, "unet", lambda _, move=move: move)
     return client
@@ -43,7 +48,27 @@ def test_a_deleted_version_is_left_out_and_named(three, capsys: pytest.CaptureFi
     three.delete_model_version("unet", "2")
     rollback(reason="")
     assert champion(three) == "1"
-    assert "left out, since it is not in the registry any more: unet version 2\n" in capsys.readouterr().out
+    assert "left out: unet version 2 is not in the registry any more\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_version_that_nobody_can_load_is_left_out_and_named(
+    three, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    known = tracking.version_by_number(three, "unet", "2")
+    (stored,) = (
+        path for path in Path("mlruns").rglob("model.safetensors") if model_hash(path.parent) == known.model_sha256
+    )
+    if damage == "gone":
+        stored.unlink()
+    else:
+        stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    rollback(reason="")
+    assert champion(three) == "1"
+    told = (
+        "a file of unet version 2 can't be fetched: " if damage == "gone" else "files of unet version 2 have changed "
+    )
+    assert f"left out: {told}" in capsys.readouterr().out
 
 
 def test_after_the_champion_itself_was_deleted_the_one_before_comes_back(three) -> None:
@@ -51,6 +76,14 @@ def test_after_the_champion_itself_was_deleted_the_one_before_comes_back(three) 
     assert champion(three) is None
     rollback(reason="version 3 was deleted")
     assert champion(three) == "2"
+
+
+def test_times_without_a_champion_are_left_out_silently(three, capsys: pytest.CaptureFixture[str]) -> None:
+    three.delete_registered_model_alias("unet", tracking.CHAMPION)
+    move_champion(three, "unet", lambda _: Move(action="forced", version="1", reason="another one"))
+    rollback(reason="")
+    assert champion(three) == "3"
+    assert capsys.readouterr().out == "unet version 3 is champion again, before it was version 1\n"
 
 
 def test_without_a_champion_there_is_nothing_to_go_back_to(client, tree) -> None:

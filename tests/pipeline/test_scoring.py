@@ -1,18 +1,23 @@
 """`registered_model` is tested with the registry, in test_promote.py."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from pipeline import scoring
 from pipeline.membership import Membership
 from pipeline.placement import Placement
+from pipeline.results import write_results
 from pipeline.scores import ScoreRow
 from pipeline.scoring import ScoringJob, median_latency_ms, predict_sample, score_split
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError
 from unet_core.index import ShardIndex, read_index, write_index
+from unet_core.inference import predict_logits
 from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, ClassMap, Sample
@@ -28,10 +33,17 @@ OBJECTS = ClassMap(kind="instances", classes={"background": 0, "nucleus": 1}, ba
 
 
 def score(folder: Path, write_model_dir, class_map: ClassMap, mask: list) -> list[ScoreRow]:
-    write_model_dir(folder / "model", class_map)
     dtype = np.uint16 if class_map.kind == "instances" else np.uint8
-    sample = Sample(key="a", image=IMAGE, mask=np.array([mask], dtype=dtype))
-    shard = write_shard(folder, "test/b0001-00000.tar", "content", pack_all([sample], class_map))
+    return score_image(folder, write_model_dir, class_map, IMAGE, np.array([mask], dtype=dtype))
+
+
+def score_image(
+    folder: Path, write_model_dir, class_map: ClassMap, image: np.ndarray, mask: np.ndarray
+) -> list[ScoreRow]:
+    write_model_dir(folder / "model", class_map)
+    shard = write_shard(
+        folder, "test/b0001-00000.tar", "content", pack_all([Sample(key="a", image=image, mask=mask)], class_map)
+    )
     write_index(folder, ShardIndex(class_map=class_map, channels=1, shards=(shard,)))
     return score_folder(folder)
 
@@ -101,11 +113,51 @@ def test_overlapping_classes_have_no_confusion(tmp_path: Path, write_model_dir) 
     assert sum(ring.decisions) == 4
 
 
-def test_objects_are_matched_where_masks_tell_them_apart(tmp_path: Path, write_model_dir) -> None:
-    background, nucleus = score(tmp_path, write_model_dir, OBJECTS, [1, 1, 0, 2])
+@pytest.mark.parametrize("ground", ["background", None])
+def test_objects_are_matched_where_masks_tell_them_apart(tmp_path: Path, write_model_dir, ground: str | None) -> None:
+    class_map = dataclasses.replace(OBJECTS, background=ground)
+    background, nucleus = score(tmp_path, write_model_dir, class_map, [1, 1, 0, 2])
+    assert (background.scored, nucleus.scored) == (False, True)
     assert (nucleus.true_objects, nucleus.predicted_objects, nucleus.matched_objects) == (2, 1, (1,) * 10)
     assert nucleus.average_precision == pytest.approx(0.5)
     assert (nucleus.dice, background.true_objects) == (pytest.approx(0.8), None)
+
+
+def test_the_objects_that_are_scored_are_those_that_people_get(tmp_path: Path, write_model_dir) -> None:
+    """Two nuclei that touch: one connected part, parted by `unet predict --save instances`."""
+    rows, columns = np.mgrid[:40, :60]
+    discs = [(rows - 20) ** 2 + (columns - centre) ** 2 <= 12**2 for centre in (18, 40)]
+    ids = np.where(discs[1], 2, discs[0].astype(np.uint16)).astype(np.uint16)
+    image = ((ids > 0) * 255).astype(np.uint8)[..., None]
+    _, nucleus = score_image(tmp_path, write_model_dir, OBJECTS, image, ids)
+    model, spec = read_model(tmp_path / "model")
+    write_results(tmp_path / "out", "a", image, predict_logits(model, spec, image), spec, frozenset({"instances"}))
+    with Image.open(tmp_path / "out" / "instances" / "a.png") as given:
+        assert int(np.asarray(given).max()) == 2
+    assert (nucleus.true_objects, nucleus.predicted_objects, nucleus.matched_objects[0]) == (2, 2, 2)
+    assert nucleus.dice == 1
+
+
+def test_pictures_are_predicted_with_the_threads_that_scores_are(
+    tmp_path: Path, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    whole = scoring.predict_logits
+
+    def watched(*arguments, **options):
+        threads.append(torch.get_num_threads())
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "predict_logits", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        score(tmp_path, write_model_dir, INDEXED, [1, 0, 0, 1])
+        predict_sample(*read_model(tmp_path / "model"), IMAGE)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
 
 
 def test_a_split_without_images_is_refused(tmp_path: Path, write_model_dir) -> None:

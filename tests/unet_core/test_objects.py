@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unet_core.objects import IOU_LIMITS, average_precision, find_objects, match_objects
+from unet_core.objects import IOU_LIMITS, average_precision, match_objects
 
 
 def line(*ids: int) -> np.ndarray:
@@ -11,11 +11,6 @@ def line(*ids: int) -> np.ndarray:
 def score(predicted: np.ndarray, true: np.ndarray) -> float | None:
     found = match_objects(predicted, true)
     return average_precision(true=found.true, predicted=found.predicted, matched=found.matched)
-
-
-def test_objects_are_parts_that_touch_by_a_side() -> None:
-    foreground = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 1]], dtype=bool)
-    assert find_objects(foreground).tolist() == [[1, 1, 0], [0, 0, 2], [3, 0, 2]]
 
 
 def test_equal_objects_match_at_every_limit_whatever_their_ids() -> None:

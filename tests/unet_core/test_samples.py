@@ -51,6 +51,12 @@ def test_all_classes_are_scored_without_a_background() -> None:
     assert ClassMap(kind="multiclass", classes={"a": 0, "b": 1}).scored == (0, 1)
 
 
+@pytest.mark.parametrize("background", [None, "background", "cell"])
+def test_of_instances_the_objects_are_scored_whatever_the_background_is_called(background: str | None) -> None:
+    classes = {"background": 0, "cell": 1}
+    assert ClassMap(kind="instances", classes=classes, background=background).scored == (1,)
+
+
 REFUSALS = {
     "one class": (
         {"kind": "multiclass", "classes": {"cell": 1}},

@@ -322,7 +322,7 @@ def test_shard_of_another_size_is_named(
         ShardReader(tmp_path, [entry]).check_files()
     assert str(caught.value) == (
         f"a shard is damaged: {tmp_path / NAME}: {entry.num_bytes - 512} bytes, the index says {entry.num_bytes}. "
-        "Run `dvc repro -f shard`."
+        "Run `dvc repro -f -s shard`."
     )
 
 
@@ -391,7 +391,7 @@ def test_damaged_index_is_named(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError) as caught:
         read_index(tmp_path)
     assert str(caught.value).startswith(f"index of shards is damaged: {tmp_path / INDEX_NAME}: ")
-    assert str(caught.value).endswith("Run `dvc repro -f shard`.")
+    assert str(caught.value).endswith("Run `dvc repro -f -s shard`.")
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_index_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_index(tmp_path)
     assert str(caught.value) == (
-        f"shards of another format: {tmp_path / INDEX_NAME}: version 1, this code reads 2. Run `dvc repro -f shard`."
+        f"shards of another format: {tmp_path / INDEX_NAME}: version 1, this code reads 2. Run `dvc repro -f -s shard`."
     )
 
 
@@ -489,7 +489,7 @@ def test_a_run_that_fails_removes_no_shard(tmp_path: Path, left: list[ShardEntry
 def test_without_a_readable_index_finished_shards_are_found_by_their_sidecars(
     tmp_path: Path, left: list[ShardEntry], cells_map: ClassMap, content: bytes | None
 ) -> None:
-    # A run that was killed before it wrote the index; and `dvc repro -f shard`, which a damaged index names, must work.
+    # A run that was killed before it wrote the index; and `dvc repro -f -s shard`, which a damaged index names, must work.
     (tmp_path / INDEX_NAME).unlink()
     if content is not None:
         (tmp_path / INDEX_NAME).write_bytes(content)
@@ -544,7 +544,9 @@ def test_damaged_sidecar_is_named_and_its_shard_not_trusted(
 ) -> None:
     path = tmp_path / sidecar_name(left[0].name)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=rf"^the sidecar of a shard is damaged: {path}: .*Run `dvc repro -f shard`.$"):
+    with pytest.raises(
+        DataError, match=rf"^the sidecar of a shard is damaged: {path}: .*Run `dvc repro -f -s shard`.$"
+    ):
         ShardReader(tmp_path, left).read(0)
     with finished_shards(tmp_path) as finished:
         assert set(finished) == {"second"}
@@ -556,7 +558,7 @@ def test_missing_sidecar_is_named_and_its_shard_not_trusted(tmp_path: Path, left
     with pytest.raises(DataError) as caught:
         ShardReader(tmp_path, left).read(0)
     assert str(caught.value) == (
-        f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f shard`."
+        f"the sidecar of a shard is missing: {path}. Run `dvc checkout` or `dvc repro -f -s shard`."
     )
     with finished_shards(tmp_path) as finished:
         assert set(finished) == {"second"}

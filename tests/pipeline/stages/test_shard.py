@@ -364,5 +364,7 @@ def test_an_accepted_sample_that_split_did_not_decide_on_is_an_error(sharded) ->
     table = Path("data/splits.csv")
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join(line for line in lines if "s03" not in line))
-    with pytest.raises(DataError, match=r"^1 accepted samples have no split, such as 's03'\. Run `dvc repro -f split`"):
+    with pytest.raises(
+        DataError, match=r"^1 accepted samples have no split, such as 's03'\. Run `dvc repro -f -s split`"
+    ):
         sharded.run("shard")

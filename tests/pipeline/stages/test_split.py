@@ -238,7 +238,7 @@ def test_a_volume_is_divided_by_blocks(small_data) -> None:
 )
 def test_a_damaged_table_of_splits_is_refused(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "splits.csv").write_text(text)
-    with pytest.raises(DataError, match=rf"{told}.*Run `dvc repro -f split`"):
+    with pytest.raises(DataError, match=rf"{told}.*Run `dvc repro -f -s split`"):
         read_splits(tmp_path / "splits.csv")
 
 
