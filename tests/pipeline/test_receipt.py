@@ -93,7 +93,11 @@ def test_a_version_made_anew_keeps_its_lineage(registered, client) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[]"), "of another model"])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[]"), "of another model"],
+    ids=["no gzip", "empty", "a list", "of another model"],
+)
 def test_a_record_that_is_damaged_or_another_models_is_not_taken_for_the_lineage(
     registered, client, content: bytes | str, caplog: pytest.LogCaptureFixture
 ) -> None:
