@@ -18,6 +18,7 @@ from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
 from pipeline.search_runs import SearchRuns
 from pipeline.space import Changes, SearchConfig, draw_trials
+from pipeline.stages.train import check_classes
 from pipeline.trial import NO_SCORE, run_trial, score
 from pipeline.worker import read_recipe
 from unet_core.errors import TrainingError, UnetError
@@ -127,6 +128,7 @@ class Record:
 def _check(shards: Path, recipes: Sequence[str], work_dir: Path) -> None:
     """Find trials that can't be trained before any of them is."""
     index = read_index(shards)
+    check_classes(index, load_section("train", TrainConfig))
     train = ShardReader(shards, index.of_split("train"))
     path = work_dir / RECIPE.name
     for number, text in enumerate(recipes):

@@ -89,8 +89,8 @@ def predict_bands(
     else:
         stride = 2**spec.config.depth
         tiles = list(fading_tiles(height, width, tile_px=tile_px, overlap_px=overlap_px, stride=stride))
-    down = _fading({(tile.kept.top, tile.kept.height) for tile in tiles}, height, overlap_px)
-    across = _fading({(tile.kept.left, tile.kept.width) for tile in tiles}, width, overlap_px)
+    down = fading({(tile.kept.top, tile.kept.height) for tile in tiles}, height, overlap_px)
+    across = fading({(tile.kept.left, tile.kept.width) for tile in tiles}, width, overlap_px)
     rows = [list(row) for _, row in groupby(tiles, key=lambda tile: tile.kept.top)]
     ends = [*(row[0].kept.top for row in rows[1:]), height]
     total = torch.zeros(spec.class_map.num_classes, 0, width)
@@ -187,7 +187,7 @@ def _predict_tile(model: nn.Module, spec: ModelSpec, image: Array) -> Tensor:
     return logits[0].float().cpu()
 
 
-def _fading(spans: set[tuple[int, int]], length: int, overlap_px: int) -> dict[int, Tensor]:
+def fading(spans: set[tuple[int, int]], length: int, overlap_px: int) -> dict[int, Tensor]:
     """Weights along one axis by the start of a span: where spans (start, length) overlap, they fade into each other.
 
     At each place the weights of all spans add up to 1, so that blended logits need no division; those of tiles are the

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from unet_core.errors import ModelError
 from unet_core.model import ModelConfig
 from unet_core.samples import Window
 
@@ -63,38 +62,39 @@ def _through_convolutions(config: ModelConfig, count: int, first: int, last: int
 
 
 def fading_tiles(height: int, width: int, *, tile_px: int, overlap_px: int, stride: int) -> Iterator[Tile]:
-    """Tiles of at most `tile_px` that overlap by `overlap_px` or a little more; all that they see counts.
+    """Tiles of `tile_px`, or less by a part of a stride, that overlap by `overlap_px` at least; all they see counts.
 
     A start is a multiple of the network's stride: elsewhere pooling would pair other pixels than it does in the whole
     image, and the answer would depend on the tiles.
     """
     step = max(stride, (tile_px - overlap_px) // stride * stride)
-    for (top, bottom), (left, right) in product(_spans(height, tile_px, step), _spans(width, tile_px, step)):
+    rows, columns = (list(_spans(length, tile_px, step=step, stride=stride)) for length in (height, width))
+    for (top, bottom), (left, right) in product(rows, columns):
         window = Window(top=top, left=left, height=bottom - top, width=right - left)
         yield Tile(seen=window, kept=window)
 
 
-def _spans(length: int, tile_px: int, step: int) -> Iterator[tuple[int, int]]:
-    start = 0
-    while start + tile_px < length:
-        yield start, start + tile_px
-        start += step
-    yield start, length
+def _spans(length: int, tile_px: int, *, step: int, stride: int) -> Iterator[tuple[int, int]]:
+    """As few as steps of at most `step` need, spread evenly: in a strip that is left over, group norm's statistics
+    would be those of the strip.
+    """
+    last_start = max(0, -(-(length - tile_px) // stride))  # in strides, as the others
+    gaps = max(1, -(-last_start * stride // step))
+    for start in sorted({last_start * number // gaps * stride for number in range(gaps + 1)}):
+        yield start, min(start + tile_px, length)
 
 
 def exact_tiles(height: int, width: int, config: ModelConfig, *, tile_px: int) -> Iterator[Tile]:
     """Tiles of at most `tile_px` whose kept parts cover the image once, each out of reach of its tile's border.
 
     A tile begins at multiples of the network's stride, where pooling pairs the pixels that it pairs in the whole image.
-    Raises ModelError where tiles are too small to keep anything.
+    Where the network looks so far that tiles would keep nothing, they are larger and keep a third of their side.
     """
     stride, radius = 2**config.depth, receptive_radius(config)
-    step = (tile_px - 2 * (radius + stride)) // stride * stride
-    if step < stride and max(height, width) > tile_px:
-        raise ModelError(
-            f"tiles of {tile_px} pixels are too small: the network looks {radius} pixels far. "
-            f"Make them larger than {2 * (radius + stride) + stride}."
-        )
+    border = 2 * (radius + stride)
+    if tile_px < border + stride:
+        tile_px = border + border // 2
+    step = (tile_px - border) // stride * stride
     for (top, bottom), (left, right) in product(_cells(height, tile_px, step), _cells(width, tile_px, step)):
         kept = Window(top=top, left=left, height=bottom - top, width=right - left)
         first_row, last_row = _reach(top, bottom, height, radius, stride)

@@ -29,6 +29,7 @@ from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan, lanes_of_workers
 from unet_core.reader import ShardReader
+from unet_core.splits import Split
 from unet_core.train_config import TrainConfig, is_over
 from unet_core.trainer import has_native_bfloat16, make_network
 from unet_core.transforms import AugmentConfig
@@ -120,6 +121,7 @@ def _check_early(
 ) -> EpochPlan:
     """Find mistakes of the recipe before a cluster starts, and give the first epoch's plan."""
     config.make_loss(spec)
+    check_classes(index, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.initial_weights is not None:
         make_network(spec, config, device)
@@ -142,6 +144,22 @@ def _check_early(
     if config.precision == "float32" and native:
         log.info("this processor has native bfloat16: train.precision: bfloat16 is faster here")
     return plan
+
+
+def check_classes(index: ShardIndex, config: TrainConfig) -> None:
+    """Refuse splits whose masks are empty of all that is scored: after hours there would be no score, or a void one."""
+    scored = [index.class_map.names[number] for number in index.class_map.scored]
+    needed: tuple[Split, ...] = ("train", "val") if config.select_by == "dice" else ("train",)
+    for split in needed:
+        pixels = index.class_pixels(split)
+        if not any(pixels[name] for name in scored):
+            raise TrainingError(
+                f"no scored class occurs in {split}: {', '.join(scored)}. Look at reports/data.html, and correct the "
+                "masks."
+            )
+    for name in scored:
+        if not index.class_pixels("train")[name]:
+            log.warning("train: no pixel of the training images is %s: it can't be learnt.", name)
 
 
 def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:

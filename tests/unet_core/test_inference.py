@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from unet_core.errors import ModelError
 from unet_core.folding import fold_batch_norm
-from unet_core.inference import ArrayRows, predict_bands, predict_logits, predict_mask, predict_symmetric
+from unet_core.inference import ArrayRows, fading, predict_bands, predict_logits, predict_mask, predict_symmetric
 from unet_core.losses import weighted_loss
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import Array, ClassMap, ImageConfig
 from unet_core.synthetic import draw_shapes
-from unet_core.tiling import receptive_radius
+from unet_core.tiling import fading_tiles, receptive_radius
 
 PAIR = ClassMap(kind="multiclass", classes={"a": 0, "b": 1, "c": 2})
 THREE = ModelSpec(
@@ -76,6 +76,19 @@ def test_tiles_reach_both_ends_and_neighbours_overlap_enough(tiling: tuple[int, 
         assert spans[-1][1] == length
         assert all(end - start <= tile_px for start, end in spans)
         assert all(end - start >= overlap_px for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+@given(st.integers(1, 2000), st.integers(1, 30), st.integers(0, 30), st.sampled_from([1, 4, 16]))
+def test_weights_of_overlapping_spans_are_positive_and_add_up_to_one(
+    length: int, tile: int, overlap: int, stride: int
+) -> None:
+    tile_px, overlap_px = stride * tile, min(overlap, stride * tile // 2)
+    tiles = list(fading_tiles(length, 1, tile_px=tile_px, overlap_px=overlap_px, stride=stride))
+    total = torch.zeros(length)
+    for start, weights in fading({(tile.kept.top, tile.kept.height) for tile in tiles}, length, overlap_px).items():
+        assert (weights > 0).all()
+        total[start : start + len(weights)] += weights
+    torch.testing.assert_close(total, torch.ones(length))
 
 
 def test_tiles_may_lie_side_by_side_without_overlap() -> None:

@@ -1,6 +1,6 @@
 """How far a network looks, and tiles that follow from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_core.errors import ModelError
 from unet_core.model import ModelConfig, ModelSpec, UNet
-from unet_core.tiling import exact_tiles, receptive_radius
+from unet_core.tiling import Tile, exact_tiles, fading_tiles, receptive_radius
 
 KNOBS: tuple[dict[str, Any], ...] = (
     {},
@@ -78,14 +77,44 @@ def _slices(window: Any) -> tuple[slice, slice]:
     return slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
 
 
-def test_tiles_that_are_too_small_are_refused_and_needed_only_for_large_images() -> None:
+def test_tiles_that_would_keep_nothing_are_made_larger_and_keep_a_third() -> None:
     config = ModelConfig(width=2, depth=4, norm="none", input_statistics="train")
-    with pytest.raises(ModelError) as caught:
-        list(exact_tiles(600, 100, config, tile_px=128))
-    radius = receptive_radius(config)
-    assert str(caught.value) == (
-        f"tiles of 128 pixels are too small: the network looks {radius} pixels far. "
-        f"Make them larger than {2 * (radius + 16) + 16}."
-    )
+    reach = receptive_radius(config) + 16
+    sides = {tile.seen.height for tile in exact_tiles(5000, 16, config, tile_px=128)}
+    assert 128 < max(sides) <= 3 * reach
+    kept = [tile.kept.height for tile in exact_tiles(5000, 16, config, tile_px=128)]
+    assert sum(kept) == 5000
+    assert kept[0] == reach // 16 * 16
+
+
+def test_an_image_of_the_size_of_a_tile_is_kept_whole() -> None:
+    config = ModelConfig(width=2, depth=4, norm="none", input_statistics="train")
     (only,) = exact_tiles(100, 128, config, tile_px=128)
     assert only.seen == only.kept
+
+
+@given(st.integers(1, 3000), st.integers(0, 6), st.integers(1, 40), st.integers(0, 200))
+def test_fading_tiles_are_all_as_large_as_each_other_and_no_more_than_needed(
+    length: int, depth: int, strides: int, overlap: int
+) -> None:
+    stride = 2**depth
+    tile_px = stride * strides
+    overlap_px = min(overlap, tile_px // 2)
+    spans = _spans_of(fading_tiles(length, 1, tile_px=tile_px, overlap_px=overlap_px, stride=stride))
+    assert all(start % stride == 0 for start, _ in spans)
+    assert all(min(tile_px, length) - stride < end - start <= tile_px for start, end in spans)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == length
+    step = max(stride, (tile_px - overlap_px) // stride * stride)
+    assert all(0 < second - first <= step for (first, _), (second, _) in zip(spans, spans[1:], strict=False))
+    assert all(first < second for (_, first), (_, second) in zip(spans, spans[1:], strict=False))
+    assert len(spans) == 1 + max(0, -(-(length - tile_px) // step))
+
+
+def test_an_image_a_little_larger_than_a_tile_has_no_strips() -> None:
+    tiles = fading_tiles(770, 1600, tile_px=768, overlap_px=64, stride=16)
+    assert [(tile.seen.height, tile.seen.width) for tile in tiles] == [(768, 768)] * 3 + [(754, 768)] * 3
+
+
+def _spans_of(tiles: Iterable[Tile]) -> list[tuple[int, int]]:
+    return [(tile.seen.top, tile.seen.top + tile.seen.height) for tile in tiles]

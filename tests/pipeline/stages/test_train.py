@@ -1,6 +1,9 @@
 """What names a training and how it ends. Training itself, with Ray, is in tests/test_road.py."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.params import load_section
 from unet_core.checkpoint import Position, TrainState, clone_weights
 from unet_core.errors import TrainingError
+from unet_core.index import ShardEntry, ShardIndex
 from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.samples import ClassMap, ImageConfig
 from unet_core.train_config import TrainConfig
@@ -82,6 +86,65 @@ def test_a_training_whose_last_state_is_lost_has_not_ended(tmp_path: Path, confi
     assert str(caught.value) == (
         f"{lost}checkpoint is damaged: {last}. An older one is taken: {older}. Train again: it goes on from there."
     )
+
+
+def index_of(**pixels: tuple[int, ...]) -> ShardIndex:
+    """An index of one shard a split, which has so many pixels of background, cell and nucleus."""
+    shards = tuple(
+        ShardEntry(
+            name=f"{split}/b0000-00000.tar", split=split, content="c", sha256="0", num_bytes=1, samples_sha256="0",
+            num_samples=1, num_pixels=sum(counts), dtype="uint8", heights=(1, 1), widths=(1, 1), class_pixels=counts,
+            channel_sums=(0,), channel_square_sums=(0,),
+        )
+        for split, counts in pixels.items()
+    )  # fmt: skip
+    classes = ClassMap(kind="multiclass", classes={"background": 0, "cell": 1, "nucleus": 2}, background="background")
+    return ShardIndex(class_map=classes, channels=1, shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "select_by", "empty"),
+    [
+        ((9, 0, 0), (9, 1, 1), "loss", "train"),
+        ((9, 1, 1), (9, 0, 0), "dice", "val"),
+        ((9, 1, 0), (9, 0, 1), "dice", None),
+        ((9, 1, 1), (9, 0, 0), "loss", None),
+    ],
+)
+def test_masks_without_a_scored_class_are_refused_before_training(
+    config: TrainConfig, train: tuple[int, ...], val: tuple[int, ...], select_by: Any, empty: str | None
+) -> None:
+    from pipeline.stages.train import check_classes
+
+    index, config = index_of(train=train, val=val), replace(config, select_by=select_by)
+    if empty is None:
+        check_classes(index, config)
+        return
+    with pytest.raises(TrainingError) as caught:
+        check_classes(index, config)
+    assert str(caught.value) == (
+        f"no scored class occurs in {empty}: cell, nucleus. Look at reports/data.html, and correct the masks."
+    )
+
+
+def test_a_scored_class_that_training_never_sees_is_told(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    from pipeline.stages.train import check_classes
+
+    check_classes(index_of(train=(9, 1, 0), val=(9, 1, 1)), config)
+    assert caplog.messages == ["train: no pixel of the training images is nucleus: it can't be learnt."]
+    caplog.clear()
+    check_classes(index_of(train=(0, 1, 1), val=(9, 1, 1)), config)
+    assert caplog.messages == []
+
+
+def test_a_stage_refuses_empty_masks_before_a_cluster_starts(sharded, client, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Path("data/shards/index.json")
+    written = json.loads(index.read_text(encoding="utf-8"))
+    for shard in written["shards"]:
+        shard["class_pixels"] = [sum(shard["class_pixels"]), 0]
+    index.write_text(json.dumps(written), encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"^no scored class occurs in train: cell\. Look at"):
+        sharded.run("train")
 
 
 def test_checkpoints_in_the_working_tree_that_are_not_used_are_told(
