@@ -54,6 +54,13 @@ def test_a_model_goes_to_the_object_store_and_comes_back_and_the_champion_moves(
     directory = fetch_model(find_model(client, "models:/cells@champion"), tmp_path / "download")
     assert model_hash(directory) == model_hash(MODEL)
     read_model(directory)
+    # What nobody stored is not there, which is no error.
+    assert tracking.list_run_files(client, str(version.run_id), "evaluation") == []
+    # Made anew, a version has the same files and no copy of them.
+    source = client.get_model_version("cells", version.number).source
+    client.delete_model_version("cells", version.number)
+    again = registered_version(client, read_receipt(RECEIPT), MODEL)
+    assert client.get_model_version("cells", again.number).source == source
     # Without its password nobody gets in, and the password is in no message.
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not the password")
     with pytest.raises(RegistryError) as caught:
