@@ -181,5 +181,6 @@ def _tell(record: Record, best: int) -> None:
         last = max((told["epoch"] for told in record.told.get(trial, ()) if "epoch" in told), default=0)
         changes = ", ".join(f"{key}={value}" for key, value in record.trials[trial].items()) or "the recipe as it is"
         failure = record.failure(trial)
-        result = f"val_{name} {abs(found):.4f} at epoch {epoch}, ended after {last}" if epoch else "no score"
+        result = "no score" if found == NO_SCORE else f"val_{name} {abs(found):.4f} at epoch {epoch}"
+        result += f", ended after {last}" if epoch else ""
         say(f"{'*' if trial == best else ' '} trial {trial}: {result}: {changes}{f'; {failure}' if failure else ''}")

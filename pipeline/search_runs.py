@@ -1,12 +1,15 @@
 """A search in MLflow: one parent run, a child run for each trial."""
 
+import logging
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.tracking import Client, registry_errors
 from unet_core.errors import RegistryError
+
+log = logging.getLogger(__name__)
 
 SEARCH_TAG = "unet.search"
 #: How MLflow's pages know that a run belongs below another.
@@ -19,6 +22,7 @@ class SearchRuns:
     def __init__(self, client: Client, search: str) -> None:
         self._client = client
         self._children: dict[int, str] = {}
+        self._has_warned = False
         with registry_errors("opening the runs of a search"):
             self._experiment = client.experiment_id()
             found = client.search_runs(
@@ -35,7 +39,7 @@ class SearchRuns:
 
     def log(self, trial: int, changes: Mapping[str, Any], told: Mapping[str, Any]) -> None:
         """Add what a trial told of an epoch to its run."""
-        with registry_errors("logging a trial"):
+        with self._going_on("logging a trial"):
             run_id = self._child(trial, changes)
             if "failure" in told:
                 self._client.set_tag(run_id, "unet.failure", told["failure"][:5000])
@@ -46,6 +50,18 @@ class SearchRuns:
                 if value is not None:
                     # MLflow refuses other characters, and class names are the user's.
                     self._client.log_metric(run_id, re.sub(r"[^\w\-. /]", "_", name), value, step=told["epoch"])
+
+    @contextmanager
+    def _going_on(self, doing: str) -> Iterator[None]:
+        """Warn once where MLflow is away: the search's journal has all, and hours of trials must not end with it."""
+        try:
+            with registry_errors(doing):
+                yield
+        except RegistryError as error:
+            if not self._has_warned:
+                what = "the search goes on, and its runs lack some values"
+                log.warning("search: MLflow does not answer; %s. %s", what, str(error)[:300])
+            self._has_warned = True
 
     def _child(self, trial: int, changes: Mapping[str, Any]) -> str:
         if trial not in self._children:
@@ -58,12 +74,12 @@ class SearchRuns:
     def end(self, trial: int, *, failed: bool) -> None:
         """Close a trial's run."""
         if trial in self._children:
-            with registry_errors("closing a trial"):
+            with self._going_on("closing a trial"):
                 self._client.set_terminated(self._children.pop(trial), "FAILED" if failed else "FINISHED")
 
     def finish(self, winner: Mapping[str, Any]) -> None:
         """Close the search with what won."""
-        with registry_errors("closing a search"):
+        with self._going_on("closing a search"):
             for name, value in winner.items():
                 self._client.set_tag(self.run_id, f"winner.{name}", str(value))
             self._client.set_terminated(self.run_id)

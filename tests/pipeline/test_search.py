@@ -76,6 +76,24 @@ def test_the_best_trial_becomes_a_recipe_and_each_is_a_run(searched, client, cap
     assert not list(Path(".unet/search").iterdir())
 
 
+def test_a_trial_whose_validations_gave_no_score_says_so(searched, client, capsys) -> None:
+    from pipeline.search import Record, _tell
+    from pipeline.search_runs import SearchRuns
+    from unet_core.train_config import TrainConfig
+
+    searched.write_recipe(train={"select_by": "dice"})
+    changes = [{}, {"train.learning_rate": 0.5}]
+    record = Record(Path("trials.jsonl"), changes, SearchRuns(client, "abc"), load_section("train", TrainConfig))
+    for trial, dice in ((0, 0.25), (1, None)):
+        record.on_report(trial, {"epoch": 2, "loss": 1.0, "dice": dice, "class_dice": {"cell": dice}})
+        record.on_end(trial)
+    _tell(record, record.best())
+    assert capsys.readouterr().out.splitlines() == [
+        "* trial 0: val_dice 0.2500 at epoch 2, ended after 2: the recipe as it is",
+        "  trial 1: no score, ended after 2: train.learning_rate=0.5",
+    ]
+
+
 def trials():
     return draw_trials(load_section("search", SearchConfig))
 
