@@ -39,7 +39,7 @@ class RayHead:
 
     def environment(self) -> dict[str, str]:
         """What a user sets to reach it."""
-        return {"RAY_API_SERVER_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        return {"RAY_API_SERVER_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
 
 
 @contextlib.contextmanager

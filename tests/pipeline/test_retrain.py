@@ -5,7 +5,6 @@ No file tells how far a call came, so doing by hand what it had done is the same
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks.retraining import CALL, Place, make_place
-from benchmarks.workspace import change_recipe, commit, run, start, wait_for_step, weights_of
+from benchmarks.workspace import ROOT, change_recipe, commit, run, start, wait_for_step, weights_of
 from pipeline import tracking
 from pipeline.claimant import Claimant
 from pipeline.history import Entry
@@ -395,14 +394,14 @@ def test_new_code_from_upstream_is_what_runs(first: Place, tmp_path: Path) -> No
 
 
 def test_crons_line_works_under_its_bare_environment(first: Place) -> None:
-    lines = (Path(__file__).parents[2] / "infra" / "schedules" / "crontab").read_text().splitlines()
+    lines = (ROOT / "infra" / "schedules" / "crontab").read_text().splitlines()
     command = lines[-1].split(maxsplit=5)[5].replace("cd /srv/unet", f"cd {first.tree}")
     command = command.replace(".venv/bin/unet", str(Path(sys.executable).with_name("unet")))
     bare = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(first.folder),
         "SHELL": "/bin/sh",
-        "PYTHONPATH": os.environ["PYTHONPATH"],
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(["/bin/sh", "-c", command], cwd="/", env=bare, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:15]) == (0, "nothing to do: "), done.stderr
