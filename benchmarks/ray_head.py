@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import secrets
 import socket
@@ -91,11 +92,13 @@ def _arguments(scratch: str, ports: list[int], cpus: int) -> list[str]:
 
 
 def _wait_until_it_answers(head: RayHead, log: Path) -> None:
-    request = urllib.request.Request(f"{head.address}/api/version", headers={"Authorization": f"Bearer {head.token}"})
+    """Until it knows of its own host: the dashboard answers before there is anybody to run a job."""
+    request = urllib.request.Request(f"{head.address}/api/v0/nodes", headers={"Authorization": f"Bearer {head.token}"})
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and head.process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
-            return
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            if json.load(answer)["data"]["result"]["total"]:
+                return
         time.sleep(0.3)
     raise RuntimeError(f"Ray's dashboard does not answer:\n{log.read_text(errors='replace')[-4000:]}")
 

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def _about(spec: ModelSpec, files: ModelFiles) -> dict[str, str]:
         "kind": spec.class_map.kind,
         "channels": str(spec.channels),
         "bits": str(spec.images.bits),
+        "images": json.dumps(asdict(spec.images)),
         "weights_sha256": files.weights_sha256,
     }
 

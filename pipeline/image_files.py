@@ -1,7 +1,10 @@
 """What a user names -> addresses of images: files, folders, patterns, on this machine or at a URL."""
 
 import glob
+import os
+from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from pipeline.source import PICTURE_SUFFIXES
@@ -29,14 +32,27 @@ def find_images(places: Sequence[str], *, outside: Path) -> list[str]:
 
 
 def name_results(images: Sequence[str]) -> dict[str, str]:
-    """Address -> name of its results: the file's own; DataError where two images would write one file."""
+    """Address -> name of its results: the file's own, or where several have it their paths below the folder that all
+    images share. DataError where two images would write one file.
+    """
     taken: dict[str, str] = {}
+    counts = Counter(PurePosixPath(address).stem for address in images)
+    parts = {address: _parts(address) for address in images}
+    folders = zip(*(found[:-1] for found in parts.values()), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
     for address in images:
-        name = PurePosixPath(address).stem
+        stem = PurePosixPath(address).stem
+        name = stem if counts[stem] == 1 else "/".join([*parts[address][shared:-1], stem])
         if name in taken:
             raise DataError(f"two images of one name: {taken[name]} and {address}. Predict them into two folders.")
         taken[name] = address
     return {address: name for name, address in taken.items()}
+
+
+def _parts(address: str) -> list[str]:
+    """Folders and name; a local path from the root on, so that none of them is above the current directory."""
+    path = address if is_url(address) else Path(os.path.abspath(address)).as_posix()  # noqa: PTH100  keeps links
+    return [part for part in path.split("/") if part not in ("", ".", "..")]
 
 
 def _find_here(place: str) -> list[str]:

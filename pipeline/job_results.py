@@ -168,7 +168,9 @@ def _kept_by_dvc(root: Path) -> list[str]:
     for entry in entries:
         about = entry if isinstance(entry, dict) else {entry: {}}
         kept += [path for path, options in about.items() if (options or {}).get("cache", True)]
-    return kept
+    # Such as the ledger, beside which lies what git has of it.
+    tracked = [path.relative_to(root).with_suffix("").as_posix() for path in root.glob("*/*.dvc")]
+    return [*kept, *tracked]
 
 
 def _is_below(name: str, folders: Sequence[str]) -> bool:

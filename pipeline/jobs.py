@@ -20,6 +20,9 @@ from pipeline.placement import read_ray_token
 from unet_core.errors import StorageError
 
 log = logging.getLogger(__name__)
+# They set their own level, and tell of each upload.
+for _chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 #: What a job's metadata tell of it, to all who may list jobs.
 COMMAND_TAG, COMMIT_TAG, TREE_TAG = "unet.command", "git.commit", "git.tree"
@@ -30,6 +33,8 @@ PATIENCE_SECONDS = 600.0
 #: So long without a word the connection may be a dead one, and another is made.
 SILENCE_SECONDS = 45.0
 RETRY_SECONDS = 1.0
+#: Resources that are shown, and of how many hosts.
+COUNTED, MAX_NODES = ("CPU", "GPU"), 10_000
 #: How often the log of a job that has ended is asked for, once its host is gone.
 LAST_TRIES = 3
 
@@ -60,11 +65,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A host of the cluster, with what of it is in use and what it has: {"CPU": (1.0, 4.0)}."""
+    """A host of the cluster."""
 
     address: str
     is_head: bool
-    resources: Mapping[str, tuple[float, float]]
+    total: Mapping[str, float]
+    """CPU and GPU."""
+    used: Mapping[str, float] | None
+    """Of these; None where that is not known yet."""
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
@@ -171,16 +179,18 @@ class Jobs:
 
     def nodes(self) -> list[Node]:
         """The hosts that are alive, the head first."""
-        data = self._get("/nodes?view=summary")["data"]
-        resources: Mapping[str, str] = data.get("nodeLogicalResources") or {}
+        hosts = self._get(f"/api/v0/nodes?limit={MAX_NODES}")["data"]["result"]["result"]
+        # Known some seconds after the cluster's start.
+        in_use: Mapping[str, str] = self._get("/nodes?view=summary")["data"].get("nodeLogicalResources") or {}
         found = [
             Node(
-                address=node["ip"],
-                is_head=bool(node["raylet"].get("isHeadNode")),
-                resources=parse_resources(resources.get(node["raylet"]["nodeId"], "")),
+                address=host["node_ip"],
+                is_head=bool(host["is_head_node"]),
+                total={name: host["resources_total"].get(name, 0.0) for name in COUNTED},
+                used=parse_used(in_use[host["node_id"]]) if host["node_id"] in in_use else None,
             )
-            for node in data["summary"]
-            if node["raylet"].get("state") == "ALIVE"
+            for host in hosts
+            if host["state"] == "ALIVE"
         ]
         return sorted(found, key=lambda node: (not node.is_head, node.address))
 
@@ -213,10 +223,10 @@ class Jobs:
             raise StorageError(f"Ray's Jobs API refused: {shown}: {_last_line(error)}") from error
 
 
-def parse_resources(text: str) -> dict[str, tuple[float, float]]:
-    """Used and total of what is counted, from Ray's lines such as `0.5/4.0 CPU` and `0B/2.00GiB memory`."""
-    found = re.findall(r"^\s*([\d.]+)/([\d.]+) (CPU|GPU)\b", text, re.MULTILINE)
-    return {name: (float(used), float(total)) for used, total, name in found}
+def parse_used(text: str) -> dict[str, float]:
+    """What is in use, from Ray's lines such as `0.5/4.0 CPU` and `0B/2.00GiB memory`."""
+    found = re.findall(r"^\s*([\d.]+)/[\d.]+ (\w+)", text, re.MULTILINE)
+    return {name: float(used) for used, name in found if name in COUNTED}
 
 
 def _job(about: Any) -> Job:

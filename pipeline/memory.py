@@ -9,6 +9,12 @@ LARGEST = 2**31 - 1
 LARGEST_BLOCK = 2**30
 
 
+def give_back_memory() -> None:
+    """Give what is free back to the system, once, so that what is in use can be measured."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Let freed blocks stay with the process, up to 1 GiB each, instead of going back to the system; whether it did.
 

@@ -19,6 +19,8 @@ Result = TypeVar("Result")
 
 #: So few items stay in this process: two workers take 1 to 2 s to start, as long as 100 pairs of an ordinary size.
 FEW = 48
+#: Work of one process that others should share: they take some seconds to start.
+WORTH_SECONDS = 8.0
 #: Items a process that are given out at a time. Small blocks show progress and bound the memory; their ends, where
 #: processes wait for the last one, cost about 3 %.
 BLOCK = 16

@@ -1,6 +1,7 @@
 """`unet predict`: images, folders, patterns or URLs -> masks at the original size, and what else is asked for."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 from pipeline.command import say
 from pipeline.image_files import find_images, name_results
 from pipeline.model_files import ModelFiles, open_model_files
-from pipeline.parallel import map_parallel
-from pipeline.placement import read_placement
+from pipeline.parallel import FEW, WORTH_SECONDS, map_parallel
+from pipeline.placement import Placement, read_placement
 from pipeline.predict_image import Job, Options, Outcome, died, load_model, predict_job
 from pipeline.results import FOLDERS
 from pipeline.results_record import has_others, is_done
@@ -37,11 +38,26 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -
         todo = _without_done(jobs, out)
         out.mkdir(parents=True, exist_ok=True)
         work = partial(predict_job, model=files, root=placement.root, out=out, options=options)
-        outcomes = list(map_parallel(work, todo, placement=placement, label="predict", unit="images", on_death=died))
+        outcomes = _predict_all(work, todo, placement)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     what = ", ".join(FOLDERS[name] for name in FOLDERS if name in options.save)
     say(f"{len(outcomes) - len(failed)} images predicted: {what} in {out}")
     _tell_failed(failed, len(jobs))
+
+
+def _predict_all(work: Callable[[Job], Outcome], todo: Sequence[Job], placement: Placement) -> list[Outcome]:
+    """In several processes where that is worth their start: of many images, of slow ones, and on a cluster."""
+    first: list[Outcome] = []
+    few = FEW
+    if placement.ray_address is not None:
+        few = 1
+    elif 1 < len(todo) <= FEW:
+        begun = time.monotonic()
+        first = [work(todo[0])]
+        few = 0 if (time.monotonic() - begun) * (len(todo) - 1) > WORTH_SECONDS else FEW
+    left = todo[len(first) :]
+    rest = map_parallel(work, left, placement=placement, label="predict", unit="images", on_death=died, few=few)
+    return [*first, *rest]
 
 
 def _jobs(images: dict[str, str], model: ModelFiles, options: Options) -> list[Job]:

@@ -78,11 +78,18 @@ def predict_job(job: Job, *, model: ModelFiles, root: Path, out: Path, options: 
         record(out, job.name, job.about, results)
     except UnetError as error:
         return Outcome(address=job.address, failure=str(error))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return Outcome(address=job.address, failure="no memory. Predict fewer at a time: lower UNET_PROCESSES.")
     except OSError as error:
         return Outcome(address=job.address, failure=f"{error.strerror or error}: {error.filename or out}.")
     return Outcome(address=job.address)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """NumPy's and Python's error, a GPU's, or that of torch on a CPU, which has no class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def died(job: Job) -> Outcome:

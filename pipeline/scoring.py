@@ -19,7 +19,7 @@ from pipeline import tracking
 from pipeline.fetched_model import fetch_model
 from pipeline.membership import Membership
 from pipeline.memory import keep_freed_memory
-from pipeline.parallel import map_parallel
+from pipeline.parallel import WORTH_SECONDS, map_parallel
 from pipeline.placement import Placement
 from pipeline.scores import ScoreRow
 from unet_core.calibration import count_confidence
@@ -36,8 +36,6 @@ from unet_core.samples import IGNORE_INDEX, Array, ClassMap, Sample
 from unet_core.splits import Split
 from unet_core.surface import compare_surfaces
 
-#: Work of one process that others should share: they take some seconds to start.
-WORTH_SECONDS = 8.0
 #: Images whose time is taken.
 NUM_TIMED = 9
 

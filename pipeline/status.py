@@ -1,13 +1,18 @@
 """`unet status`: where things stand on the cluster and in the registry. A server that is away costs its part only."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.command import say
 from pipeline.params import load_section
 from pipeline.placement import Placement, read_placement
+from pipeline.storage import public
 from unet_core.errors import UnetError
+
+if TYPE_CHECKING:
+    from pipeline.jobs import Node
 
 NUM_SHOWN = 5
 
@@ -38,12 +43,8 @@ def describe_cluster(address: str) -> list[str]:
 
     jobs = Jobs(address)
     nodes = jobs.nodes()
-    used, total = (sum(node.resources.get("CPU", (0, 0))[index] for node in nodes) for index in (0, 1))
-    whole = (
-        f"Ray {jobs.ray_version()} at {address}: {_count(len(nodes), 'host')}, {total - used:g} of {total:g} cores free"
-    )
-    lines = [f"{node.address}{' (head)' if node.is_head else ''}: {_resources(node.resources)}" for node in nodes]
-    return [whole, *lines]
+    lines = [f"{node.address}{' (head)' if node.is_head else ''}: {_resources(node)}" for node in nodes]
+    return [f"Ray {jobs.ray_version()} at {public(jobs.address)}: {len(nodes)} host{'s' * (len(nodes) != 1)}", *lines]
 
 
 def describe_jobs(address: str, *, now: float) -> list[str]:
@@ -99,14 +100,14 @@ def _has_no_store(placement: Placement) -> bool:
     return path != placement.tracking_uri and not Path(path).exists()
 
 
-def _resources(resources: Mapping[str, tuple[float, float]]) -> str:
-    shown = {"CPU": "cores", "GPU": "GPUs"}
-    parts = [f"{total - used:g} of {total:g} {shown[name]} free" for name, (used, total) in resources.items()]
+def _resources(node: "Node") -> str:
+    parts = []
+    for name, word in (("CPU", "cores"), ("GPU", "GPUs")):
+        total = node.total[name]
+        free = "" if node.used is None else f"{total - node.used.get(name, 0):g} of "
+        if total:
+            parts.append(f"{free}{total:g} {word}{' free' if free else ''}")
     return ", ".join(parts) or "no cores for work"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def age(seconds: float) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ def connect(uri: str, experiment: str = "unet") -> Client:
                 "or unset it to use the working tree's own store."
             ) from error
     try:
+        _make_store(uri)
         mlflow.set_tracking_uri(uri)
         client = Client(uri, experiment)
         client.search_experiments(max_results=1)
@@ -108,6 +110,19 @@ def connect(uri: str, experiment: str = "unet") -> Client:
         text = first_line(error)
         raise RegistryError(f"not a tracking store: {shown}: {text}. Correct MLFLOW_TRACKING_URI.") from error
     return client
+
+
+def _make_store(uri: str) -> None:
+    """Let a new SQLite store appear whole: MLflow makes it in many steps, and a kill between two left one for ever."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
+        return
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):
+        # Of several processes one gives the name, and none takes away what another one has written since.
+        path.hardlink_to(partial)
+    partial.unlink()
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ import psutil
 import torch
 
 from pipeline.command import say
+from pipeline.memory import give_back_memory
 from pipeline.progress import progress
-from pipeline.worker import read_recipe
+from pipeline.worker import read_recipe, settle_process
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.model import ModelSpec
@@ -33,12 +34,14 @@ def tune(*, shards: Path, out: Path, quick: bool) -> None:
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
     train = ShardReader(shards, index.of_split("train"))
-    torch.set_num_threads(config.threads_per_worker)
+    # Too few samples are told as they are when training.
+    config.plan(train, spec.class_map, epoch=0)
+    settle_process(config, _device())
     border = config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
     loads = measure_loads(spec, config, loader, timed_steps)
     best = suggested_load(loads)
-    config = with_samples(config, best.samples_per_lane)
+    accumulate, config = config.accumulate, with_samples(config, best.samples_per_lane)
     batches = progress(endless_batches(loader, config, spec.class_map), total=sweep_steps, label="tune", unit="steps")
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), _device())
     sweep = sweep_rates(trainer, batches, num_steps=sweep_steps)
@@ -49,6 +52,8 @@ def tune(*, shards: Path, out: Path, quick: bool) -> None:
     say(f"the loss falls fastest at a rate of {sweep.steepest:.2g}; the sweep ended at {sweep.rates[-1]:.2g}. {out}")
     say("for the section train of params.yaml:")
     say(f"  samples_per_lane: {best.samples_per_lane}")
+    if accumulate != config.accumulate:
+        say(f"  accumulate: {config.accumulate}  # as measured; the recipe has {accumulate}")
     say(f"  learning_rate: {sweep.suggested}")
 
 
@@ -97,9 +102,10 @@ def draw(out: Path, sweep: Sweep, loads: Sequence[Load]) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.semilogx(sweep.rates, sweep.losses)
-    left.axvline(sweep.suggested, color="tab:orange", label=f"suggested: {sweep.suggested}")
+    if sweep.falls:
+        left.axvline(sweep.suggested, color="tab:orange", label=f"suggested: {sweep.suggested}")
+        left.legend()
     left.set(xlabel="learning rate", ylabel="loss, smoothed", title="Rising learning rate")
-    left.legend()
     right.semilogx([load.samples_per_lane for load in loads], [load.images_per_second for load in loads], "o-", base=2)
     right.set(xlabel="samples per lane", ylabel="images/s, one worker", ylim=(0, None), title="Speed")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +127,8 @@ def _begin_peak() -> float | None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
+    # What an earlier step has freed would take this one's place unseen.
+    give_back_memory()
     try:
         # Linux: the largest resident size begins anew.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet_core.errors import ModelError
-from unet_core.metrics import predict_planes
+from unet_core.metrics import predict_classes, predict_planes
 from unet_core.model import ModelSpec
 from unet_core.samples import Array, Window
 from unet_core.tiling import Tile, exact_tiles, fading_tiles
@@ -141,7 +141,7 @@ def predict_symmetric(model: nn.Module, spec: ModelSpec, image: Array, *, exact:
 def predict_mask(logits: Tensor, spec: ModelSpec) -> Array:
     """Logits (K, H, W) -> class indices (H, W), or (H, W, K) zeros and ones for overlapping classes; uint8."""
     if spec.class_map.kind != "multilabel":
-        return logits.argmax(dim=0).to(torch.uint8).numpy()
+        return predict_classes(logits).to(torch.uint8).numpy()
     return predict_planes(logits).permute(1, 2, 0).to(torch.uint8).numpy()
 
 

@@ -29,13 +29,18 @@ class Sweep:
     """Smoothed."""
 
     @property
+    def falls(self) -> bool:
+        """Whether any rate lowers the loss."""
+        return len(self.losses) > 0 and int(np.argmin(self.losses)) >= 2
+
+    @property
     def steepest(self) -> float:
         """The rate at which the loss falls fastest; TrainingError where it never falls."""
-        end = int(np.argmin(self.losses)) + 1
-        if end < 3:
+        if not self.falls:
             raise TrainingError(
                 "the loss falls at no learning rate. Run `unet overfit`: it tells whether the network can learn at all."
             )
+        end = int(np.argmin(self.losses)) + 1
         slopes = np.gradient(self.losses[:end], np.log(self.rates[:end]))
         return self.rates[int(np.argmin(slopes))]
 

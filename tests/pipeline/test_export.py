@@ -20,7 +20,7 @@ def write(directory: Path, **config: Any) -> UNet:
     """A small RGB model of two levels with random weights."""
     spec = ModelSpec(
         config=ModelConfig(**{"width": 8, "depth": 2, "norm": "batch", "input_statistics": "train", **config}),
-        images=ImageConfig(channels=3),
+        images=ImageConfig(channels=3, percentiles=[1, 99]),
         class_map=ClassMap(kind="multiclass", classes={"soil": 0, "crop": 7}),
         mean=(0.5,) * 3,
         deviation=(0.25,) * 3,
@@ -70,6 +70,7 @@ def test_onnx_file_gives_the_models_logits_for_images_of_any_size(
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == {"soil": 0, "crop": 7}
     assert about["channels"] == "3"
+    assert ImageConfig(**json.loads(about["images"])) == ImageConfig(channels=3, percentiles=[1, 99])
     assert about["weights_sha256"] == weights_hash(Path("model"))
 
 
@@ -77,7 +78,7 @@ def test_onnx_file_gives_the_models_logits_for_images_of_any_size(
 def test_torch_export_file_gives_the_models_logits_and_holds_no_pickle(tree) -> None:
     network = write(Path("model"))
     export("model", to=Path("model.pt2"))
-    extra = {"classes.txt": "", "weights_sha256.txt": ""}
+    extra = {"classes.txt": "", "images.txt": "", "weights_sha256.txt": ""}
     read = torch.export.load("model.pt2", extra_files=extra).module()
     for shape in ((1, 32, 32), (3, 21, 30), (2, 5, 50)):
         images = pixels(*shape)
@@ -85,6 +86,7 @@ def test_torch_export_file_gives_the_models_logits_and_holds_no_pickle(tree) -> 
             read(torch.from_numpy(images)).detach().numpy(), expected(network, images), rtol=0, atol=1e-4
         )
     assert json.loads(extra["classes.txt"]) == {"soil": 0, "crop": 7}
+    assert json.loads(extra["images.txt"])["percentiles"] == [1, 99]
     assert extra["weights_sha256.txt"] == weights_hash(Path("model"))
     with zipfile.ZipFile("model.pt2") as archive:
         for name in archive.namelist():

@@ -65,5 +65,15 @@ def test_results_are_no_images(tree) -> None:
 def test_results_have_the_images_names_and_two_of_one_name_are_refused() -> None:
     assert name_results(["a/x.png", "s3://bucket/y.z.tif"]) == {"a/x.png": "x", "s3://bucket/y.z.tif": "y.z"}
     with pytest.raises(DataError) as caught:
-        name_results(["a/1.png", "b/1.tif"])
-    assert str(caught.value) == "two images of one name: a/1.png and b/1.tif. Predict them into two folders."
+        name_results(["a/1.png", "a/1.tif"])
+    assert str(caught.value) == "two images of one name: a/1.png and a/1.tif. Predict them into two folders."
+
+
+def test_images_of_one_name_in_different_folders_are_named_by_their_paths(tree) -> None:
+    found = name_results(["scans/a/1.png", "scans/b/deep/1.tif", "scans/2.png"])
+    assert found == {"scans/a/1.png": "a/1", "scans/b/deep/1.tif": "b/deep/1", "scans/2.png": "2"}
+    urls = ["s3://bucket/x/1.png", "s3://bucket/y/1.png"]
+    assert list(name_results(urls).values()) == ["x/1", "y/1"]
+    # Nothing leads out of the folder of results.
+    for names in (["../other/1.png", "1.png"], ["/far/1.png", "1.png"], ["s3://bucket/../1.png", "1.png"]):
+        assert not any(".." in name or name.startswith("/") for name in name_results(names).values())

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ray_head import RayHead, ray_head, why_not
-from pipeline.jobs import ClusterAwayError, Job, Jobs, parse_resources
+from pipeline.jobs import ClusterAwayError, Job, Jobs, parse_used
 from unet_core.errors import StorageError
 
 
 def test_rays_words_on_resources_are_read() -> None:
     text = "0.5/4.0 CPU\n1.0/2.0 GPU (1.0 used of 1.0 reserved in placement groups)\n0B/6.02GiB memory\n0.0/1.0 node:x"
-    assert parse_resources(text) == {"CPU": (0.5, 4.0), "GPU": (1.0, 2.0)}
-    assert parse_resources("") == {}
+    assert parse_used(text) == {"CPU": 0.5, "GPU": 1.0}
+    assert parse_used("") == {}
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "s3://bucket"])
@@ -162,9 +162,9 @@ def test_the_head_tells_of_itself(head: RayHead, token) -> None:
     jobs = Jobs(head.address)
     assert jobs.ray_version() == ray.__version__
     deadline = time.monotonic() + 30
-    while not (nodes := jobs.nodes())[0].resources:
+    while (nodes := jobs.nodes())[0].used is None:
         assert time.monotonic() < deadline, nodes
         time.sleep(1)
     (node,) = nodes
-    assert (node.address, node.is_head) == ("127.0.0.1", True)
-    assert node.resources["CPU"][1] == 2.0
+    assert (node.address, node.is_head) == ("127.0.0.2", True)
+    assert (node.total, node.used) == ({"CPU": 2.0, "GPU": 0.0}, {"CPU": 0.0})

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,9 +9,11 @@ import fsspec
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pipeline.parallel import map_parallel
 from pipeline.predict import predict
 from pipeline.predict_image import Options
 from unet_core.errors import DataError, ModelError, RecipeError
@@ -41,11 +46,91 @@ def run(places: list[Path], *, out: Path = OUT, model: str = "model", save: str 
 def test_two_images_of_one_name_are_refused_before_anything_is_written(tree, write_model_dir) -> None:
     write_model_dir(Path("model"))
     put(Path("a/1.png"))
-    put(Path("b/1.png"))
+    put(Path("a/1.bmp"))
     with pytest.raises(DataError) as caught:
-        run([Path("a"), Path("b")], out=OUT, model="model")
-    assert str(caught.value) == "two images of one name: a/1.png and b/1.png. Predict them into two folders."
+        run([Path("a")], out=OUT, model="model")
+    assert str(caught.value) == "two images of one name: a/1.bmp and a/1.png. Predict them into two folders."
     assert not OUT.exists()
+
+
+def test_images_of_one_name_in_two_folders_have_folders_of_results(
+    tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model_dir(Path("model"), INDEXED)
+    wanted = {folder: put(Path(folder) / "1.png", size) for folder, size in (("a", (9, 6)), ("b", (12, 7)))}
+    for _ in range(2):
+        run([Path("a"), Path("b")], save="mask,polygons")
+    for folder, bright in wanted.items():
+        assert (read(OUT / "masks" / folder / "1.png") == np.where(bright, 7, 3)).all()
+        assert (OUT / "polygons" / folder / "1.geojson").is_file()
+    assert "2 of 2 images have results of this model with these options: skipped" in capsys.readouterr().out
+
+
+#: In a process of its own, whose address space is limited for the second of three images.
+STARVED = """
+import resource
+from pathlib import Path
+from pipeline.model_files import open_model_files
+from pipeline.predict_image import Job, Options, predict_job
+options = Options(exact=False, tta=False, save=frozenset({"mask"}))
+with open_model_files("model") as files:
+    for number in range(3):
+        if number == 1:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+        job = Job(address=f"{number}.png", name=str(number), about={})
+        print(predict_job(job, model=files, root=Path(), out=Path("out"), options=options).failure)
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_an_image_without_memory_is_told_in_a_sentence_and_the_others_go_on(tree) -> None:
+    from unet_core.checkpoint import write_model
+    from unet_core.model import ModelConfig, ModelSpec, UNet
+
+    spec = ModelSpec(
+        config=ModelConfig(width=64, depth=1, norm="none", input_statistics="train"), images=ImageConfig(channels=1),
+        class_map=INDEXED, mean=(0.5,), deviation=(0.5,), precision="float32",
+    )  # fmt: skip
+    write_model(Path("model"), spec, UNet(spec).state_dict())
+    for number, side in enumerate((9, 800, 9)):
+        put(Path(f"{number}.png"), (side, side))
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED], capture_output=True, text=True, check=False, env={**os.environ, **path}
+    )
+    assert done.stdout.splitlines() == [
+        "None", "no memory. Predict fewer at a time: lower UNET_PROCESSES.", "None",
+    ], done.stderr  # fmt: skip
+
+
+def test_no_memory_is_told_apart_from_other_errors_of_torch() -> None:
+    from pipeline.predict_image import is_out_of_memory
+
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("sizes of tensors must match"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("worth", "num_processes"), [(1e9, 1), (0.0, 2)])
+def test_few_images_that_take_long_are_shared_after_the_first(
+    tree, write_model_dir, monkeypatch: pytest.MonkeyPatch, worth: float, num_processes: int
+) -> None:
+    monkeypatch.setattr("pipeline.predict.WORTH_SECONDS", worth)
+    monkeypatch.setenv("UNET_PROCESSES", "2")
+    write_model_dir(Path("model"), INDEXED)
+    for number in range(3):
+        put(Path(f"a/{number}.png"))
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "pipeline.predict.map_parallel", lambda work, items, **how: (asked.append(how["few"]), map_parallel(work, items, **how))[1]
+    )  # fmt: skip
+    run([Path("a")])
+    assert asked == [48 if num_processes == 1 else 0]
+    assert len(list((OUT / "masks").iterdir())) == 3
 
 
 def test_masks_have_the_original_size_and_the_recipes_pixel_values(

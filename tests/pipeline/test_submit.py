@@ -1,11 +1,17 @@
 """`unet submit` and `unet attach`: what is refused before anything is sent, and whole commands against a real head."""
 
+import fcntl
 import io
 import json
 import os
+import pty
+import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +20,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ray_head import RayHead, ray_head, why_not
-from benchmarks.workspace import make_workspace, run
+from benchmarks.tracking_server import TrackingServer
+from benchmarks.workspace import commit, make_workspace, run, weights_of
+from pipeline import tracking
 from pipeline.cli import main
 from pipeline.submit import Screen, check_ray, check_remote, check_words, choose_variables
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -178,8 +186,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def unet(home: Path, head: RayHead, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a command whose user has secrets too."""
+def unet(
+    home: Path, head: RayHead, *words: str, terminal: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a command whose user has secrets too; with a terminal, which it is the foreground of."""
     scripts = str(Path(sys.executable).parent)
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
     own = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_PASSWORD": SECRET}
@@ -187,10 +197,12 @@ def unet(home: Path, head: RayHead, *words: str, **environment: str) -> subproce
         ["unet", *words],
         cwd=home,
         env={**outside, **own, **head.environment(), **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
+        stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
+        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
 
 
@@ -239,10 +251,12 @@ def test_stages_run_on_the_cluster_and_dvc_knows_their_results_here(home: Path, 
 def test_the_exit_code_is_the_jobs_also_later(home: Path, head: RayHead) -> None:
     process = unet(home, head, "submit", "--", "predict", "nowhere.png", "--out", "reports/masks")
     output, _ = process.communicate(timeout=120)
-    assert (process.returncode, "unet predict: " in output) == (6, True), output
+    assert process.returncode == 4, output
+    assert "\nunet predict: no images: nowhere.png. " in output
+    assert "taken home" not in output
     process = unet(home, head, "attach")
     again, _ = process.communicate(timeout=60)
-    assert process.returncode == 6
+    assert process.returncode == 4
     assert [line for line in again.splitlines() if line in output] == again.splitlines()
 
 
@@ -279,22 +293,35 @@ def test_a_wrong_token_is_refused_in_a_sentence(home: Path, head: RayHead, token
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_ends_with_130(home: Path, head: RayHead) -> None:
-    from pipeline.jobs import Jobs
-
-    process = unet(home, head, "submit", "--", "shapes", "data/raw/more", "--count", "4000")
-    assert process.stdout is not None
-    line = next(line for line in process.stdout if "; commit " in line)
-    job = line.split()[1].rstrip(":")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in head.environment().items():
-            patch.setenv(name, value)
-        begun = time.monotonic()
-        Jobs(head.address).stop(job)
-        output, _ = process.communicate(timeout=90)
-    assert time.monotonic() - begun < 60
-    assert process.returncode == 130
+def test_on_a_terminal_the_user_is_asked_whether_to_stop_the_job(home: Path, head: RayHead) -> None:
+    ours, theirs = pty.openpty()
+    process = unet(home, head, "submit", "--", "shapes", "data/raw/more", "--count", "4000", terminal=theirs)
+    os.close(theirs)
+    output = read_until(ours, "; commit ")
+    os.write(ours, b"\x03")
+    output += read_until(ours, "without you] ")
+    os.write(ours, b"y\n")
+    output += read_until(ours, None)
+    assert process.wait(timeout=60) == 130
+    job = re.search(r"job (unet-\S+) submitted", output)[1]  # type: ignore[index]
+    assert f"Stop job {job}? [y/N, Enter: it goes on without you] " in output
     assert f"job {job} stopped after " in output
+
+
+def read_until(terminal: int, text: str | None) -> str:
+    """What a terminal shows, up to a text, or to its end."""
+    shown = ""
+    deadline = time.monotonic() + 90
+    while text is None or text not in shown:
+        assert time.monotonic() < deadline, shown
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                piece = os.read(terminal, 4096)
+            except OSError:
+                # So Linux tells of the other end's close.
+                return shown
+            shown += piece.decode(errors="replace")
+    return shown
 
 
 @pytest.mark.slow
@@ -304,8 +331,44 @@ def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, hea
     assert process.returncode == 0
     lines = output.splitlines()
     assert lines[0].startswith("cluster   Ray 2.")
-    assert " 1 host, " in lines[0]
-    assert lines[1].strip().startswith("127.0.0.1 (head): ")
+    assert lines[0].endswith(f" at {head.address}: 1 host")
+    assert lines[1].strip().startswith("127.0.0.2 (head): 2 of 2 cores free")
     assert any("unet shapes data/raw/few --count 2" in line for line in lines)
     assert any(line.startswith("runs      tracking server can't be reached: http://127.0.0.1:9") for line in lines)
     assert any(line.startswith("champion  tracking server can't be reached") for line in lines)
+
+
+@pytest.mark.slow
+def test_the_whole_road_there_gives_the_weights_and_the_lock_of_a_run_here(tmp_path: Path) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    tiny = {"model.width": 4, "model.depth": 2, "train.epochs": 2, "evaluate.bootstrap_draws": 200}
+    home = make_workspace(tmp_path / "home", "shapes", {**tiny, "ingest.source": str(tmp_path / "shapes")})
+    run(home, "unet", "shapes", str(tmp_path / "shapes"), "--count", "60")
+    run(home, "unet", "add")
+    run(home, "dvc", "remote", "add", "--default", "store", str(tmp_path / "remote"))
+    commit(home, "data")
+    here = shutil.copytree(home, tmp_path / "here")
+    run(here, "dvc", "repro")
+    server = TrackingServer(tmp_path)
+    server.start()
+    try:
+        client = server.wait()
+        with ray_head(environment={"MLFLOW_TRACKING_URI": server.uri}) as head:
+            process = unet(home, head, "submit")
+            output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        assert "unet version 1 not promoted: " in output
+        run(home, "dvc", "pull")
+        assert weights_of(home) == weights_of(here)
+        assert (home / "dvc.lock").read_bytes() == (here / "dvc.lock").read_bytes()
+        commit_hash = run(home, "git", "rev-parse", "HEAD").strip()
+        version = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
+        assert version is not None
+        assert version.tags["git.commit"] == commit_hash
+        assert version.tags["lineage.recorded_at"] == "training"
+        names = run(home, "git", "status", "--porcelain").split()[1::2]
+        assert names == ["dvc.lock", "metrics/", "models/"]
+    finally:
+        server.kill()

@@ -1,6 +1,9 @@
 """Against real SQLite stores; nothing of MLflow is replaced."""
 
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -89,6 +92,30 @@ def test_a_file_that_is_no_store_is_named(tree) -> None:
     (tree.root / "mlflow.db").write_bytes(b"no database, but longer than sixteen bytes")
     with pytest.raises(RegistryError, match=r"mlflow\.db"):
         tracking.connect(f"sqlite:///{tree.root / 'mlflow.db'}")
+
+
+@pytest.mark.slow
+def test_a_store_whose_maker_is_killed_is_made_by_the_next(tree) -> None:
+    uri = f"sqlite:///{tree.root}/mlflow.db"
+    script = f"from pipeline import tracking; print('now', flush=True); tracking.connect('{uri}')"
+    for seconds in (0.3, 0.8, 1.5):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as maker:
+            assert maker.stdout is not None
+            assert maker.stdout.readline() == "now\n"
+            time.sleep(seconds)
+            maker.kill()
+    client = tracking.connect(uri)
+    assert tracking.version_by_alias(client, "unet", tracking.CHAMPION) is None
+
+
+@pytest.mark.slow
+def test_several_makers_of_one_store_share_it(tree) -> None:
+    script = "from pipeline import tracking; tracking.connect('sqlite:///{}/mlflow.db').create_experiment('x{}')"
+    makers = [subprocess.Popen([sys.executable, "-c", script.format(tree.root, number)]) for number in range(3)]
+    assert [maker.wait() for maker in makers] == [0, 0, 0]
+    client = tracking.connect(f"sqlite:///{tree.root}/mlflow.db")
+    assert {found.name for found in client.search_experiments()} >= {"x0", "x1", "x2"}
+    assert not list(tree.root.glob("*.partial"))
 
 
 def test_scores_are_added_to_a_run_that_has_ended(client, model: Path, tree) -> None:

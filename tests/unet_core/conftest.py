@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import configuration, settings
 
-from unet_core.index import ShardIndex, write_index
+from unet_core.index import ShardIndex, read_index, write_index
 from unet_core.model_config import ModelConfig, ModelSpec, Precision
 from unet_core.packing import pack_all
+from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
@@ -92,6 +93,12 @@ def shapes_dir(
     ]
     write_index(directory, ShardIndex(class_map=shapes_map, channels=1, shards=tuple(entries)))
     return directory
+
+
+@pytest.fixture(scope="session")
+def val(shapes_dir: Path) -> ShardReader:
+    """The three validation pictures of the shapes."""
+    return ShardReader(shapes_dir, read_index(shapes_dir).of_split("val"))
 
 
 @pytest.fixture(scope="session")

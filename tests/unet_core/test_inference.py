@@ -321,6 +321,11 @@ def test_mask_of_classes_is_the_index_of_the_largest_logit() -> None:
     assert mask.tolist() == [[0, 2]]
 
 
+def test_of_equal_logits_the_first_class_is_predicted() -> None:
+    assert (predict_mask(torch.ones(3, 40, 50), THREE) == 0).all()
+    assert (predict_mask(torch.tensor([0.0, 1.0, 1.0])[:, None, None].expand(3, 40, 50), THREE) == 1).all()
+
+
 def test_mask_of_planes_is_one_where_the_logit_is_positive(make_spec: Callable[..., ModelSpec]) -> None:
     mask = predict_mask(torch.tensor([[[1.0, -1.0]], [[0.0, 3.0]]]), make_spec())
     assert mask.dtype == np.uint8

@@ -19,12 +19,11 @@ from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.loader import LaneLoader
 from unet_core.loss_scale import LossScale
-from unet_core.losses import weighted_loss
 from unet_core.model import ModelSpec, UNet
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap, ImageConfig, Sample
-from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
+from unet_core.train_config import TrainConfig, learning_rate_at
 from unet_core.trainer import Report, Trainer, has_native_bfloat16, score_images, summarise
 from unet_core.transforms import AugmentConfig
 from unet_core.validation import Validation
@@ -33,11 +32,6 @@ Fit = Callable[..., tuple[Trainer, list[Report]]]
 #: 13 training samples in 4 lanes of 3, one sample a step.
 STEPS_PER_EPOCH = 3
 MADE_BY = {"train.seed": 0}
-
-
-@pytest.fixture(scope="module")
-def val(shapes_dir: Path) -> ShardReader:
-    return ShardReader(shapes_dir, read_index(shapes_dir).of_split("val"))
 
 
 @pytest.fixture(scope="module")
@@ -77,96 +71,7 @@ def same_weights(first: Any, second: Any) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-# Learning rate
-
-
-def rates(config: TrainConfig, steps_per_epoch: int = 10) -> list[float]:
-    return [
-        learning_rate_at(step, config, steps_per_epoch=steps_per_epoch)
-        for step in range(config.epochs * steps_per_epoch)
-    ]
-
-
-def test_constant_learning_rate_stays(make_config: Callable[..., TrainConfig]) -> None:
-    assert set(rates(make_config(learning_rate=0.3))) == {0.3}
-
-
-def test_learning_rate_rises_in_equal_steps_while_warming_up(make_config: Callable[..., TrainConfig]) -> None:
-    found = rates(make_config(learning_rate=0.8, warmup_steps=4))
-    assert found[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
-
-
-def test_cosine_falls_from_the_whole_rate_to_almost_nothing(make_config: Callable[..., TrainConfig]) -> None:
-    found = rates(make_config(learning_rate=0.5, schedule="cosine", epochs=10))
-    assert found[0] == 0.5
-    assert found[50] == pytest.approx(0.25)
-    assert 0 < found[-1] < 0.5e-3
-    assert all(second < first for first, second in zip(found, found[1:], strict=False))
-
-
-def test_cosine_begins_after_the_warm_up(make_config: Callable[..., TrainConfig]) -> None:
-    found = rates(make_config(learning_rate=1.0, schedule="cosine", epochs=11, warmup_steps=10))
-    assert found[9] == found[10] == 1.0
-    assert found[60] == pytest.approx(0.5)
-    assert found[-1] < 1e-3
-
-
-def torchs_rates(make: Callable[..., Any], steps: int, rate: float) -> list[float]:
-    """What a scheduler of PyTorch's does with the rate."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
-    scheduler, seen = make(optimizer), []
-    for _ in range(steps):
-        seen.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step() if len(seen) < steps else None
-    return seen
-
-
-def test_poly_and_one_cycle_are_pytorchs(make_config: Callable[..., TrainConfig]) -> None:
-    from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
-
-    config = make_config(schedule="poly", epochs=4, learning_rate=0.2)
-    expected = torchs_rates(lambda optimizer: PolynomialLR(optimizer, 40, power=0.9), 40, 0.2)
-    assert rates(config) == pytest.approx(expected, rel=1e-9)
-    config = make_config(schedule="one_cycle", epochs=4, learning_rate=0.2)
-    expected = torchs_rates(lambda optimizer: OneCycleLR(optimizer, 0.2, 40, cycle_momentum=False), 40, 0.2)
-    assert rates(config) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_the_shortest_cycle_has_a_rate_in_each_step(make_config: Callable[..., TrainConfig], epochs: int) -> None:
-    config = make_config(schedule="one_cycle", epochs=epochs)
-    assert all(0 < rate <= config.learning_rate for rate in rates(config, steps_per_epoch=1))
-
-
-def test_one_cycle_with_another_warm_up_is_refused(make_config: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(schedule="one_cycle", warmup_steps=5)
-    assert str(caught.value) == "train.schedule: one_cycle has a warm-up of its own. Set train.warmup_steps: 0."
-
-
-def test_step_schedule_divides_by_ten_again_and_again(make_config: Callable[..., TrainConfig]) -> None:
-    found = rates(make_config(learning_rate=1.0, schedule="step", decay_epochs=2, epochs=6))
-    expected = [1.0] * 20 + [0.1] * 20 + [0.01] * 20
-    assert found == pytest.approx(expected)
-
-
-def test_plateau_falls_as_pytorchs_does(make_config: Callable[..., TrainConfig]) -> None:
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-    config = make_config(schedule="plateau", decay_validations=2, decay_factor=0.5, learning_rate=0.8)
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.8)
-    # PyTorch's patience is the number of validations that change nothing yet.
-    theirs = ReduceLROnPlateau(optimizer, patience=1, factor=0.5, threshold=0.0)
-    best, since_best, decays, expected, found = math.inf, 0, 0, [], []
-    for loss in (5, 4, 4.5, 4, 4, 4.2, 3, 3.5, 3.1, 3.2, 3.3, 3.4, 2):
-        theirs.step(loss)
-        expected.append(optimizer.param_groups[0]["lr"])
-        since_best, best = (0, loss) if loss < best else (since_best + 1, best)
-        decays += is_plateau(config, since_best)
-        found.append(learning_rate_at(7, config, steps_per_epoch=10, num_decays=decays))
-    assert found == pytest.approx(expected)
-    assert decays == 4
+# The loop
 
 
 def test_plateau_lowers_the_rate_after_validations_that_are_no_better(
@@ -180,121 +85,11 @@ def test_plateau_lowers_the_rate_after_validations_that_are_no_better(
     assert trainer.num_decays == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        (
-            {"schedule": "plateau"},
-            "train.schedule: plateau needs train.decay_validations, the validations that it waits.",
-        ),
-        ({"decay_factor": 1.0}, "train.decay_factor: 1.0: must be between 0 and 1."),
-        ({"decay_validations": 0}, "train.decay_validations: 0: must be at least 1, or null."),
-    ],
-)
-def test_impossible_plateau_is_refused(
-    make_config: Callable[..., TrainConfig], changes: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(**changes)
-    assert str(caught.value) == text
-
-
-def test_warm_up_longer_than_the_training_never_reaches_the_whole_rate(
-    make_config: Callable[..., TrainConfig],
-) -> None:
-    found = rates(make_config(learning_rate=1.0, schedule="cosine", epochs=1, warmup_steps=20))
-    assert found == pytest.approx([(step + 1) / 20 for step in range(10)])
-
-
-# The recipe
-
-
-@pytest.mark.parametrize("lanes", [0, 3, 6, -2])
-def test_lanes_that_are_no_power_of_two_are_refused(make_config: Callable[..., TrainConfig], lanes: int) -> None:
-    with pytest.raises(RecipeError, match=f"train.lanes: {lanes} is not a power of two. Choose 1, 2, 4, 8 ..."):
-        make_config(lanes=lanes)
-
-
-@pytest.mark.parametrize(
-    "name", ["epochs", "samples_per_lane", "block_shards", "threads_per_worker", "validate_every_epochs"]
-)
-def test_count_of_zero_is_refused(make_config: Callable[..., TrainConfig], name: str) -> None:
-    with pytest.raises(RecipeError, match=f"train.{name}: 0: must be at least 1."):
-        make_config(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("checkpoint_every_steps", 0), ("warmup_steps", -1), ("learning_rate", -0.1), ("gradient_clip", -1.0)]
-)  # fmt: skip
-def test_impossible_number_is_refused(make_config: Callable[..., TrainConfig], name: str, value: float) -> None:
-    with pytest.raises(RecipeError, match=f"train.{name}"):
-        make_config(**{name: value})
-
-
-@pytest.mark.parametrize("accumulate", [0, 3, 8])
-def test_accumulation_that_no_tree_has_is_refused(make_config: Callable[..., TrainConfig], accumulate: int) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(accumulate=accumulate, samples_per_lane=4)
-    assert str(caught.value) == (
-        f"train.accumulate: {accumulate}: must be a power of two, and at most train.samples_per_lane (4)."
-    )
-
-
-@pytest.mark.parametrize("shares", [{"ring": 0.0}, {"ring": 1.5}, {"ring": 0.6, "plus": 0.6}])
-def test_impossible_share_is_refused(make_config: Callable[..., TrainConfig], shares: dict[str, float]) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(oversample=shares)
-    assert str(caught.value) == f"train.oversample: {shares}: shares are above 0, and their sum is at most 1."
-
-
-def test_a_class_that_the_data_do_not_have_cannot_be_oversampled(
-    shapes_dir: Path, make_config: Callable[..., TrainConfig], shapes_map: ClassMap
-) -> None:
-    shards = read_index(shapes_dir).of_split("train")
-    with pytest.raises(RecipeError) as caught:
-        make_config(oversample={"rings": 0.3}).oversampling(ShardReader(shapes_dir, shards), shapes_map)
-    assert str(caught.value) == (
-        "train.oversample: no such class: rings. "
-        "Choose from filled_square, filled_circle, triangle, ring, mesh_square, plus."
-    )
-    without = [replace(shard, class_pixels=(9, 9, 9, 0, 9, 9)) for shard in shards]
-    with pytest.raises(RecipeError) as caught:
-        make_config(oversample={"ring": 0.3}).oversampling(ShardReader(shapes_dir, without), shapes_map)
-    assert str(caught.value) == "train.oversample: no pixel of the training images is ring. Remove it."
-
-
-@pytest.mark.parametrize("decay_epochs", [None, 0])
-def test_step_schedule_without_epochs_is_refused(
-    make_config: Callable[..., TrainConfig], decay_epochs: int | None
-) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(schedule="step", decay_epochs=decay_epochs)
-    assert str(caught.value) == "train.schedule: step needs train.decay_epochs, the epochs between two decays."
-
-
 def test_loss_of_another_kind_of_mask_is_refused_before_training(
     make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
 ) -> None:
     with pytest.raises(RecipeError, match="cross_entropy does not fit"):
         Trainer(make_spec(), make_config(loss={"cross_entropy": 1.0}), LaneTree(lanes=4))
-
-
-def test_border_weights_without_a_loss_of_pixels_are_refused(
-    make_config: Callable[..., TrainConfig], cells_map: ClassMap
-) -> None:
-    weight = {"w0": 10.0, "sigma_px": 5.0}
-    assert make_config().read_border_weight(cells_map) is None
-    config = make_config(loss={"dice": 0.5, "focal": {"weight": 0.5}}, border_weight=weight)
-    assert config.read_border_weight(cells_map) == BorderWeight(w0=10, sigma_px=5)
-    with pytest.raises(RecipeError) as caught:
-        make_config(loss={"dice": 0.5, "lovasz": 0.5}, border_weight=weight).read_border_weight(cells_map)
-    assert str(caught.value) == (
-        "train.border_weight: none of the losses weighs pixels: dice, lovasz. Add one of cross_entropy, focal to "
-        "train.loss, or remove the weight."
-    )
-
-
-# The loop
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -372,7 +167,9 @@ def test_reports_tell_every_step_once_and_in_order(
     trainer, reports = fit(config)
     steps = [step for report in reports for step in report.steps]
     assert [step.step for step in steps] == list(range(3 * 13))
-    assert [step.learning_rate for step in steps] == rates(config, 13)
+    assert [step.learning_rate for step in steps] == [
+        learning_rate_at(step, config, steps_per_epoch=13) for step in range(3 * 13)
+    ]
     assert [len(report.steps) for report in reports] == [5, 5, 3] * 3
     assert [report.position.epoch for report in reports if report.validation] == [2, 3]
     assert trainer.position.step == 3 * 13
@@ -567,42 +364,6 @@ def loss_of(trainer: Trainer, val: ShardReader) -> Validation:
     return summarise(rows, trainer.spec)
 
 
-# Validation
-
-
-def test_rows_of_two_workers_add_up_to_those_of_one(
-    make_spec: Callable[..., ModelSpec], val: ShardReader, shapes_map: ClassMap
-) -> None:
-    model, loss = UNet(make_spec()).eval(), weighted_loss({"bce": 1.0}, shapes_map)
-    whole = score_images(model, make_spec(), val, loss, numbers=range(3))
-    parts = [score_images(model, make_spec(), val, loss, numbers=range(rank, 3, 2)) for rank in range(2)]
-    assert torch.equal(parts[0] + parts[1], whole)
-    assert whole.shape == (3, 1 + 3 * 6)
-
-
-def test_summary_is_the_mean_over_images_by_hand(make_spec: Callable[..., ModelSpec], cells_map: ClassMap) -> None:
-    spec = make_spec(class_map=cells_map)
-    rows = torch.tensor(
-        [
-            # loss, then TP, FP, FN of background, cell, nucleus
-            [0.5, 9, 1, 1, 1, 0, 2, 0, 0, 0],
-            [1.5, 9, 1, 1, 3, 1, 1, 0, 0, 5],
-        ],
-        dtype=torch.float64,
-    )
-    found = summarise(rows, spec)
-    assert found.loss == 1.0
-    assert found.class_dice == {"background": 0.9, "cell": (0.5 + 0.75) / 2, "nucleus": 0.0}
-    # Nucleus is undefined in the first image and so not counted there; background is not scored.
-    assert found.dice == pytest.approx((0.5 + 0.75 + 0.0) / 3)
-
-
-def test_summary_is_undefined_where_no_class_occurs(make_spec: Callable[..., ModelSpec]) -> None:
-    found = summarise(torch.zeros(2, 19, dtype=torch.float64), make_spec())
-    assert found.dice is None
-    assert set(found.class_dice.values()) == {None}
-
-
 # Resuming
 
 
@@ -680,13 +441,6 @@ def test_training_ends_when_validation_gets_no_better(
     again, loop = start(make_config(epochs=9, patience=2), reports[-1].checkpoint, norm="none")
     assert list(loop) == []
     assert again.position == trainer.position
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
-def test_a_decay_that_is_no_average_is_refused(make_config: Callable[..., TrainConfig], decay: float) -> None:
-    with pytest.raises(RecipeError) as caught:
-        make_config(ema_decay=decay)
-    assert str(caught.value) == f"train.ema_decay: {decay}: must be between 0 and 1, or null."
 
 
 def test_resuming_a_finished_training_does_nothing(
