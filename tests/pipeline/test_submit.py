@@ -343,7 +343,7 @@ def test_the_whole_road_there_gives_the_weights_and_the_lock_of_a_run_here(tmp_p
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    tiny = {"model.width": 4, "model.depth": 2, "train.epochs": 2, "evaluate.bootstrap_draws": 200}
+    tiny = {"model.width": 4, "model.depth": 2, "train.epochs": 2, "promote.min_groups": 1}
     home = make_workspace(tmp_path / "home", "shapes", {**tiny, "ingest.source": str(tmp_path / "shapes")})
     run(home, "unet", "shapes", str(tmp_path / "shapes"), "--count", "60")
     run(home, "unet", "add")
