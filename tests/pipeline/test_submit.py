@@ -1,6 +1,5 @@
 """`unet submit` and `unet attach`: what is refused before anything is sent, and whole commands against a real head."""
 
-import fcntl
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -194,15 +192,13 @@ def unet(
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "UNET_", "RAY_"))}
     own = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "MLFLOW_TRACKING_PASSWORD": SECRET}
     return subprocess.Popen(
-        ["unet", *words],
+        ["unet", *words] if terminal is None else ["setsid", "--ctty", "--wait", "unet", *words],
         cwd=home,
         env={**outside, **own, **head.environment(), **environment},
         stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
-        preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
 
 
