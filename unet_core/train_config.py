@@ -187,7 +187,7 @@ class TrainConfig:
         )
 
     def check_norm(self, spec: ModelSpec, augment: AugmentConfig, train: ShardReader, plan: EpochPlan) -> None:
-        """RecipeError where batch norm would have one image in a pass and one pixel of it: PyTorch refuses one value."""
+        """RecipeError where batch norm would see one pixel of one image in a pass: PyTorch refuses a single value."""
         # Without a crop, all images have one size.
         height = augment.crop_px or max(shard.heights[1] for shard in train.shards)
         width = augment.crop_px or max(shard.widths[1] for shard in train.shards)
@@ -195,9 +195,10 @@ class TrainConfig:
         has_one_pixel = max(height, width) <= 2**spec.config.depth and spec.config.padding == "zeros"
         if spec.config.norm == "batch" and has_one_pixel and self._smallest_pass(plan) == 1:
             raise RecipeError(
-                f"model.norm: batch: images of {height}x{width} pixels have one pixel left at depth {spec.config.depth}, "
-                "and a pass of one image has one value to normalise. Lower model.depth, train on larger crops or images, "
-                "take more samples a pass (train.samples_per_lane, train.accumulate), or choose norm group."
+                f"model.norm: batch: images of {height}x{width} pixels have one pixel left at depth "
+                f"{spec.config.depth}, and a pass of one image has one value to normalise. Lower model.depth, train on "
+                "larger crops or images, take more samples a pass (train.samples_per_lane, train.accumulate), or "
+                "choose norm group."
             )
 
     def _smallest_pass(self, plan: EpochPlan) -> int:
