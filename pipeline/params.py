@@ -93,6 +93,11 @@ def _change_line(text: str, section: str, key: str, value: str) -> str:
     """Replace what stands behind `key` up to a comment, or add the key at the section's beginning."""
     head = re.search(rf"^{re.escape(section)}:[ \t]*(#.*)?\n", text, re.MULTILINE)
     if head is None:
+        if re.search(rf"^{re.escape(section)}:", text, re.MULTILINE):
+            raise RecipeError(
+                f"can't be changed: {RECIPE}: {section}: the section stands in one line. "
+                "Give each key a line of its own."
+            )
         raise RecipeError(f"missing section: {RECIPE}: {section}. Copy it from a recipe in recipes/.")
     next_section = re.compile(r"^[^\s#]", re.MULTILINE).search(text, head.end())
     end = next_section.start() if next_section else len(text)

@@ -21,8 +21,9 @@ from pipeline.space import Changes, SearchConfig, draw_trials
 from pipeline.stages.train import check_classes
 from pipeline.trial import NO_SCORE, run_trial, score
 from pipeline.worker import read_recipe
-from unet_core.errors import TrainingError, UnetError
+from unet_core.errors import RecipeError, TrainingError, UnetError
 from unet_core.index import read_index
+from unet_core.model_config import ModelConfig
 from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
 
@@ -41,6 +42,7 @@ def search(*, shards: Path, out: Path, apply: bool) -> None:
     work_dir = placement.state_dir / "search" / key
     work_dir.mkdir(parents=True, exist_ok=True)
     _check(shards, recipes, work_dir)
+    _check_presets(text, config, work_dir)
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     record = Record(work_dir / JOURNAL, trials, SearchRuns(client, key), train)
     try:
@@ -134,12 +136,25 @@ def _check(shards: Path, recipes: Sequence[str], work_dir: Path) -> None:
     for number, text in enumerate(recipes):
         path.write_text(text, encoding="utf-8")
         try:
-            spec, config, _ = read_recipe(index, path)
+            spec, config, augment = read_recipe(index, path)
             config.make_loss(spec)
             config.read_border_weight(spec.class_map)
-            config.plan(train, spec.class_map, epoch=0)
+            config.check_norm(spec, augment, train, config.plan(train, spec.class_map, epoch=0))
         except UnetError as error:
             raise type(error)(f"trial {number} can't be trained: {error}") from error
+
+
+def _check_presets(text: str, config: SearchConfig, work_dir: Path) -> None:
+    """Refuse presets that the recipe's own keys make one network: their trials would be the same."""
+    path, seen = work_dir / RECIPE.name, dict[ModelConfig, str]()
+    for name in config.space.get("model.preset", ()):
+        path.write_text(change_recipe(text, {"model.preset": name}), encoding="utf-8")
+        other = seen.setdefault(load_section("model", ModelConfig, path), name)
+        if other != name:
+            raise RecipeError(
+                f"search.space.model.preset: {other} and {name} are the same network here: the recipe's own keys in "
+                "model go before a preset's. Remove them, or search them instead."
+            )
 
 
 def _run(

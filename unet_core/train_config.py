@@ -13,6 +13,7 @@ from unet_core.model_config import ModelSpec, Precision
 from unet_core.plan import EpochPlan, Oversampling, plan_epoch
 from unet_core.reader import ShardReader
 from unet_core.samples import ClassMap
+from unet_core.transforms import AugmentConfig
 
 #: Of DeepLab (Chen et al. 2017).
 POLY_POWER = 0.9
@@ -128,6 +129,12 @@ class TrainConfig:
             raise RecipeError("train.schedule: step needs train.decay_epochs, the epochs between two decays.")
         if self.schedule == "plateau" and not self.decay_validations:
             raise RecipeError("train.schedule: plateau needs train.decay_validations, the validations that it waits.")
+        for name, schedule in (("decay_epochs", "step"), ("decay_validations", "plateau")):
+            if getattr(self, name) and self.schedule != schedule:
+                raise RecipeError(
+                    f"train.{name}: {getattr(self, name)}: schedule {self.schedule} does not use it. Set it to null, "
+                    f"or train.schedule: {schedule}."
+                )
         if not 0 < self.decay_factor < 1:
             raise RecipeError(f"train.decay_factor: {self.decay_factor}: must be between 0 and 1.")
         if self.schedule == "one_cycle" and self.warmup_steps:
@@ -178,6 +185,28 @@ class TrainConfig:
             block_shards=self.block_shards,
             oversampling=self.oversampling(train, class_map),
         )
+
+    def check_norm(self, spec: ModelSpec, augment: AugmentConfig, train: ShardReader, plan: EpochPlan) -> None:
+        """RecipeError where batch norm would see one pixel of one image in a pass: PyTorch refuses a single value."""
+        # Without a crop, all images have one size.
+        height = augment.crop_px or max(shard.heights[1] for shard in train.shards)
+        width = augment.crop_px or max(shard.widths[1] for shard in train.shards)
+        # Without padding, the image is mirrored to a larger one.
+        has_one_pixel = max(height, width) <= 2**spec.config.depth and spec.config.padding == "zeros"
+        if spec.config.norm == "batch" and has_one_pixel and self._smallest_pass(plan) == 1:
+            raise RecipeError(
+                f"model.norm: batch: images of {height}x{width} pixels have one pixel left at depth "
+                f"{spec.config.depth}, and a pass of one image has one value to normalise. Lower model.depth, train on "
+                "larger crops or images, take more samples a pass (train.samples_per_lane, train.accumulate), or "
+                "choose norm group."
+            )
+
+    def _smallest_pass(self, plan: EpochPlan) -> int:
+        """Samples of the smallest forward pass of an epoch: its last step takes what is left."""
+        full, last = self.samples_per_lane, plan.lane_size - (plan.num_steps - 1) * self.samples_per_lane
+        # At once, a worker's lanes are one batch; how many it has is not known here, all at most.
+        sizes = [size * (1 if self.exact else self.lanes) for size in ((last, full) if plan.num_steps > 1 else (last,))]
+        return min(size // min(self.accumulate, 1 << (size.bit_length() - 1)) for size in sizes)
 
 
 def _cosine(first: float, last: float, done: float) -> float:

@@ -127,6 +127,7 @@ def _check_early(
         make_network(spec, config, device)
     train = ShardReader(shards, index.of_split("train"))
     plan = config.plan(train, spec.class_map, epoch=0)
+    config.check_norm(spec, augment, train, plan)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
     if url is not None:

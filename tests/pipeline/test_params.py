@@ -321,6 +321,15 @@ def test_a_section_that_is_missing_is_not_made_up() -> None:
         change_recipe(TEXT, {"augment.crop_px": 64})
 
 
+def test_a_section_in_one_line_is_not_missing() -> None:
+    text = TEXT[: TEXT.index("model:")] + "model: {preset: base}\n"
+    with pytest.raises(RecipeError) as caught:
+        change_recipe(text, {"model.norm": "batch"})
+    assert str(caught.value) == (
+        "can't be changed: params.yaml: model: the section stands in one line. Give each key a line of its own."
+    )
+
+
 def test_nested_sections_become_one_level() -> None:
     assert flatten({"train": {"loss": {"dice": 1}, "epochs": 3}, "seed": 0}) == {
         "train.loss.dice": 1, "train.epochs": 3, "seed": 0,

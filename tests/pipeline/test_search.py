@@ -51,6 +51,19 @@ def test_a_trial_that_cannot_be_trained_is_refused_before_any_is(sharded) -> Non
     assert not Path("mlflow.db").exists()
 
 
+def test_presets_that_the_recipes_own_keys_make_equal_are_refused(sharded) -> None:
+    from pipeline.search import search
+
+    sharded.write_recipe(model={"width": 8, "norm": "group"})
+    add_search(sharded, space={"model.preset": ["large", "small", "base"]})
+    with pytest.raises(RecipeError) as caught:
+        search(shards=SHARDS, out=OUT, apply=False)
+    assert str(caught.value) == (
+        "search.space.model.preset: small and base are the same network here: the recipe's own keys in model go before a "
+        "preset's. Remove them, or search them instead."
+    )
+
+
 @pytest.mark.slow
 def test_the_best_trial_becomes_a_recipe_and_each_is_a_run(searched, client, capsys) -> None:
     from pipeline.search import search

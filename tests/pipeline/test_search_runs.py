@@ -10,7 +10,7 @@ from benchmarks.tracking_server import TrackingServer
 from pipeline.params import load_section
 from unet_core.train_config import TrainConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 def told(epoch: int) -> dict[str, object]:

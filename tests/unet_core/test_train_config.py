@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ import torch
 from unet_core.border import BorderWeight
 from unet_core.errors import RecipeError
 from unet_core.index import read_index
+from unet_core.loader import LaneLoader
+from unet_core.model import ModelSpec
 from unet_core.reader import ShardReader
+from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap
 from unet_core.train_config import TrainConfig, is_plateau, learning_rate_at
+from unet_core.trainer import Trainer
+from unet_core.transforms import AugmentConfig
 
 # Learning rate
 
@@ -125,6 +131,26 @@ def test_impossible_plateau_is_refused(
     assert str(caught.value) == text
 
 
+@pytest.mark.parametrize(
+    ("schedule", "name", "other"),
+    [
+        ("cosine", "decay_epochs", "step"),
+        ("plateau", "decay_epochs", "step"),
+        ("step", "decay_validations", "plateau"),
+        ("constant", "decay_validations", "plateau"),
+    ],
+)
+def test_a_decay_that_the_schedule_does_not_use_is_refused(
+    make_config: Callable[..., TrainConfig], schedule: str, name: str, other: str
+) -> None:
+    needed = {"step": {"decay_epochs": 2}, "plateau": {"decay_validations": 2}}.get(schedule, {})
+    with pytest.raises(RecipeError) as caught:
+        make_config(schedule=schedule, **{**needed, name: 3})
+    assert str(caught.value) == (
+        f"train.{name}: 3: schedule {schedule} does not use it. Set it to null, or train.schedule: {other}."
+    )
+
+
 def test_warm_up_longer_than_the_training_never_reaches_the_whole_rate(
     make_config: Callable[..., TrainConfig],
 ) -> None:
@@ -218,3 +244,77 @@ def test_a_decay_that_is_no_average_is_refused(make_config: Callable[..., TrainC
     with pytest.raises(RecipeError) as caught:
         make_config(ema_decay=decay)
     assert str(caught.value) == f"train.ema_decay: {decay}: must be between 0 and 1, or null."
+
+
+# A normalisation that would see one value: depth 2 halves images to a quarter
+
+
+def check_norm(shapes_dir: Path, spec: ModelSpec, config: TrainConfig, crop_px: int | None = 4) -> None:
+    """Check as the stage does, and take a step, which shows what PyTorch says of it."""
+    reader = ShardReader(shapes_dir, read_index(shapes_dir).of_split("train"))
+    augment, plan = AugmentConfig(crop_px=crop_px), config.plan(reader, spec.class_map, epoch=0)
+    loader = LaneLoader(reader, spec.class_map, augment, seed=0)
+    refused: Exception | None = None
+    try:
+        config.check_norm(spec, augment, reader, plan)
+    except RecipeError as error:
+        refused = error
+    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes))
+    expected = pytest.raises(ValueError, match="^Expected more than 1 ") if refused else nullcontext()
+    with closing(loader.steps(plan, epoch=0, lanes=range(config.lanes))) as steps, expected:
+        for batches in steps:
+            trainer.step_at(batches, 1e-9)
+    if refused:
+        raise refused
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "crop_px"),
+    [
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 1}, 4),
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 1}, 3),
+        ({"norm": "batch"}, {"lanes": 2, "samples_per_lane": 2, "accumulate": 2}, 4),
+        # 13 samples in 4 lanes: 3 each, of which the last step takes one.
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 2}, 4),
+        ({"norm": "batch"}, {"lanes": 1, "samples_per_lane": 1, "exact": False}, 4),
+        ({"norm": "batch", "depth": 5, "residual": True}, {"lanes": 4, "samples_per_lane": 1}, None),
+    ],
+)
+def test_a_norm_that_would_see_one_value_is_refused(
+    shapes_dir: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig],
+    model: dict[str, Any], train: dict[str, Any], crop_px: int | None,
+) -> None:  # fmt: skip
+    with pytest.raises(RecipeError, match=r"^model.norm: batch: images of "):
+        check_norm(shapes_dir, make_spec(**model), make_config(**train), crop_px)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "crop_px"),
+    [
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 1}, 5),
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 3}, 4),
+        ({"norm": "batch"}, {"lanes": 4, "samples_per_lane": 1, "exact": False}, 4),
+        ({"norm": "batch", "padding": "none"}, {"lanes": 4, "samples_per_lane": 1}, 4),
+        ({"norm": "instance", "padding": "none"}, {"lanes": 4, "samples_per_lane": 1}, 4),
+        ({"norm": "instance"}, {"lanes": 4, "samples_per_lane": 1}, 4),
+        ({"norm": "group"}, {"lanes": 4, "samples_per_lane": 1}, 4),
+        ({"norm": "none"}, {"lanes": 4, "samples_per_lane": 1}, 1),
+    ],
+)
+def test_a_norm_that_sees_more_is_not(
+    shapes_dir: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig],
+    model: dict[str, Any], train: dict[str, Any], crop_px: int | None,
+) -> None:  # fmt: skip
+    check_norm(shapes_dir, make_spec(**model), make_config(**train), crop_px)
+
+
+def test_what_helps_a_norm_is_told(
+    shapes_dir: Path, make_spec: Callable[..., ModelSpec], make_config: Callable[..., TrainConfig]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_norm(shapes_dir, make_spec(norm="batch"), make_config(samples_per_lane=1))
+    assert str(caught.value) == (
+        "model.norm: batch: images of 4x4 pixels have one pixel left at depth 2, and a pass of one image has one value to "
+        "normalise. Lower model.depth, train on larger crops or images, take more samples a pass (train.samples_per_lane, "
+        "train.accumulate), or choose norm group."
+    )
