@@ -62,26 +62,30 @@ def _through_convolutions(config: ModelConfig, count: int, first: int, last: int
 
 
 def fading_tiles(height: int, width: int, *, tile_px: int, overlap_px: int, stride: int) -> Iterator[Tile]:
-    """Tiles of `tile_px`, or less by a part of a stride, that overlap by `overlap_px` at least; all they see counts.
+    """Tiles of at most `tile_px` that overlap by `overlap_px` at least; all they see counts.
 
     A start is a multiple of the network's stride: elsewhere pooling would pair other pixels than it does in the whole
     image, and the answer would depend on the tiles.
     """
-    step = max(stride, (tile_px - overlap_px) // stride * stride)
-    rows, columns = (list(_spans(length, tile_px, step=step, stride=stride)) for length in (height, width))
+    rows, columns = (list(_spans(length, tile_px, overlap_px=overlap_px, stride=stride)) for length in (height, width))
     for (top, bottom), (left, right) in product(rows, columns):
         window = Window(top=top, left=left, height=bottom - top, width=right - left)
         yield Tile(seen=window, kept=window)
 
 
-def _spans(length: int, tile_px: int, *, step: int, stride: int) -> Iterator[tuple[int, int]]:
-    """As few as steps of at most `step` need, spread evenly: in a strip that is left over, group norm's statistics
-    would be those of the strip.
+def _spans(length: int, tile_px: int, *, overlap_px: int, stride: int) -> Iterator[tuple[int, int]]:
+    """As few as are needed, and all as long as each other to a stride: in a strip that is left over, group norm's
+    statistics would be those of the strip.
     """
-    last_start = max(0, -(-(length - tile_px) // stride))  # in strides, as the others
-    gaps = max(1, -(-last_start * stride // step))
-    for start in sorted({last_start * number // gaps * stride for number in range(gaps + 1)}):
-        yield start, min(start + tile_px, length)
+    if length <= tile_px:
+        yield 0, length
+        return
+    longest_step = max(stride, (tile_px - overlap_px) // stride * stride)
+    count = -(-(length - overlap_px) // longest_step)
+    step = -(-(length - overlap_px) // (count * stride)) * stride
+    last_start = -(-(length - step - overlap_px) // stride)  # in strides, as the others
+    for start in sorted({last_start * number // max(1, count - 1) * stride for number in range(count)}):
+        yield start, min(start + step + overlap_px, length)
 
 
 def exact_tiles(height: int, width: int, config: ModelConfig, *, tile_px: int) -> Iterator[Tile]:
