@@ -53,7 +53,7 @@ class Place:
     def call(self, *words: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Exit code of a retraining (or another command), and what is said."""
         process = start(self.tree, *(words or CALL), env=env)
-        code = process.wait(timeout=170)
+        code = process.wait(timeout=400)
         return code, (self.tree / "start.log").read_text()
 
     def run(self, *words: str) -> str:
