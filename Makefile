@@ -63,7 +63,7 @@ test-fast: install-dev ## the tests that start no servers or clusters
 cluster: install-dev ## the tests on several hosts (network namespaces; as root, on Linux)
 	pytest -m cluster tests/cluster
 
-chaos: install-dev ## kill processes and servers, also at random moments (CHAOS_SEED, CHAOS_KILLS)
+chaos: install-dev ## kill processes and servers, also at random moments (CHAOS_SEED, CHAOS_KILLS, CHAOS_AWAY_SECONDS)
 	pytest -m chaos -s
 
 check: check-infra ## format, lint, types, layers, manifests
