@@ -212,7 +212,8 @@ class _Retraining:
             with self._timed("push"):
                 push(self._lock)
         with self._timed("record"):
-            title = f"Retrain: {memory.reasons[0]}"[:72]
+            counts = [f"{count} {word}" for word, count in memory.samples.items() if count]
+            title = f"Retrain: {', '.join(counts)} samples" if counts else f"Retrain: {memory.reasons[0]}"[:72]
             self._recorded = write_record(self._record, "\n\n".join([title, "\n".join(memory.reasons)]))
         say(f"results: {self._recorded}")
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,21 +90,19 @@ def pull(status: Status, lock: int | None) -> None:
     and the stage that makes it again goes on from there.
     """
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
+    done = _dvc_with_remote("fetch", *names, lock=lock)
+    if done.returncode:
+        raise StorageError(f"DVC can't fetch what is recorded: {_short(done.stderr)}")
     gone = [name for name in names if not Path(name).exists()]
-    if gone:
-        done = _dvc("pull", "--allow-missing", *gone, lock=lock)
-        if done.returncode:
-            raise StorageError(f"DVC can't pull what is recorded: {_short(done.stderr)}")
     others = [name for name in names if name not in gone]
-    if others:
-        done = _dvc("pull", "--allow-missing", *others, lock=lock)
-        if done.returncode:
-            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(others))
+    for found in filter(None, (gone, others)):
+        if _dvc("checkout", "--allow-missing", *found, lock=lock).returncode:
+            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(found))
 
 
 def push(lock: int | None) -> None:
     """Send results to the remote; StorageError where it can't be reached."""
-    done = _dvc("push", lock=lock)
+    done = _dvc_with_remote("push", lock=lock)
     if done.returncode:
         raise StorageError(
             f"DVC can't push the results: {_short(done.stderr)} They stay here; the next call tries again."
@@ -177,13 +176,19 @@ def _failure(code: int, text: str) -> UnetError:
     return kind(public(why))
 
 
-def _dvc(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
+def _dvc_with_remote(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
+    """Run DVC with an empty memory: killed while it notes what there is to send, it takes half of it for all later."""
+    with tempfile.TemporaryDirectory() as memory:
+        return _dvc(*words, lock=lock, more={"DVC_SITE_CACHE_DIR": memory})
+
+
+def _dvc(*words: str, lock: int | None, more: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*DVC, *words],
         capture_output=True,
         text=True,
         check=False,
-        env=environment_for_tools(),
+        env={**environment_for_tools(), **(more or {})},
         pass_fds=[lock] if lock is not None else [],
     )
 

@@ -169,7 +169,7 @@ def test_a_remote_that_is_away_is_named_without_its_secrets(pipeline: Path, monk
     }.items():
         monkeypatch.setenv(name, value)
     subprocess.run(["rm", "-rf", ".dvc/cache", "b"], check=True)
-    with pytest.raises(StorageError, match=r"^DVC can't pull what is recorded: ") as caught:
+    with pytest.raises(StorageError, match=r"^DVC can't fetch what is recorded: ") as caught:
         pull(read_status(start_status()), None)
     assert "secret" not in str(caught.value)
 
