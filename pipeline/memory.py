@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     """Let freed blocks stay with the process, up to 1 GiB each, instead of going back to the system; whether it did.
 
     A network's feature maps are large blocks that live for one layer. As it comes, glibc asks the system for each of
-    them, which clears every page anew: a quarter of the time of a prediction, a fifth of a training step's.
+    them, which clears every page anew: a quarter of the time of a prediction, and much of a training step's.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -185,15 +185,21 @@ def test_stopped_after_the_branch_was_pushed_and_the_gate_refuses(reproduced: Pl
     assert said.startswith("retraining: changed recipe: a section that only commands read; branch retrain is not at")
 
 
-def test_stopped_between_verdict_and_move(reproduced: Place, tmp_path: Path) -> None:
-    """The tags say promoted, and the history knows nothing of it: it is asked again, and then moved."""
-    place = reproduced.copy_to(tmp_path / "place")
+def record_results(place: Place) -> tuple[tracking.Client, tracking.Version]:
+    """All but the gate's part is done; the registry and the version that it will be asked about."""
     place.run("dvc", "push")
     commit_results(place)
     place.git("push", "--quiet", "origin", "retrain")
     client = place.client()
     challenger = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
     assert challenger is not None
+    return client, challenger
+
+
+def test_stopped_between_verdict_and_move(reproduced: Place, tmp_path: Path) -> None:
+    """The tags say promoted, and the history knows nothing of it: it is asked again, and then moved."""
+    place = reproduced.copy_to(tmp_path / "place")
+    client, challenger = record_results(place)
     with contextlib.chdir(place.tree):
         answered = {**question_tags(Path("data/shards")), DECISION_TAG: "promoted", SENTENCE_TAG: "promoted: better"}
     tracking.set_version_tags(client, challenger, answered)
@@ -206,12 +212,7 @@ def test_stopped_between_verdict_and_move(reproduced: Place, tmp_path: Path) -> 
 def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> None:
     """The alias moved and nobody wrote that it was done; the process that did it is dead."""
     place = reproduced.copy_to(tmp_path / "place")
-    place.run("dvc", "push")
-    commit_results(place)
-    place.git("push", "--quiet", "origin", "retrain")
-    client = place.client()
-    challenger = tracking.version_by_alias(client, "unet", tracking.CHALLENGER)
-    assert challenger is not None
+    client, challenger = record_results(place)
     note_what_it_is_about(client, challenger)
     claim_half_a_move(client, challenger)
     code, said = place.call()
