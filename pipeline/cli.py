@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--apply", action="store_true", help="write it to params.yaml instead (the old one stays as .old)"
     )
+    search.add_argument("--register", action="store_true", help="apply it, and run the pipeline up to the registry")
     _add_registry_commands(command)
     _add_cluster_commands(command)
     _add_retrain(command)
@@ -194,9 +195,11 @@ def _tune(parsed: argparse.Namespace) -> None:
 
 
 def _search(parsed: argparse.Namespace) -> None:
-    from pipeline.search import search
+    from pipeline.search import register_winner, search
 
-    search(shards=SHARDS, out=parsed.out, apply=parsed.apply)
+    runs = search(shards=SHARDS, out=parsed.out, apply=parsed.apply or parsed.register)
+    if parsed.register:
+        register_winner(runs, model=MODEL, receipt=RECEIPT)
 
 
 def _promote(parsed: argparse.Namespace) -> None:

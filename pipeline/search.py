@@ -1,6 +1,7 @@
 """`unet search`: many short trainings of one recipe, compared on validation; the best one is a recipe again.
 
-Test images are never looked at, and nothing is registered: that is what the pipeline does with the recipe that won.
+Test images are never looked at. Registering is what the pipeline does with the recipe that won; `register_winner` runs
+it.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from pipeline.lineage import code_hash, data_state
 from pipeline.params import RECIPE, change_recipe, load_section
 from pipeline.placement import Placement, read_placement
 from pipeline.progress import Progress
+from pipeline.receipt import read_receipt, registered_version
+from pipeline.retrain_steps import reproduce
 from pipeline.search_runs import SearchRuns
 from pipeline.space import Changes, SearchConfig, draw_trials
 from pipeline.stages.train import check_classes
@@ -30,7 +33,7 @@ from unet_core.train_config import TrainConfig
 JOURNAL = "trials.jsonl"
 
 
-def search(*, shards: Path, out: Path, apply: bool) -> None:
+def search(*, shards: Path, out: Path, apply: bool) -> SearchRuns:
     """Run the trials that are not done yet, and write the recipe of the best one to `out`, or to params.yaml."""
     placement = read_placement()
     config, train = load_section("search", SearchConfig), load_section("train", TrainConfig)
@@ -60,6 +63,17 @@ def search(*, shards: Path, out: Path, apply: bool) -> None:
     target.write_text(recipes[best], encoding="utf-8")
     shutil.rmtree(work_dir)
     say(f"the best recipe: {target}. " + ("Next: dvc repro" if apply else f"Next: cp {out} {RECIPE} && dvc repro"))
+    return record.runs
+
+
+def register_winner(runs: SearchRuns, *, model: Path, receipt: Path) -> None:
+    """Take params.yaml, the recipe that won, down the road to the registry, and note its version with the search."""
+    placement = read_placement()
+    reproduce(None, placement.state_dir / "search.log")
+    client = tracking.connect(placement.tracking_uri, placement.experiment)
+    version = registered_version(client, read_receipt(receipt), model)
+    runs.note_version(version.name, version.number)
+    say(f"registered: {version.name} version {version.number}. Next: unet promote")
 
 
 class Record:

@@ -84,6 +84,11 @@ class SearchRuns:
                 self._client.set_tag(self.run_id, f"winner.{name}", str(value))
             self._client.set_terminated(self.run_id)
 
+    def note_version(self, name: str, number: str) -> None:
+        """Let the search's page name the version that its winner became."""
+        with self._going_on("noting the version of a search's winner"):
+            self._client.set_tag(self.run_id, "winner.version", f"models:/{name}/{number}")
+
     def fail(self) -> None:
         """Close the search, to be taken up again; trials under way will be runs of their own then."""
         # What ended the search is the error to see, also where MLflow is away.

@@ -23,6 +23,8 @@ from benchmarks.workspace import (
     training_workers,
     wait_for_step,
 )
+from pipeline import tracking
+from pipeline.search_runs import SEARCH_TAG
 from unet_core.errors import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -298,3 +300,16 @@ def test_an_experiment_in_a_copy_logs_to_the_users_own_store(road: Path, tmp_pat
     before = len(client.search_runs(["1"]))
     run(tree, "dvc", "exp", "run", "--temp", "train")
     assert len(client.search_runs(["1"])) == before + 1
+
+
+@pytest.mark.chaos
+def test_a_searchs_winner_is_registered_and_the_search_names_its_version(road: Path, tmp_path: Path) -> None:
+    tree = copy_of(road, tmp_path / "tree")
+    with (tree / "params.yaml").open("a") as stream:
+        stream.write("search:\n  space: {train.weight_decay: [0.02]}\n  trials: 2\n  grace_epochs: 3\n  seed: 0\n")
+    said = run(tree, "unet", "search", "--register")
+    assert "registered: unet version 1. Next: unet promote" in said
+    client = tracking.connect(f"sqlite:///{tree / 'mlflow.db'}")
+    (search,) = client.search_runs([client.experiment_id()], f"tags.`{SEARCH_TAG}` != ''")
+    assert search.data.tags["winner.version"] == "models:/unet/1"
+    assert tracking.version_by_number(client, "unet", "2") is None
