@@ -36,6 +36,14 @@ class InputNormalisation(nn.Module):
         return (images.float() / self.white - self.mean) / self.deviation
 
 
+class GroupNorm(nn.GroupNorm):
+    """In float32 whatever comes in: on CPUs, PyTorch's backward pass takes three times as long in bfloat16."""
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        normed = F.group_norm(feature_map.float(), self.num_groups, self.weight, self.bias, self.eps)
+        return normed.to(feature_map.dtype)
+
+
 class ConvBlock(nn.Sequential):
     """Twice: 3x3 convolution, normalisation, activation."""
 
@@ -118,9 +126,10 @@ def _norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
         case "batch":
             return [nn.BatchNorm2d(channels)]
         case "group":
-            return [nn.GroupNorm(8, channels)]
+            return [GroupNorm(8, channels)]
         case "instance":
-            return [nn.InstanceNorm2d(channels, affine=True)]
+            # Groups of one channel are the same, in half the time of InstanceNorm2d, which reorders memory.
+            return [GroupNorm(channels, channels)]
 
 
 def _block(in_channels: int, out_channels: int, config: ModelConfig) -> nn.Module:
