@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
 #: Pictures in the source, one number after another.
-BATCHES = (60, 72, 84)
+BATCHES = (60, 72)
 KILLS = int(os.environ.get("CHAOS_KILLS") or 12)
 
 

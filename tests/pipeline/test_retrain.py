@@ -117,6 +117,7 @@ def test_stopped_after_add(first: Place, tmp_path: Path) -> None:
     place.check_all_done()
 
 
+@pytest.mark.chaos
 def test_stopped_between_the_ledger_and_dvc(first: Place, reproduced: Place, tmp_path: Path) -> None:
     """The ledger has grown, DVC has not heard of it: it must neither be lost nor grow again."""
     place = first.copy_to(tmp_path / "place")
@@ -139,6 +140,7 @@ def test_stopped_after_reproducing(reproduced: Place, tmp_path: Path) -> None:
     place.check_all_done()
 
 
+@pytest.mark.chaos
 def test_stopped_after_pushing(reproduced: Place, tmp_path: Path) -> None:
     place = reproduced.copy_to(tmp_path / "place")
     place.run("dvc", "push")
