@@ -22,11 +22,11 @@ def receptive_radius(config: ModelConfig) -> int:
 
     True of networks whose normalisation has no statistics of the image (norm none, or batch in prediction).
     """
-    spans = [(place, *_span_seen(config, place)) for place in range(2**config.depth)]
+    spans = [(place, *span_seen(config, place)) for place in range(2**config.depth)]
     return max(max(place - first, last - place) for place, first, last in spans)
 
 
-def _span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
+def span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
     """First and last pixel of the image, along one axis, that the logits at `place` depend on."""
     if config.encoder is not None:
         return _around_encoder(ENCODERS[config.encoder], place)
@@ -65,7 +65,7 @@ def _through_convolutions(config: ModelConfig, count: int, first: int, last: int
 
 
 def _around_encoder(layers: EncoderLayers, place: int) -> tuple[int, int]:
-    """As `_span_seen`, for segmentation_models_pytorch's U-Net: 3x3 convolutions pad, the finest level has no skip."""
+    """As `span_seen`, for segmentation_models_pytorch's U-Net: 3x3 convolutions pad, the finest level has no skip."""
     # The head, and the decoder's last two convolutions.
     first, last = place - 3, place + 3
     seen = []
