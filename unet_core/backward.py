@@ -43,7 +43,13 @@ class LaneByLane:
     """
 
     def __init__(
-        self, model: Network, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
+        self,
+        model: Network,
+        spec: ModelSpec,
+        loss: HeadsLoss,
+        tree: LaneTree,
+        device: torch.device,
+        config: TrainConfig,
     ) -> None:
         self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
@@ -55,7 +61,9 @@ class LaneByLane:
         self._statistics = BatchStatistics(model)
         self._network = compile_network(model, device) if config.compile else model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(self._network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self._network = DistributedDataParallel(
+                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
             self._network.register_comm_hook(None, self._gradients.hook)
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
@@ -97,7 +105,13 @@ class AllAtOnce:
     """One pass over all lanes of a worker, and DDP's all-reduce: quicker on some machines, equal to rounding only."""
 
     def __init__(
-        self, model: Network, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
+        self,
+        model: Network,
+        spec: ModelSpec,
+        loss: HeadsLoss,
+        tree: LaneTree,
+        device: torch.device,
+        config: TrainConfig,
     ) -> None:
         self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
@@ -108,7 +122,9 @@ class AllAtOnce:
         self._statistics = BatchStatistics(model)
         self._network = compile_network(model, device) if config.compile else model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(self._network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self._network = DistributedDataParallel(
+                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
         """See `Backward`."""

@@ -41,7 +41,7 @@ def read_initial_weights(model: Network, path: Path, sha256: str) -> dict[str, T
 
 
 def read_encoder_weights(encoder: nn.Module, path: Path, sha256: str) -> dict[str, Tensor]:
-    """Weights of an encoder, from a file of its whole classifier or of itself; raises as `read_initial_weights` does."""
+    """Weights of an encoder, from a file of it or of its whole classifier; raises as `read_initial_weights` does."""
     _check_file("encoder weights", path, sha256, key="model.encoder_weights")
     own = encoder.state_dict()
     read = read_tensors(path) if path.suffix == ".safetensors" else _read_state_dict(path)
@@ -55,7 +55,7 @@ def read_encoder_weights(encoder: nn.Module, path: Path, sha256: str) -> dict[st
             f"encoder weights are of another network: {path}: {odd[0]}: there {there}, in the encoder {here}. "
             "Change model.encoder to the network that they belong to."
         )
-    return {name: weights[name] if name in weights else tensor for name, tensor in own.items()}
+    return {name: weights.get(name, tensor) for name, tensor in own.items()}
 
 
 def _check_file(what: str, path: Path, sha256: str, *, key: str) -> None:

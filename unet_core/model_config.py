@@ -97,7 +97,7 @@ class ModelConfig:
 
     @classmethod
     def complete(cls, section: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A section as it is written -> with what `encoder` implies; RecipeError for keys to which it leaves no choice."""
+        """A section as it is written -> with what its encoder implies; RecipeError for keys that are not to choose."""
         if section.get("encoder") is None:
             return section
         odd = [key for key in section if key not in CHOSEN_BESIDE_ENCODER]

@@ -53,7 +53,5 @@ def test_a_host_without_a_compiler_is_told(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout.startswith("train.compile: nothing can be compiled on this host: ")
     assert "no_such_compiler" in done.stdout
-    assert done.stdout.endswith(
-        "Install a C++ compiler (on a GPU triton, too), or set train.compile: false.\n"
-    )
+    assert done.stdout.endswith("Install a C++ compiler (on a GPU triton, too), or set train.compile: false.\n")
     assert done.stdout.count("\n") == 1

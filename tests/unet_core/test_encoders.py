@@ -129,7 +129,9 @@ def test_what_is_said_of_an_encoder_is_true(make_spec: Callable[..., ModelSpec],
     assert model.head.in_channels == ENCODER_KNOBS["width"]
     kinds = {type(module).__name__ for module in model.modules()}
     # Nothing that draws random numbers, and no normalisation but one.
-    assert {kind for kind in kinds if "Norm" in kind} - {"Conv2dNormActivation", "InputNormalisation"} == {"BatchNorm2d"}
+    assert {kind for kind in kinds if "Norm" in kind} - {"Conv2dNormActivation", "InputNormalisation"} == {
+        "BatchNorm2d"
+    }
     assert not {kind for kind in kinds if "Drop" in kind or "Stochastic" in kind}
 
 
@@ -272,7 +274,9 @@ def test_training_begins_with_the_encoder_of_the_file(
         expected = classifier.get(key.removeprefix("encoder."), plain.state_dict()[key])
         assert torch.equal(tensor, expected)
     with pytest.raises(RecipeError) as caught:
-        make_network(with_weights(spec, path), make_config(initial_weights={"path": "a", "sha256": "b"}), torch.device("cpu"))
+        make_network(
+            with_weights(spec, path), make_config(initial_weights={"path": "a", "sha256": "b"}), torch.device("cpu")
+        )
     assert str(caught.value) == (
         "model.encoder_weights: train.initial_weights gives the encoder other weights. Set one of them to null."
     )
@@ -311,9 +315,7 @@ def test_other_weights_are_refused(
     save(classifier, path)
     assert refused(told).startswith(f"encoder weights are not those of the recipe: {path}: sha256 {hash_file(path)}, ")
     path.unlink()
-    assert refused(told) == (
-        f"no encoder weights: {path}. Bring the file there, or set model.encoder_weights: null."
-    )
+    assert refused(told) == (f"no encoder weights: {path}. Bring the file there, or set model.encoder_weights: null.")
     pickled = Path("weights.pth")
     for content in ({"a": Stranger()}, {"a": 1}, [torch.zeros(1)]):
         torch.save(content, pickled)

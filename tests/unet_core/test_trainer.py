@@ -1,9 +1,5 @@
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
