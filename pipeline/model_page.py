@@ -45,7 +45,8 @@ def describe_version(spec: ModelSpec, params: Mapping[str, str], tags: Mapping[s
     trained += [f"workers {tags['train.workers']}"] if "train.workers" in tags else []
     shape = f"of width {config.width}, depth {config.depth}, norm {config.norm}"
     if config.encoder is not None:
-        shape = f"with encoder {config.encoder}" + (" of given weights" if config.encoder_weights is not None else "")
+        begun = config.encoder_weights and f", begun with weights of sha256 {config.encoder_weights['sha256'][:12]}"
+        shape = f"with encoder {config.encoder}{begun or ''}"
     commit = tags.get("git.commit", "")
     dirty = " with changes" if tags.get("git.dirty") == "true" else ""
     lines = [
