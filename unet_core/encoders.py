@@ -61,8 +61,10 @@ def _library() -> ModuleType:
         raise ModelError(
             f"model.encoder: {missing[0]} is not installed. Run `pip install 'unet-pipeline[encoders]'`, on every host."
         )
-    let_torchvision_in()
-    import segmentation_models_pytorch
+    # A network may be laid out on no device; what the library makes while it is imported must be real all the same.
+    with torch.device("cpu"):
+        let_torchvision_in()
+        import segmentation_models_pytorch
 
     return segmentation_models_pytorch
 
