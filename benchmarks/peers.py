@@ -1,6 +1,5 @@
 """Other loaders, set up as their documentation shows, for `python -m benchmarks.loader`."""
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch import library as custom_ops
+
+from unet_core.encoders import let_torchvision_in
 
 CROP_PX = 256
 BATCH = 8
@@ -100,7 +100,8 @@ def webdataset_opencv(directory: Path, pairs: list[Pair]) -> Epoch:
 
 def mosaicml_streaming(directory: Path, pairs: list[Pair]) -> Epoch:
     """MDS shards of the users' files, shuffled by its default algorithm, decoded by OpenCV."""
-    _torchvision_without_operators()
+    # MosaicML imports torchvision and calls none of its operators.
+    let_torchvision_in()
     from streaming import MDSWriter, StreamingDataset
 
     with MDSWriter(out=str(directory), columns={"image": "bytes", "mask": "bytes"}) as writer:
@@ -112,29 +113,6 @@ def mosaicml_streaming(directory: Path, pairs: list[Pair]) -> Epoch:
         return _batches(_decode_by_opencv(sample["image"], sample["mask"]) for sample in dataset)
 
     return epoch
-
-
-def _torchvision_without_operators() -> None:
-    """MosaicML imports torchvision and calls none of its operators, which often don't load beside a CPU torch."""
-    try:
-        compiled = next(Path(_folder_of("torchvision")).glob("_C*.so"))
-        torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
-    except (OSError, StopIteration):
-        operators = custom_ops.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-        _KEPT.append(operators)
-
-
-def _folder_of(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent)
-
-
-#: A library of operators is forgotten with its object.
-_KEPT: list[custom_ops.Library] = []
 
 
 def litdata(directory: Path, pairs: list[Pair]) -> Epoch:

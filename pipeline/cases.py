@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.json_file import write_json
 from pipeline.pictures import as_rgb, class_colours, fit, grid, paint_mask, write_picture
 from pipeline.scoring import is_instances, predict_sample
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.outputs import separate_objects
 from unet_core.reader import ShardReader
 from unet_core.samples import IGNORE_INDEX, Array, ClassMap, class_indices
@@ -22,7 +22,7 @@ MISSED, INVENTED, TAKEN_FOR_OTHER = (255, 64, 160), (0, 220, 255), (255, 255, 0)
 
 
 def write_cases(
-    directory: Path, per_image: Mapping[str, float], reader: ShardReader, network: UNet, spec: ModelSpec
+    directory: Path, per_image: Mapping[str, float], reader: ShardReader, network: Network, spec: ModelSpec
 ) -> list[Path]:
     """Pictures of the worst and of median images by key and score, and a list of them as cases.json."""
     numbers = {key: number for number, key in enumerate(reader.keys())}

@@ -28,7 +28,10 @@ IDENTITY_NAME = "identity.json"
 #: Sections of the recipe that decide a training, beside the index of shards.
 SECTIONS = ("images", "model", "augment", "train")
 #: Packages through which the numbers of a training go.
-LIBRARIES = ("torch", "numpy", "albumentations", "opencv-python-headless", "webdataset", "imagecodecs", "pillow", "ray")
+LIBRARIES = (
+    "torch", "numpy", "albumentations", "opencv-python-headless", "webdataset", "imagecodecs", "pillow", "ray",
+    "segmentation-models-pytorch",
+)  # fmt: skip
 #: Up to so many samples an epoch's plan is hashed as it is; above, by what decides it and by its first and last step.
 MAX_HASHED_SAMPLES = 1_000_000
 

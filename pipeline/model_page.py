@@ -43,12 +43,16 @@ def describe_version(spec: ModelSpec, params: Mapping[str, str], tags: Mapping[s
         f"{key.replace('_', ' ')} {params[key]}" for key in ("optimizer", "learning_rate", "seed") if key in params
     ]
     trained += [f"workers {tags['train.workers']}"] if "train.workers" in tags else []
+    shape = f"of width {config.width}, depth {config.depth}, norm {config.norm}"
+    if config.encoder is not None:
+        begun = config.encoder_weights and f", begun with weights of sha256 {config.encoder_weights['sha256'][:12]}"
+        shape = f"with encoder {config.encoder}{begun or ''}"
     commit = tags.get("git.commit", "")
     dirty = " with changes" if tags.get("git.dirty") == "true" else ""
     lines = [
         f"{KINDS[spec.class_map.kind].format(len(names))}: {_shorten(map(_escape, names))}.",
         f"Takes {of} images of {spec.images.bits} bits and any size.",
-        f"U-Net of width {config.width}, depth {config.depth}, norm {config.norm}, in {spec.precision}.",
+        f"U-Net {shape}, in {spec.precision}.",
         f"Trained with {', '.join(trained)}." if trained else "",
         f"Source: commit `{commit[:12]}`{dirty}." if commit else "",
     ]

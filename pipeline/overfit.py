@@ -20,7 +20,7 @@ from unet_core.errors import RecipeError, TrainingError
 from unet_core.index import read_index
 from unet_core.inference import autocast, predict_mask
 from unet_core.loader import Batch, LaneLoader
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
 from unet_core.samples import Array
@@ -40,7 +40,8 @@ def overfit(*, shards: Path, out: Path, steps: int) -> None:
     spec, config, augment = read_recipe(index)
     # What keeps a network from learning a batch by heart.
     spec = replace(spec, config=replace(spec.config, dropout=0.0))
-    config = replace(config, weight_decay=0.0)
+    # And what compiling would take is longer than the whole.
+    config = replace(config, weight_decay=0.0, compile=False)
     train = ShardReader(shards, index.of_split("train"))
     border = config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
@@ -79,7 +80,7 @@ def _weight(told: object) -> float:
     return weight
 
 
-def _draw(out: Path, model: UNet, spec: ModelSpec, batches: Sequence[Batch]) -> None:
+def _draw(out: Path, model: Network, spec: ModelSpec, batches: Sequence[Batch]) -> None:
     rows: list[list[Array]] = []
     shown = (found for batch in batches for found in _predict(model, spec, batch))
     for image, mask, logits in islice(shown, MAX_SHOWN):
@@ -91,7 +92,7 @@ def _draw(out: Path, model: UNet, spec: ModelSpec, batches: Sequence[Batch]) -> 
     write_picture(out, grid(rows))
 
 
-def _predict(model: UNet, spec: ModelSpec, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _predict(model: Network, spec: ModelSpec, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each image with its mask and logits."""
     device = next(model.parameters()).device
     # In training mode: batch norm's running statistics lag behind by many steps.

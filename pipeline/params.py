@@ -142,6 +142,9 @@ def _build(cls: type[Config], body: Any, where: str) -> Config:
         raise RecipeError(f"wrong type: {where}: expected keys and values, got {body!r}.")
     presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
     body = _with_preset(presets, body, where)
+    complete = getattr(cls, "complete", None)
+    if complete is not None:
+        body = complete(body)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     optional = [
         name

@@ -30,7 +30,7 @@ from unet_core.folding import fold_batch_norm
 from unet_core.image_rows import FileRows, open_image_rows
 from unet_core.images import read_image
 from unet_core.inference import Band, predict_bands, predict_logits, predict_mask, predict_symmetric
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.samples import Array
 
 #: TIFF files of more pixels are read and written by rows: 4096 x 4096.
@@ -99,7 +99,7 @@ def died(job: Job) -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def load_model(model: ModelFiles) -> tuple[UNet, ModelSpec]:
+def load_model(model: ModelFiles) -> tuple[Network, ModelSpec]:
     """The network, folded for prediction; read once in a process."""
     keep_freed_memory()
     network, spec = read_model(model.directory)
@@ -107,7 +107,7 @@ def load_model(model: ModelFiles) -> tuple[UNet, ModelSpec]:
     return fold_batch_norm(network).to(device), spec
 
 
-def _predict(job: Job, network: UNet, spec: ModelSpec, out: Path, options: Options) -> list[Path]:
+def _predict(job: Job, network: Network, spec: ModelSpec, out: Path, options: Options) -> list[Path]:
     if Path(job.address).is_file():
         with open_image_rows(Path(job.address), spec.images, min_pixels=LARGE_PIXELS) as rows:
             if rows is not None:
@@ -119,7 +119,7 @@ def _predict(job: Job, network: UNet, spec: ModelSpec, out: Path, options: Optio
 
 
 def _predict_large(
-    name: str, image: FileRows, network: UNet, spec: ModelSpec, out: Path, options: Options
+    name: str, image: FileRows, network: Network, spec: ModelSpec, out: Path, options: Options
 ) -> list[Path]:
     """As `write_results`, by bands of rows; pixels go to TIFF files, and the overlay is a small one."""
     height, width = image.shape[:2]

@@ -125,7 +125,7 @@ def log_model(client: Client, run_id: str, model_dir: Path) -> str:
             code_paths=[str(SERVING_CODE.parents[1] / "unet_core")],
             signature=_signature(model_dir),
             input_example=example_images(read_spec(model_dir)),
-            pip_requirements=REQUIREMENTS,
+            pip_requirements=_requirements(model_dir),
         )
     for warning in caught:
         if "Add type hints to the `predict` method" not in str(warning.message):
@@ -133,6 +133,11 @@ def log_model(client: Client, run_id: str, model_dir: Path) -> str:
     tags = {URI_TAG: info.model_uri, WEIGHTS_TAG: weights_hash(model_dir), MODEL_TAG: model_hash(model_dir)}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     return str(info.model_uri)
+
+
+def _requirements(model_dir: Path) -> list[str]:
+    with_encoder = read_spec(model_dir).config.encoder is not None
+    return [*REQUIREMENTS, "segmentation-models-pytorch"] if with_encoder else REQUIREMENTS
 
 
 def _signature(model_dir: Path) -> ModelSignature:

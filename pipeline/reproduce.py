@@ -20,7 +20,7 @@ from pipeline import identity, tracking
 from pipeline.command import say
 from pipeline.identity import Identity
 from pipeline.lineage import Source, data_state
-from pipeline.params import RECIPE
+from pipeline.params import RECIPE, read_sections
 from pipeline.placement import environment_of, read_placement
 from unet_core.checkpoint import weights_hash
 from unet_core.errors import DataError, DifferenceError, RegistryError, StorageError, TrainingError
@@ -44,6 +44,7 @@ def reproduce(name: str, *, shards: Path) -> None:
     if differences:
         log.warning("the bits may differ for that reason alone; training goes on")
     with restored(placement.root, record) as tree:
+        bring_weights(placement.root, tree)
         found = find_shards(placement.root, tree, shards, record)
         inputs = identity.input_hashes(tree, found)
         differences += input_differences(record.inputs, inputs)
@@ -136,6 +137,29 @@ def _check(source: Source) -> None:
         raise RegistryError(
             f"record of identity is damaged: commit {source.commit!r}, folder {source.prefix!r}. Train again."
         )
+
+
+def bring_weights(root: Path, tree: Path) -> None:
+    """Copy the files that the recorded training began with from the user's tree: git seldom has them.
+
+    DataError where one is missing there, too. Whether it is the recorded one the training itself looks.
+    """
+    recipe = read_sections(tree / RECIPE)
+    for section, key in (("train", "initial_weights"), ("model", "encoder_weights")):
+        told = (recipe.get(section) or {}).get(key)
+        if not told:
+            continue
+        path = PurePosixPath(told["path"])
+        # Any other path leads to the same file from both trees, or nowhere.
+        if path.is_absolute() or ".." in path.parts or (tree / path).exists():
+            continue
+        if not (root / path).is_file():
+            raise DataError(
+                f"weights that the recorded training began with are missing: {path}, sha256 {told['sha256']} "
+                f"({section}.{key}). Bring that file there, then try again."
+            )
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / path, tree / path)
 
 
 def find_shards(root: Path, tree: Path, shards: Path, record: Identity) -> Path:

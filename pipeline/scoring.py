@@ -28,7 +28,7 @@ from unet_core.errors import DataError
 from unet_core.index import read_index
 from unet_core.inference import predict_logits, predict_mask, predict_symmetric
 from unet_core.metrics import count_pixels, mask_to_tensor, predict_classes, predict_planes
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.objects import average_precision, match_objects
 from unet_core.outputs import separate_objects
 from unet_core.reader import ShardReader
@@ -126,7 +126,7 @@ def is_instances(class_map: ClassMap) -> bool:
     return class_map.kind == "instances"
 
 
-def median_latency_ms(model: UNet, spec: ModelSpec, reader: ShardReader) -> float:
+def median_latency_ms(model: Network, spec: ModelSpec, reader: ShardReader) -> float:
     """Milliseconds to predict one image with all cores of this machine: the median of a few, after one to warm up."""
     seconds = []
     for number in range(min(NUM_TIMED, len(reader))):
@@ -137,7 +137,7 @@ def median_latency_ms(model: UNet, spec: ModelSpec, reader: ShardReader) -> floa
     return 1000 * float(np.median(seconds[1:] or seconds))
 
 
-def predict_sample(model: UNet, spec: ModelSpec, image: Array, *, exact: bool = False, tta: bool = False) -> Array:
+def predict_sample(model: Network, spec: ModelSpec, image: Array, *, exact: bool = False, tta: bool = False) -> Array:
     """The encoded mask of one image, as it is scored; in exact tiles, or as the mean of its symmetric forms."""
     predict = predict_symmetric if tta else predict_logits
     with _one_thread():
@@ -153,7 +153,7 @@ def _score_number(job: ScoringJob, number: int) -> list[ScoreRow]:
 
 
 @lru_cache(maxsize=1)
-def _opened(job: ScoringJob) -> tuple[UNet, ModelSpec, ShardReader, ClassMap]:
+def _opened(job: ScoringJob) -> tuple[Network, ModelSpec, ShardReader, ClassMap]:
     """Once a process."""
     keep_freed_memory()
     index = read_index(job.shards)

@@ -45,7 +45,8 @@ def read_recipe(index: ShardIndex, recipe: Path = RECIPE) -> tuple[ModelSpec, Tr
     mean, deviation = index.train_statistics()
     if model.input_statistics == "imagenet":
         mean, deviation = IMAGENET_MEAN, IMAGENET_DEVIATION
-        if images.channels != 3:
+        # An encoder is given a gray image three times, each with the mean and deviation of one colour.
+        if images.channels != 3 and not (model.encoder is not None and images.channels == 1):
             raise TrainingError("model.input_statistics: imagenet is for RGB images. Set images.channels: 3, or train.")
         if images.bits != 8:
             raise TrainingError(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from unet_core.model import UNet
+from unet_core.model import Network
 
 
 class AnySize(nn.Module):
@@ -17,7 +17,7 @@ class AnySize(nn.Module):
         logits: (N, K, H, W)
     """
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 

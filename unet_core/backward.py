@@ -15,10 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unet_core.compilation import compile_network
 from unet_core.deep_supervision import HeadsLoss
 from unet_core.inference import autocast
 from unet_core.loader import Batch
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.reduction import BatchStatistics, GradientTree, LaneTree, PartialSums
 from unet_core.train_config import TrainConfig
 
@@ -42,7 +43,13 @@ class LaneByLane:
     """
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
+        self,
+        model: Network,
+        spec: ModelSpec,
+        loss: HeadsLoss,
+        tree: LaneTree,
+        device: torch.device,
+        config: TrainConfig,
     ) -> None:
         self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
@@ -52,9 +59,11 @@ class LaneByLane:
         self._device = device
         self._gradients = GradientTree(model, tree)
         self._statistics = BatchStatistics(model)
-        self._network: nn.Module = model
+        self._network = compile_network(model, device) if config.compile else model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self._network = DistributedDataParallel(
+                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
             self._network.register_comm_hook(None, self._gradients.hook)
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
@@ -96,7 +105,13 @@ class AllAtOnce:
     """One pass over all lanes of a worker, and DDP's all-reduce: quicker on some machines, equal to rounding only."""
 
     def __init__(
-        self, model: UNet, spec: ModelSpec, loss: HeadsLoss, tree: LaneTree, device: torch.device, config: TrainConfig
+        self,
+        model: Network,
+        spec: ModelSpec,
+        loss: HeadsLoss,
+        tree: LaneTree,
+        device: torch.device,
+        config: TrainConfig,
     ) -> None:
         self.lane_losses: list[Tensor] = []
         self._loss = batch_loss(spec, loss, device)
@@ -105,9 +120,11 @@ class AllAtOnce:
         self._tree = tree
         self._device = device
         self._statistics = BatchStatistics(model)
-        self._network: nn.Module = model
+        self._network = compile_network(model, device) if config.compile else model
         if tree.world_size > 1:
-            self._network = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self._network = DistributedDataParallel(
+                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
         """See `Backward`."""

@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unet_core.encoders import build_network
 from unet_core.errors import ModelError, RecipeError, StorageError, TrainingError
 from unet_core.hashing import hash_file
 from unet_core.loss_scale import LossScale
-from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.model import ModelConfig, ModelSpec, Network
 from unet_core.samples import ClassMap, ImageConfig
 
 FORMAT_VERSION = 2
@@ -63,7 +64,7 @@ def read_spec(directory: Path) -> ModelSpec:
         raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {error}.") from error
 
 
-def read_model(directory: Path) -> tuple[UNet, ModelSpec]:
+def read_model(directory: Path) -> tuple[Network, ModelSpec]:
     """Build the network of a model directory with its weights, ready to predict.
 
     ModelError before any memory is taken, where the description asks for another network than the weights are of: who
@@ -71,7 +72,7 @@ def read_model(directory: Path) -> tuple[UNet, ModelSpec]:
     """
     spec = read_spec(directory)
     _check_layout(spec, directory / WEIGHTS_NAME)
-    model = UNet(spec)
+    model = build_network(spec)
     model.load_state_dict(read_tensors(directory / WEIGHTS_NAME))
     return model.eval(), spec
 
@@ -85,7 +86,7 @@ def _check_layout(spec: ModelSpec, path: Path) -> None:
         raise ModelError(f"weights do not fit the network: {path}: they are too few for depth {config.depth}.")
     try:
         with torch.device("meta"):
-            wanted = {name: tuple(tensor.shape) for name, tensor in UNet(spec).state_dict().items()}
+            wanted = {name: tuple(tensor.shape) for name, tensor in build_network(spec).state_dict().items()}
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # such as larger than any tensor
         text = str(error).splitlines()[0]
         raise ModelError(f"weights do not fit the network: {path}: it can't be laid out: {text}") from error

@@ -17,7 +17,7 @@ from unet_core.errors import ModelError
 from unet_core.model_config import Activation, ModelConfig, ModelSpec, Norm
 
 # Who builds a network needs its description, too.
-__all__ = ["AttentionGate", "InputNormalisation", "ModelConfig", "ModelSpec", "UNet", "tutorial_state"]
+__all__ = ["AttentionGate", "InputNormalisation", "ModelConfig", "ModelSpec", "Network", "UNet", "tutorial_state"]
 
 
 class InputNormalisation(nn.Module):
@@ -169,7 +169,28 @@ class NestedDecoder(nn.Module):
         return grid[0][1:]
 
 
-class UNet(nn.Module):
+class Network(nn.Module):
+    """What all networks have in common: they take images as they are stored, and know what sizes suit them."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.config = spec.config
+        self.channels = spec.channels
+        self.stride = 2**spec.config.depth
+        # Instance norm needs more than one pixel at the deepest level.
+        self.smallest = self.stride * (2 if spec.config.norm == "instance" else 1)
+        self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
+
+    def check_channels(self, images: Tensor) -> None:
+        """ModelError for images of another number of channels."""
+        if images.shape[1] != self.channels:
+            raise ModelError(
+                f"the model takes {self.channels} channels, the image has {images.shape[1]}. "
+                "Convert the image, or train a model for such images."
+            )
+
+
+class UNet(Network):
     """A U-Net for images of any size, also sizes that its stride does not divide.
 
     Shape:
@@ -179,15 +200,9 @@ class UNet(nn.Module):
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         config = spec.config
         widths = [config.width * 2**level for level in range(config.depth + 1)]
-        self.config = config
-        self.channels = spec.channels
-        self.stride = 2**config.depth
-        # Instance norm needs more than one pixel at the deepest level.
-        self.smallest = self.stride * (2 if config.norm == "instance" else 1)
-        self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
         self.encoder = nn.ModuleList(
             _block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
         )
@@ -219,11 +234,7 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if images.shape[1] != self.channels:
-            raise ModelError(
-                f"the model takes {self.channels} channels, the image has {images.shape[1]}. "
-                "Convert the image, or train a model for such images."
-            )
+        self.check_channels(images)
         encoded = self._encode(self._frame(self.normalise(images)))
         *coarse, finest = self.nested(encoded) if self.config.nested else self._decode(encoded)
         height, width = images.shape[-2:]
@@ -280,7 +291,12 @@ class UNet(nn.Module):
         below, right = (max(-(length + taken) % self.stride, smallest - length) for length in images.shape[-2:])
         if config.padding == "none":
             return _mirror(images, config.margin_px, (below, right))
-        return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
+        return repeat_border(images, below, right)
+
+
+def repeat_border(images: Tensor, below: int, right: int) -> Tensor:
+    """Images with so many rows and columns more, the last one repeated."""
+    return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
 
 def _mirror(images: Tensor, margin_px: int, more: tuple[int, int]) -> Tensor:

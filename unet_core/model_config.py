@@ -1,7 +1,7 @@
 """Recipe section `model`, and what a model remembers of its training: with it a network is built again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from unet_core.errors import RecipeError
@@ -11,6 +11,7 @@ Norm = Literal["none", "batch", "group", "instance"]
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu"]
 Upsampling = Literal["transposed", "resize"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Encoder = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "mobilenet_v2"]
 
 #: Mean and deviation of ImageNet's channels (RGB, units of 0 to 1), as torchvision publishes them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +30,31 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "base": {"width": 32, "depth": 4, "norm": "group", "input_statistics": "train"},
     "large": {"width": 64, "depth": 4, "norm": "group", "input_statistics": "train", "residual": True},
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderLayers:
+    """What of an encoder's layers decides how far it looks; each of its five levels halves the image."""
+
+    first_kernel: int
+    """Side of the first convolution."""
+    further: tuple[int, ...]
+    """3x3 convolutions of each level that follow the layer (3x3, the first apart) by which it halves."""
+
+
+#: Encoders of segmentation_models_pytorch that a recipe may name. A closed list: of these it is known, and tested, that
+#: they halve five times, have batch norm alone, draw no random numbers of their own, and how far they look.
+ENCODERS: Mapping[str, EncoderLayers] = {
+    "resnet18": EncoderLayers(first_kernel=7, further=(0, 4, 3, 3, 3)),
+    "resnet34": EncoderLayers(first_kernel=7, further=(0, 6, 7, 11, 5)),
+    "resnet50": EncoderLayers(first_kernel=7, further=(0, 3, 3, 5, 2)),
+    "resnet101": EncoderLayers(first_kernel=7, further=(0, 3, 3, 22, 2)),
+    "resnext50_32x4d": EncoderLayers(first_kernel=7, further=(0, 3, 3, 5, 2)),
+    "mobilenet_v2": EncoderLayers(first_kernel=3, further=(1, 1, 2, 6, 3)),
+}
+#: What the network around each of them is like: its decoder, on the way up, has 16 channels at last.
+ENCODER_KNOBS: Mapping[str, Any] = {"width": 16, "depth": 5, "norm": "batch"}
+CHOSEN_BESIDE_ENCODER = ("encoder", "encoder_weights", "input_statistics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +88,25 @@ class ModelConfig:
     """U-Net++: dense skip connections through blocks of their own."""
     deep_supervision: int = 0
     """How many decoder levels below the last are trained to give the mask, too, by heads that prediction leaves out."""
+    encoder: Encoder | None = None
+    """The way down of segmentation_models_pytorch's U-Net instead of our own; the keys above, but for input_statistics,
+    are then given (`complete`)."""
+    encoder_weights: Mapping[str, str] | None = None
+    """path and sha256 of the weights (safetensors, or a state_dict as .pth) that training begins the encoder with;
+    null: random ones."""
+
+    @classmethod
+    def complete(cls, section: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A section as it is written -> with what its encoder implies; RecipeError for keys that are not to choose."""
+        if section.get("encoder") is None:
+            return section
+        odd = [key for key in section if key not in CHOSEN_BESIDE_ENCODER]
+        if odd:
+            raise RecipeError(
+                f"model.encoder: {section['encoder']}: the network around an encoder is given, {', '.join(odd)} can't "
+                "be chosen. Remove them, or the preset that stands for them."
+            )
+        return {**ENCODER_KNOBS, **section}
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1:
@@ -72,6 +117,28 @@ class ModelConfig:
             raise RecipeError(f"model: group norm makes 8 groups, width {self.width} does not divide. Choose 8, 16 ...")
         self._check_nested()
         self._check_deep_supervision()
+        self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        told = self.encoder_weights
+        if told is not None and self.encoder is None:
+            raise RecipeError("model.encoder_weights: there is no encoder to give them to. Set model.encoder.")
+        if told is not None and set(told) != {"path", "sha256"}:
+            raise RecipeError(
+                f"model.encoder_weights: {', '.join(told) or 'nothing'} given. Give path and sha256, which "
+                "`sha256sum FILE` prints."
+            )
+        if self.encoder is None:
+            return
+        if self.encoder not in ENCODERS:
+            raise RecipeError(f"model.encoder: {self.encoder}: unknown. Choose from {', '.join(ENCODERS)}.")
+        given = {field.name: field.default for field in fields(self)} | dict(ENCODER_KNOBS)
+        for name, value in given.items():
+            if name not in CHOSEN_BESIDE_ENCODER and getattr(self, name) != value:
+                raise RecipeError(
+                    f"model.{name}: {getattr(self, name)}: the network around encoder {self.encoder} has {value}. "
+                    "Remove the key."
+                )
 
     def _check_nested(self) -> None:
         if self.nested and self.attention:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from unet_core.model import ModelConfig
+from unet_core.model_config import ENCODERS, EncoderLayers
 from unet_core.samples import Window
 
 
@@ -21,12 +22,14 @@ def receptive_radius(config: ModelConfig) -> int:
 
     True of networks whose normalisation has no statistics of the image (norm none, or batch in prediction).
     """
-    spans = [(place, *_span_seen(config, place)) for place in range(2**config.depth)]
+    spans = [(place, *span_seen(config, place)) for place in range(2**config.depth)]
     return max(max(place - first, last - place) for place, first, last in spans)
 
 
-def _span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
+def span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
     """First and last pixel of the image, along one axis, that the logits at `place` depend on."""
+    if config.encoder is not None:
+        return _around_encoder(ENCODERS[config.encoder], place)
     first, last = _through_decoder(config, 0, config.depth, place, place)
     return first - config.margin_px, last - config.margin_px
 
@@ -59,6 +62,27 @@ def _through_encoder(config: ModelConfig, level: int, first: int, last: int) -> 
 def _through_convolutions(config: ModelConfig, count: int, first: int, last: int) -> tuple[int, int]:
     before = count if config.padding == "zeros" else 0
     return first - before, last + 2 * count - before
+
+
+def _around_encoder(layers: EncoderLayers, place: int) -> tuple[int, int]:
+    """As `span_seen`, for segmentation_models_pytorch's U-Net: 3x3 convolutions pad, the finest level has no skip."""
+    # The head, and the decoder's last two convolutions.
+    first, last = place - 3, place + 3
+    seen = []
+    for level in range(1, len(layers.further)):
+        first, last = first // 2 - 2, last // 2 + 2
+        seen.append(_through_layers(layers, level, first, last))
+    seen.append(_through_layers(layers, len(layers.further), first // 2, last // 2))
+    return min(first for first, _ in seen), max(last for _, last in seen)
+
+
+def _through_layers(layers: EncoderLayers, level: int, first: int, last: int) -> tuple[int, int]:
+    """What pixels `first` to `last` of the encoder's map of a level, 1 the finest, depend on."""
+    for number in range(level, 0, -1):
+        further = layers.further[number - 1]
+        around = 1 if number > 1 else layers.first_kernel // 2
+        first, last = 2 * (first - further) - around, 2 * (last + further) + around
+    return first, last
 
 
 def fading_tiles(height: int, width: int, *, tile_px: int, overlap_px: int, stride: int) -> Iterator[Tile]:

@@ -84,6 +84,9 @@ class TrainConfig:
     decay_validations: int | None = None
     """For schedule plateau: validations in a row without a better score after which the learning rate falls."""
 
+    compile: bool = False
+    """Train by a compiled network (torch.compile): other rounding, some time before the first step, faster steps."""
+
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.lanes & (self.lanes - 1):
             raise RecipeError(f"train.lanes: {self.lanes} is not a power of two. Choose 1, 2, 4, 8 ...")

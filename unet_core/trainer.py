@@ -17,11 +17,12 @@ from torch import nn
 
 from unet_core.backward import AllAtOnce, Backward, LaneByLane
 from unet_core.checkpoint import Position, Scores, TrainState, ValidationRecord, clone_weights
-from unet_core.errors import TrainingError
-from unet_core.initial_weights import read_initial_weights
+from unet_core.encoders import EncoderUNet, build_network
+from unet_core.errors import RecipeError, TrainingError
+from unet_core.initial_weights import read_encoder_weights, read_initial_weights
 from unet_core.loader import Batch, LaneLoader
 from unet_core.loss_scale import LossScale
-from unet_core.model import ModelSpec, UNet
+from unet_core.model import ModelSpec, Network
 from unet_core.plan import EpochPlan
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
@@ -260,19 +261,19 @@ class Trainer:
             self.validations_since_best = 0
         self.num_decays += is_plateau(self.config, self.validations_since_best)
 
-    def _model_to_keep(self) -> UNet:
+    def _model_to_keep(self) -> Network:
         return self.model if self.average is None else self.average.model
 
 
 class WeightAverage:
     """The exponential moving average of a model's weights and buffers, each on its own: the same on every worker."""
 
-    def __init__(self, model: UNet, decay: float) -> None:
+    def __init__(self, model: Network, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
 
     @torch.no_grad()
-    def take(self, model: UNet, step: int) -> None:
+    def take(self, model: Network, step: int) -> None:
         """Move towards the weights after a step. The first steps count more: the average begins where they do."""
         decay = min(self._decay, (1 + step) / (10 + step))
         values = model.state_dict()
@@ -283,15 +284,23 @@ class WeightAverage:
                 mean.copy_(values[name])
 
 
-def make_network(spec: ModelSpec, config: TrainConfig, device: torch.device) -> UNet:
-    """The network that a training begins with; ModelError where the recipe's initial weights do not fit it."""
+def make_network(spec: ModelSpec, config: TrainConfig, device: torch.device) -> Network:
+    """The network that a training begins with; ModelError where weights that the recipe names do not fit it."""
     torch.manual_seed(config.seed)
-    network = UNet(spec)
+    network = build_network(spec)
+    if spec.config.encoder_weights is not None:
+        if config.initial_weights is not None:
+            raise RecipeError(
+                "model.encoder_weights: train.initial_weights gives the encoder other weights. Set one of them to null."
+            )
+        assert isinstance(network, EncoderUNet)
+        path, sha256 = Path(spec.config.encoder_weights["path"]), spec.config.encoder_weights["sha256"]
+        network.encoder.load_state_dict(read_encoder_weights(network.encoder, path, sha256))
     if config.initial_weights is not None:
         path, sha256 = Path(config.initial_weights["path"]), config.initial_weights["sha256"]
         network.load_state_dict(read_initial_weights(network, path, sha256))
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    placed: UNet = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    placed: Network = network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     return placed
 
 

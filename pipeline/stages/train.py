@@ -123,7 +123,7 @@ def _check_early(
     config.make_loss(spec)
     check_classes(index, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.initial_weights is not None:
+    if config.initial_weights is not None or spec.config.encoder is not None:
         make_network(spec, config, device)
     train = ShardReader(shards, index.of_split("train"))
     plan = config.plan(train, spec.class_map, epoch=0)

@@ -11,12 +11,14 @@ import torch
 import pipeline.export
 from pipeline.export import export
 from unet_core.checkpoint import read_model, weights_hash, write_model
+from unet_core.encoders import build_network
 from unet_core.errors import ModelError, RecipeError
-from unet_core.model import ModelConfig, ModelSpec, UNet
+from unet_core.model import ModelConfig, ModelSpec, Network
+from unet_core.model_config import ENCODER_KNOBS
 from unet_core.samples import ClassMap, ImageConfig
 
 
-def write(directory: Path, **config: Any) -> UNet:
+def write(directory: Path, **config: Any) -> Network:
     """A small RGB model of two levels with random weights."""
     spec = ModelSpec(
         config=ModelConfig(**{"width": 8, "depth": 2, "norm": "batch", "input_statistics": "train", **config}),
@@ -27,7 +29,7 @@ def write(directory: Path, **config: Any) -> UNet:
         precision="float32",
     )
     torch.manual_seed(0)
-    write_model(directory, spec, UNet(spec).state_dict())
+    write_model(directory, spec, build_network(spec).state_dict())
     return read_model(directory)[0]
 
 
@@ -35,7 +37,7 @@ def pixels(count: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
 
 
-def expected(network: UNet, images: np.ndarray) -> np.ndarray:
+def expected(network: Network, images: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         return network(torch.from_numpy(images)).numpy()
 
@@ -72,6 +74,30 @@ def test_onnx_file_gives_the_models_logits_for_images_of_any_size(
     assert about["channels"] == "3"
     assert ImageConfig(**json.loads(about["images"])) == ImageConfig(channels=3, percentiles=[1, 99])
     assert about["weights_sha256"] == weights_hash(Path("model"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("segmentation_models_pytorch") is None,
+    reason="segmentation_models_pytorch is not installed: pip install 'unet-pipeline[encoders]'",
+)
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
+def test_a_network_with_an_encoder_is_exported_for_any_size(tree, encoder: str, ending: str) -> None:
+    import onnxruntime
+
+    network = write(Path("model"), **ENCODER_KNOBS, encoder=encoder)
+    file = Path(f"model.{ending}")
+    export("model", to=file)
+    for shape in ((1, 64, 64), (3, 45, 90), (2, 33, 100)):
+        images = pixels(*shape)
+        if ending == "onnx":
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            (logits,) = session.run(["logits"], {"images": images})
+        else:
+            logits = torch.export.load(file).module()(torch.from_numpy(images)).detach().numpy()
+        found = expected(network, images)
+        np.testing.assert_allclose(logits, found, rtol=0, atol=1e-4 * max(1, np.abs(found).max()))
 
 
 @pytest.mark.slow

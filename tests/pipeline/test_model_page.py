@@ -45,6 +45,15 @@ def test_a_version_says_what_it_segments_and_how_it_was_trained() -> None:
     ]
 
 
+def test_a_version_names_its_encoder() -> None:
+    config = ModelConfig(**ModelConfig.complete({"encoder": "resnet18", "input_statistics": "train"}))
+    text = describe_version(replace(SPEC, config=config), {}, {})
+    assert "U-Net with encoder resnet18, in float32." in text
+    begun = replace(config, encoder_weights={"path": "a.pth", "sha256": "b"})
+    text = describe_version(replace(SPEC, config=begun), {}, {})
+    assert "U-Net with encoder resnet18, begun with weights of sha256 b, in float32." in text
+
+
 def test_what_nobody_knows_is_left_out() -> None:
     text = describe_version(SPEC, {}, {})
     assert "Trained" not in text

@@ -151,6 +151,34 @@ def test_a_preset_that_is_not_there_is_refused(tmp_path: Path, body: str, messag
     assert str(caught.value) == message.format(path=tmp_path / "params.yaml")
 
 
+def test_an_encoder_is_a_whole_network(tmp_path: Path) -> None:
+    found = load_model(tmp_path, "{encoder: resnet34, input_statistics: imagenet}")
+    assert found == ModelConfig(width=16, depth=5, norm="batch", input_statistics="imagenet", encoder="resnet34")
+    for body, message in (
+        (
+            "{encoder: resnet18, input_statistics: train, norm: group}",
+            "model.encoder: resnet18: the network around an encoder is given, norm can't be chosen. Remove them, or the "
+            "preset that stands for them.",
+        ),
+        (
+            "{encoder: resnet18}",
+            f"missing key: {tmp_path}/params.yaml: model: input_statistics. Add it; recipes/ shows examples.",
+        ),
+        (
+            "{encoder: null, input_statistics: train}",
+            f"missing key: {tmp_path}/params.yaml: model: width. Add it; recipes/ shows examples.",
+        ),
+        (
+            "{encoder: resnet, input_statistics: train}",
+            f"wrong type: {tmp_path}/params.yaml: model.encoder: expected one of resnet18, resnet34, resnet50, resnet101, "
+            "resnext50_32x4d, mobilenet_v2 or null, got 'resnet'.",
+        ),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_model(tmp_path, body)
+        assert str(caught.value) == message
+
+
 def test_presets_belong_to_sections_that_have_some(tmp_path: Path) -> None:
     assert "unknown key" in refusal(tmp_path, f"{{{GOOD}, preset: small}}")
 

@@ -16,6 +16,7 @@ from benchmarks.workspace import change_recipe, make_workspace, run, start, trai
 from pipeline.identity import Identity, read_identity
 from pipeline.lineage import Source, data_state, source_state
 from pipeline.reproduce import (
+    bring_weights,
     environment_differences,
     explain,
     find_shards,
@@ -102,6 +103,33 @@ def test_nothing_stays_behind_after_a_failure(dirty: Path, error: type[BaseExcep
 def test_what_cannot_be_restored_is_refused(dirty: Path, changes: dict, text: str) -> None:
     with pytest.raises(RegistryError, match=text), restored(dirty, record(replace(source_state(dirty), **changes))):
         pass
+
+
+def test_weights_that_git_has_not_come_from_the_users_tree(tmp_path: Path) -> None:
+    root, tree = tmp_path / "root", tmp_path / "tree"
+    for folder in (root, tree):
+        folder.mkdir()
+    (tree / "params.yaml").write_text(
+        "train: {initial_weights: null}\nmodel: {encoder_weights: {path: weights/a.pth, sha256: 12ab}}\n"
+    )
+    with pytest.raises(DataError) as caught:
+        bring_weights(root, tree)
+    assert str(caught.value) == (
+        "weights that the recorded training began with are missing: weights/a.pth, sha256 12ab (model.encoder_weights). "
+        "Bring that file there, then try again."
+    )
+    (root / "weights").mkdir()
+    (root / "weights/a.pth").write_bytes(b"weights")
+    bring_weights(root, tree)
+    assert (tree / "weights/a.pth").read_bytes() == b"weights"
+    # What the recorded tree has, it keeps; a path that leads elsewhere is left to the training.
+    (root / "weights/a.pth").write_bytes(b"later")
+    bring_weights(root, tree)
+    assert (tree / "weights/a.pth").read_bytes() == b"weights"
+    for path in ("../outside.pth", str(tmp_path / "absolute.pth")):
+        (tree / "params.yaml").write_text(f"train: {{initial_weights: {{path: {path}, sha256: 12ab}}}}\n")
+        bring_weights(root, tree)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root", "tree"]
 
 
 def test_other_bits_are_explained() -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from unet_core.errors import TrainingError
 from unet_core.index import read_index
@@ -31,6 +32,17 @@ def test_imagenets_statistics_are_for_colour_images_only(small_data) -> None:
         else:
             with pytest.raises(TrainingError, match=r"^model.input_statistics: imagenet is for RGB images. "):
                 read_recipe(index)
+
+
+def test_an_encoder_takes_imagenets_statistics_for_gray_images_too(small_data) -> None:
+    from pipeline.worker import read_recipe
+
+    small_data.run("ingest", "validate", "split", "shard")
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    recipe["model"] = {"encoder": "mobilenet_v2", "input_statistics": "imagenet"}
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    spec, _, _ = read_recipe(read_index(Path("data/shards")))
+    assert (spec.channels, spec.mean, spec.deviation) == (1, IMAGENET_MEAN, IMAGENET_DEVIATION)
 
 
 def test_imagenets_statistics_are_for_8_bits_only(small_data) -> None:

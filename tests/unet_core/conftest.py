@@ -1,7 +1,11 @@
 """Small data that the tests of unet_core share: pictures of shapes, shards of them, recipes for tiny networks."""
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +103,30 @@ def shapes_dir(
 def val(shapes_dir: Path) -> ShardReader:
     """The three validation pictures of the shapes."""
     return ShardReader(shapes_dir, read_index(shapes_dir).of_split("val"))
+
+
+@pytest.fixture(scope="session")
+def train_groups(
+    shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Sequence[int], Mapping[str, Any]], Callable[[int], list[Any]]]:
+    """Numbers of workers, and what each group trains -> by the number, what every rank of gloo processes found."""
+
+    def train(world_sizes: Sequence[int], cases: Mapping[str, Any]) -> Callable[[int], list[Any]]:
+        directory = tmp_path_factory.mktemp("workers")
+        about = {"world_sizes": world_sizes, "shards": str(shapes_dir), "directory": str(directory), "cases": cases}
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("gloo_worker.py")), json.dumps(about)],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=500, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+        def read(world_size: int) -> list[Any]:
+            return [json.loads((directory / f"{rank}_of_{world_size}.json").read_text()) for rank in range(world_size)]
+
+        return read
+
+    return train
 
 
 @pytest.fixture(scope="session")

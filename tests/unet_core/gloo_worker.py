@@ -36,7 +36,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int, che
     index = read_index(shards)
     mean, deviation = index.train_statistics()
     spec = ModelSpec(
-        config=ModelConfig(width=8, depth=2, input_statistics="train", **case["model"]),
+        config=ModelConfig(**{"width": 8, "depth": 2, "input_statistics": "train", **case["model"]}),
         images=ImageConfig(channels=index.channels),
         class_map=index.class_map,
         mean=mean,
@@ -57,6 +57,7 @@ def train(shards: Path, case: dict[str, Any], *, rank: int, world_size: int, che
     return {
         "hash": hash_state(trainer.model.state_dict()),
         "best": hash_state(dict(trainer.best_weights)),
+        "names": list(trainer.best_weights),
         "losses": [step.loss for report in reports for step in report.steps],
         "skipped": [step.step for report in reports for step in report.steps if step.is_skipped],
         "validations": [asdict(report.validation) for report in reports if report.validation],

@@ -1,9 +1,5 @@
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -551,27 +547,10 @@ def cases(make_config: Callable[..., TrainConfig]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained_by(
-    shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory, cases: dict[str, Any]
+    train_groups: Callable[..., Callable[[int], list[Any]]], cases: dict[str, Any]
 ) -> Callable[[int], list[Any]]:
     """Results of every rank of a group of so many gloo processes."""
-    directory = tmp_path_factory.mktemp("workers")
-    about = {
-        "world_sizes": list(range(1, 9)),
-        "shards": str(shapes_dir),
-        "directory": str(directory),
-        "cases": cases,
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("gloo_worker.py")), json.dumps(about)],
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-    def read(world_size: int) -> list[Any]:
-        return [json.loads((directory / f"{rank}_of_{world_size}.json").read_text()) for rank in range(world_size)]
-
-    return read
+    return train_groups(list(range(1, 9)), cases)
 
 
 @pytest.mark.slow
