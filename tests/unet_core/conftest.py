@@ -15,14 +15,19 @@ import pytest
 import torch
 from hypothesis import configuration, settings
 
+from unet_core.checkpoint import TrainState
 from unet_core.index import ShardIndex, read_index, write_index
+from unet_core.loader import LaneLoader
 from unet_core.model_config import ModelConfig, ModelSpec, Precision
 from unet_core.packing import pack_all
 from unet_core.reader import ShardReader
+from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap, ImageConfig, Sample
 from unet_core.shards import write_shard
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
 from unet_core.train_config import TrainConfig
+from unet_core.trainer import Report, Trainer
+from unet_core.transforms import AugmentConfig
 
 # The same examples on every machine, and no directory of them in the working tree.
 configuration.set_hypothesis_home_dir(str(Path(tempfile.gettempdir()) / "hypothesis-of-unet-core"))
@@ -175,3 +180,31 @@ def make_config() -> Callable[..., TrainConfig]:
         select_by="loss",
     )
     return lambda **changes: replace(plain, **changes)
+
+
+@pytest.fixture(scope="session")
+def start(shapes_dir: Path, make_spec: Callable[..., ModelSpec], val: ShardReader) -> Callable[..., Any]:
+    """A plain process: the trainer, and its loop ready to run."""
+    train = read_index(shapes_dir).of_split("train")
+
+    def start(config: TrainConfig, state: TrainState | None = None, **spec: Any) -> tuple[Trainer, Any]:
+        trainer = Trainer(make_spec(**spec), config, LaneTree(lanes=config.lanes))
+        if state is not None:
+            trainer.restore(state)
+        loader = LaneLoader(
+            ShardReader(shapes_dir, train), trainer.spec.class_map, AugmentConfig(crop_px=24), seed=config.seed
+        )
+        return trainer, trainer.fit(loader, val)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def fit(start: Callable[..., Any]) -> Callable[..., tuple[Trainer, list[Report]]]:
+    """Train in a plain process to the end; the trainer and its reports."""
+
+    def fit(config: TrainConfig, state: TrainState | None = None, **spec: Any) -> tuple[Trainer, list[Report]]:
+        trainer, loop = start(config, state, **spec)
+        return trainer, list(loop)
+
+    return fit
