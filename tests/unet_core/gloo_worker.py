@@ -1,4 +1,4 @@
-"""Groups of gloo workers, started by test_trainer.py: `python gloo_worker.py JSON`.
+"""Groups of gloo workers, started by `train_groups` of conftest.py: `python gloo_worker.py JSON`.
 
 Every worker trains the cases that it is told, one after the other, and writes the hash of all weights and buffers.
 A module of its own, run as a script, so that no test module has to be importable in another process.
