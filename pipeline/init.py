@@ -227,6 +227,7 @@ train:
   loss: {{{loss}: 0.5, dice: 0.5}}
   class_weights: none           # inverse or median of a class's pixels, or a list in the order of masks.classes
   gradient_clip: null
+  ema_decay: 0.99               # validate and keep averaged weights; null: the last ones
   validate_every_epochs: {every}
   checkpoint_every_steps: null
   select_by: dice
