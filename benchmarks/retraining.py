@@ -100,9 +100,16 @@ class Place:
 
 
 def make_place(folder: Path, *, count: int = 60) -> Place:
-    """A tree on `main` with pictures of shapes in its source, in which nothing was trained yet."""
+    """A tree with pictures of shapes in its source, in which nothing was trained yet."""
+    place = open_place(folder, "shapes", TINY)
+    place.add_shapes(count)
+    return place
+
+
+def open_place(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Place:
+    """A tree on `main`, with git's `origin` and DVC's remote, whose source is still empty."""
     place = Place(folder)
-    make_workspace(place.tree, "shapes", TINY)
+    make_workspace(place.tree, recipe, changes)
     run(folder, "git", "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
     # What this module itself writes into the tree.
     (place.tree / ".git" / "info" / "exclude").write_text("start.log\n")
@@ -111,7 +118,6 @@ def make_place(folder: Path, *, count: int = 60) -> Place:
     place.git("branch", "--move", "main")
     place.git("remote", "add", "origin", "../origin.git")
     place.git("push", "--quiet", "--set-upstream", "origin", "main")
-    place.add_shapes(count)
     return place
 
 
