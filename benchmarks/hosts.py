@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.workspace import words_of
 
-PORT = 6379
+PORT, DASHBOARD_PORT = 6379, 8265
 #: Where a server beside the hosts listens.
 SERVER_ADDRESS = "10.88.0.254"
 #: What makes the head notice a dead host within seconds; Ray's own values take about a minute when nothing answers.
@@ -98,6 +98,13 @@ class Hosts:
     hosts: list[Host] = field(default_factory=list)
     extra: Mapping[str, str] = field(default_factory=dict)
     """Environment that hosts and drivers have besides, such as a store's credentials; for hosts added later."""
+    has_dashboard: bool = False
+    """Whether the head takes jobs, at `jobs_address`."""
+
+    @property
+    def jobs_address(self) -> str:
+        """Of the Jobs API, for all on the bridge."""
+        return f"http://{self.hosts[0].address}:{DASHBOARD_PORT}"
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -182,12 +189,13 @@ class Hosts:
     def _start_ray(self, host: Host, cpus: int) -> None:
         where = [f"--address={self.hosts[0].address}:{PORT}"]
         if host is self.hosts[0]:
-            where = ["--head", f"--port={PORT}", "--include-dashboard=false"]
-        ray = str(Path(sys.executable).parent / "ray")
+            where = ["--head", f"--port={PORT}", f"--include-dashboard={str(self.has_dashboard).lower()}"]
+            where += [f"--dashboard-host={host.address}", f"--dashboard-port={DASHBOARD_PORT}"]
+        scripts = str(Path(sys.executable).parent)
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "UNET_", "MLFLOW_"))}
         done = subprocess.run(
             host.inside(
-                *(ray, "start", *where, f"--node-ip-address={host.address}", f"--num-cpus={cpus}"),
+                *(f"{scripts}/ray", "start", *where, f"--node-ip-address={host.address}", f"--num-cpus={cpus}"),
                 *("--num-gpus=0", "--object-store-memory=80000000", f"--temp-dir={host.scratch}"),
                 "--disable-usage-stats",
             ),
@@ -195,6 +203,8 @@ class Hosts:
                 **outside,
                 **self._common(),
                 **HEALTH_CHECKS,
+                # Jobs say `python`.
+                "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "HOME": str(host.scratch),
             },

@@ -40,7 +40,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def mlflow_server(artifacts: str | None = None, storage: Mapping[str, str] | None = None) -> Iterator[Server]:
+def mlflow_server(
+    artifacts: str | None = None, storage: Mapping[str, str] | None = None, *, host: str = "127.0.0.1"
+) -> Iterator[Server]:
     """An MLflow server before a PostgreSQL of its own; clients reach artifacts through it and need no other keys.
 
     `artifacts` is the URL below which they lie, by default a folder; `storage` the environment that opens it.
@@ -48,9 +50,9 @@ def mlflow_server(artifacts: str | None = None, storage: Mapping[str, str] | Non
     with postgres() as database, tempfile.TemporaryDirectory(prefix="unet-mlflow-") as scratch:
         folder = Path(scratch)
         port = free_port()
-        server = Server(uri=f"http://127.0.0.1:{port}", password=secrets.token_hex(16))
+        server = Server(uri=f"http://{host}:{port}", password=secrets.token_hex(16))
         where = artifacts or (folder / "artifacts").as_uri()
-        words = server_command(host="127.0.0.1", port=port, artifacts=where)
+        words = server_command(host=host, port=port, artifacts=where)
         known = dict(zip(REQUIRED, (database, server.password, secrets.token_hex(32)), strict=True))
         environment = {**os.environ, **(storage or {}), **server_environment(folder, known)}
         with (folder / "log").open("w", encoding="utf-8") as log:
@@ -78,8 +80,9 @@ def main() -> None:
     """Start, print what a client sets, and wait."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", help="URL below which artifacts lie; by default a folder of its own")
+    parser.add_argument("--host", default="127.0.0.1", help="where MLflow listens; PostgreSQL stays on loopback")
     parsed = parser.parse_args()
-    with mlflow_server(parsed.artifacts) as server, contextlib.suppress(KeyboardInterrupt):
+    with mlflow_server(parsed.artifacts, host=parsed.host) as server, contextlib.suppress(KeyboardInterrupt):
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)
         while True:
