@@ -70,6 +70,11 @@ class Placement:
 
     on_promotion: tuple[str, ...] = ()
     """UNET_ON_PROMOTION: a command, as words of a shell but run without one, that is told of each new champion."""
+    prediction_log: Path = Path(".unet/predictions")
+    """UNET_PREDICTION_LOG: folder of the log of predictions; by default .unet/predictions of the working tree."""
+    prediction_log_gb: float = 1.0
+    """UNET_PREDICTION_LOG_GB: the most that copies of images may take of it, in 10^9 bytes; by default 1."""
+
     webhook: str | None = None
     """UNET_WEBHOOK: an address that `unet retrain` tells what came of it. Who knows it may write there: a secret."""
 
@@ -103,6 +108,8 @@ def read_placement() -> Placement:
         jobs_address=os.environ.get("RAY_API_SERVER_ADDRESS") or Placement.jobs_address,
         on_promotion=_read_words("UNET_ON_PROMOTION"),
         webhook=_read_webhook("UNET_WEBHOOK"),
+        prediction_log=Path(os.environ.get("UNET_PREDICTION_LOG") or Placement.prediction_log),
+        prediction_log_gb=_read_gigabytes("UNET_PREDICTION_LOG_GB") or Placement.prediction_log_gb,
     )
 
 
