@@ -18,7 +18,8 @@ from pipeline.placement import Placement
 from pipeline.predict_image import load_model
 from pipeline.stages.shard import TILE_KEY, ShardConfig
 from unet_core.errors import DataError
-from unet_core.index import read_index
+from unet_core.hashing import hash_file
+from unet_core.index import INDEX_NAME, read_index
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.model import ModelSpec
 from unet_core.reader import ShardReader
@@ -42,6 +43,8 @@ class _Job:
 
     model: ModelFiles
     shards: Path
+    index_sha256: str
+    """Of their index as it is now: a process that looks twice must not read the shards of before."""
 
 
 def measure_training(model: str, *, shards: Path, most: int, placement: Placement) -> Measured:
@@ -50,12 +53,14 @@ def measure_training(model: str, *, shards: Path, most: int, placement: Placemen
     DataError where the shards are not of such images and classes as the model was trained on.
     """
     with open_model_files(model) as files:
-        return _measure_all(_Job(model=files, shards=shards), most, placement)
+        return _measure_all(
+            _Job(model=files, shards=shards, index_sha256=hash_file(shards / INDEX_NAME)), most, placement
+        )
 
 
 def _measure_all(job: _Job, most: int, placement: Placement) -> Measured:
     _, spec = load_model(job.model)
-    _check_same_kind(spec, job.shards)
+    _check_same_kind(spec, job)
     images = _images(_opened(job))
     if not images:
         raise DataError(f"no training samples: {job.shards} has none in train. Run `dvc repro shard`.")
@@ -73,9 +78,9 @@ def _measure_all(job: _Job, most: int, placement: Placement) -> Measured:
     return Measured(num_images=len(images), images=tuple(found))
 
 
-def _check_same_kind(spec: ModelSpec, shards: Path) -> None:
+def _check_same_kind(spec: ModelSpec, job: _Job) -> None:
     """Numbers of images that are read in another way differ, whatever the images are."""
-    classes = read_index(shards).class_map.names
+    classes = read_index(job.shards).class_map.names
     if spec.images != load_section("images", ImageConfig):
         raise DataError(
             "the model was trained on images that are read in another way: params.yaml: images. The model says "
@@ -83,7 +88,7 @@ def _check_same_kind(spec: ModelSpec, shards: Path) -> None:
         )
     if spec.class_map.names != classes:
         raise DataError(
-            f"not the model's training data: {shards}: classes {', '.join(classes)}; the model has "
+            f"not the model's training data: {job.shards}: classes {', '.join(classes)}; the model has "
             f"{', '.join(spec.class_map.names)}. Go back to the commit of the model, or name another model."
         )
 

@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 #: The longer side of an image's copy.
 COPY_PX = 256
 #: Logs whose copies this process found to take all that they may: counting them for each image would take long.
-_FULL: set[Path] = set()
+_FULL: set[tuple[Path, int]] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,8 @@ def _keep_copy(log: Logbook, name: Path, data: bytes) -> bool:
     path = log.folder / name
     if path.exists():
         return True
-    if log.folder in _FULL:
+    limit = (log.folder.resolve(), log.copies_bytes)
+    if limit in _FULL:
         return False
     count = log.folder / "images" / "bytes"
     taken = _read_count(count)
@@ -195,7 +196,7 @@ def _keep_copy(log: Logbook, name: Path, data: bytes) -> bool:
         taken = sum(found.stat().st_size for found in count.parent.rglob("*.png"))
     is_kept = taken + len(data) <= log.copies_bytes
     if not is_kept:
-        _FULL.add(log.folder)
+        _FULL.add(limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Before the copy: a process killed in between leaves a count that is too high, and is put right above.
     _write_whole(count, str(taken + len(data) if is_kept else taken).encode())
