@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def _read(path: Path) -> _Known | None:
 
 def _write(path: Path, known: _Known) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(path.name + ".partial")
+    # Several may look at once.
+    partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial_file.write_text(json.dumps(asdict(known)) + "\n", encoding="utf-8")
     partial_file.replace(path)

@@ -6,8 +6,8 @@ images below it; 0 where the two agree, 1 where they have nothing in common. It 
 distributed, has no unit, and one limit does for all quantities. Two things make a drift of it:
 
 - the distance is above the limit. Of thousands of images, a difference that nobody would care about is beyond chance.
-- chance alone would hardly give it: of twenty images, a distance of 0.3 means nothing. The p-values of all quantities
-  are held against one chance of a false alarm, divided by their number (Bonferroni).
+- chance alone would hardly give it: of twenty images of the same kind, one quantity in twenty is above 0.3. The
+  p-values of all quantities are held against one chance of a false alarm, divided by their number (Bonferroni).
 """
 
 import math

@@ -108,7 +108,7 @@ def read_placement() -> Placement:
         jobs_address=os.environ.get("RAY_API_SERVER_ADDRESS") or Placement.jobs_address,
         on_promotion=_read_words("UNET_ON_PROMOTION"),
         webhook=_read_webhook("UNET_WEBHOOK"),
-        prediction_log=Path(os.environ.get("UNET_PREDICTION_LOG") or Placement.prediction_log),
+        prediction_log=_read_folder("UNET_PREDICTION_LOG") or Placement.prediction_log,
         prediction_log_gb=_read_gigabytes("UNET_PREDICTION_LOG_GB") or Placement.prediction_log_gb,
     )
 
@@ -187,6 +187,16 @@ def _read_url(name: str) -> str | None:
             f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder. Correct or unset it."
         )
     return text or None
+
+
+def _read_folder(name: str) -> Path | None:
+    text = os.environ.get(name)
+    if text and "://" in text:
+        raise RecipeError(
+            f"environment variable {name}: {text!r} is a URL: lines are added to its files, which needs a folder. "
+            "Correct or unset it."
+        )
+    return Path(text).expanduser() if text else None
 
 
 def _read_webhook(name: str) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.drift import drift, read_time
@@ -97,6 +98,25 @@ def test_what_is_skipped_is_not_logged_twice_and_without_log_nothing_is(trained,
     # Another run of the same images by the same model counts once.
     give(["new"], "again")
     assert look()[1]["images"]["recent"] == NUM_NEW
+
+
+def test_a_large_image_that_goes_through_by_rows_is_logged_as_one_in_memory(
+    tree, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model_dir(Path("model"))
+    pixels = np.random.default_rng(0).integers(0, 256, size=(100, 110), dtype=np.uint8)
+    tifffile.imwrite("a.tif", pixels, tile=(32, 32))
+    give(["a.tif"], "small", "images")
+    monkeypatch.setattr("pipeline.predict_image.LARGE_PIXELS", 5000)
+    give(["a.tif"], "large", "images")
+    assert (Path("large/masks/a.tif").is_file(), Path("small/masks/a.png").is_file()) == (True, True)
+    (file,) = LOG.glob("*.jsonl")
+    lines = [{**json.loads(line), "time": None} for line in file.read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0]["means"] == pytest.approx([pixels.mean() / 255], rel=1e-4)
+    # One copy, which was not written twice.
+    assert len(list(LOG.glob("images/*/*.png"))) == 1
 
 
 def test_too_few_are_too_few_to_tell_and_need_no_training_data(tree, write_model_dir, capsys) -> None:

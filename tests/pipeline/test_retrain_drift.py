@@ -16,6 +16,8 @@ from pipeline.predict_image import Options
 from pipeline.retrain_drift import find_drift
 from pipeline.retrain_standing import read_standing
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+
 SHARDS, RECEIPT = Path("data/shards"), Path("models/receipt.json")
 SECTION = "drift: {min_images: 3}\n"
 
