@@ -91,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_registry_commands(command)
     _add_cluster_commands(command)
     _add_retrain(command)
+    _add_models_at_work(command)
+    command("summary", "say where things stand", _summary)
+    command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
+    return parser
+
+
+def _add_models_at_work(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
     predict = command("predict", "write masks and more for images; goes on where it was stopped", _predict)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, folders, patterns or URLs")
     predict.add_argument("--out", type=Path, required=True, help="folder for masks/, overlays/ and the rest")
@@ -103,14 +110,26 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", default="models:/unet@champion", help="registry address or model directory")
     predict.add_argument("--exact", action="store_true", help="tiles that change nothing, slower")
     predict.add_argument("--tta", action="store_true", help="mean of eight turned and mirrored forms, 8 times slower")
+    predict.add_argument(
+        "--log", choices=("statistics", "images"), help="log them for `unet drift`; images: with small copies"
+    )
+    drift = command("drift", "say whether recent predictions look like the training data", _drift)
+    drift.add_argument("--model", default="models:/unet@champion", help="whose: registry address or model directory")
+    drift.add_argument(
+        "--since", metavar="TIME", help="only later ones (UTC), such as 2026-11-01; default: the recipe's"
+    )
+    drift.add_argument("--last", type=int, metavar="COUNT", help="at most so many of the newest; default: the recipe's")
+    drift.add_argument(
+        "--out", type=Path, default=Path("reports/drift.html"), help="the page; .png and .json beside it"
+    )
+    drift.add_argument(
+        "--exit-code", action="store_true", help="end with 0: like the training data, 10: drift, 11: too few to tell"
+    )
     export = command("export", "write a model as one file for other programs, checked against PyTorch", _export)
     export.add_argument("model", metavar="MODEL", help="registry address or model directory")
     export.add_argument("--to", type=Path, required=True, metavar="FILE", help="model.onnx or model.pt2")
     reproduce = command("reproduce", "train a recorded run again and say whether the bits are the same", _reproduce)
     reproduce.add_argument("name", metavar="RUN_OR_MODEL", help="run id, models:/unet@champion or models:/unet/3")
-    command("summary", "say where things stand", _summary)
-    command("stage", "run one DVC stage (dvc.yaml calls this)", _init)
-    return parser
 
 
 def _add_registry_commands(command: Callable[[str, str, Run], argparse.ArgumentParser]) -> None:
@@ -265,7 +284,15 @@ def _predict(parsed: argparse.Namespace) -> None:
     from pipeline.predict_image import Options
 
     options = Options(exact=parsed.exact, tta=parsed.tta, save=frozenset(filter(None, parsed.save.split(","))))
-    predict(parsed.paths, out=parsed.out, model=parsed.model, options=options)
+    predict(parsed.paths, out=parsed.out, model=parsed.model, options=options, log_what=parsed.log)
+
+
+def _drift(parsed: argparse.Namespace) -> None:
+    from pipeline.drift import drift
+
+    code = drift(model=parsed.model, shards=SHARDS, page=parsed.out, since=parsed.since, last=parsed.last)
+    if parsed.exit_code:
+        sys.exit(code)
 
 
 def _export(parsed: argparse.Namespace) -> None:

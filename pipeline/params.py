@@ -24,7 +24,7 @@ SECTIONS = (
     "ingest images masks validate split shard model augment train register evaluate promote".split()  # noqa: SIM905
 )
 #: Of commands that a recipe may do without.
-OPTIONAL = ("search",)
+OPTIONAL = ("search", "drift")
 
 Config = TypeVar("Config")
 

@@ -70,6 +70,11 @@ class Placement:
 
     on_promotion: tuple[str, ...] = ()
     """UNET_ON_PROMOTION: a command, as words of a shell but run without one, that is told of each new champion."""
+    prediction_log: Path = Path(".unet/predictions")
+    """UNET_PREDICTION_LOG: folder of the log of predictions; by default .unet/predictions of the working tree."""
+    prediction_log_gb: float = 1.0
+    """UNET_PREDICTION_LOG_GB: the most that copies of images may take of it, in 10^9 bytes; by default 1."""
+
     webhook: str | None = None
     """UNET_WEBHOOK: an address that `unet retrain` tells what came of it. Who knows it may write there: a secret."""
 
@@ -103,6 +108,8 @@ def read_placement() -> Placement:
         jobs_address=os.environ.get("RAY_API_SERVER_ADDRESS") or Placement.jobs_address,
         on_promotion=_read_words("UNET_ON_PROMOTION"),
         webhook=_read_webhook("UNET_WEBHOOK"),
+        prediction_log=_read_folder("UNET_PREDICTION_LOG") or Placement.prediction_log,
+        prediction_log_gb=_read_gigabytes("UNET_PREDICTION_LOG_GB") or Placement.prediction_log_gb,
     )
 
 
@@ -180,6 +187,16 @@ def _read_url(name: str) -> str | None:
             f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder. Correct or unset it."
         )
     return text or None
+
+
+def _read_folder(name: str) -> Path | None:
+    text = os.environ.get(name)
+    if text and "://" in text:
+        raise RecipeError(
+            f"environment variable {name}: {text!r} is a URL: lines are added to its files, which needs a folder. "
+            "Correct or unset it."
+        )
+    return Path(text).expanduser() if text else None
 
 
 def _read_webhook(name: str) -> str | None:

@@ -12,18 +12,21 @@ from pipeline.model_files import ModelFiles, open_model_files
 from pipeline.parallel import FEW, WORTH_SECONDS, map_parallel
 from pipeline.placement import Placement, read_placement
 from pipeline.predict_image import Job, Options, Outcome, died, load_model, predict_job
+from pipeline.prediction_log import Logbook, What
 from pipeline.results import FOLDERS
 from pipeline.results_record import has_others, is_done
 from pipeline.storage import split_address, version_of
+from unet_core.checkpoint import model_hash
 from unet_core.errors import DataError, RecipeError, UnetError
 
 #: Failed images that are named; the number of the others is said.
 MAX_NAMED = 20
 
 
-def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -> None:
+def predict(places: Sequence[str], *, out: Path, model: str, options: Options, log_what: What | None = None) -> None:
     """Predict all images that have no results yet; `model` is a registry address or a model directory.
 
+    With `log_what`, each is logged for `unet drift`: its statistics, or also a small copy of it.
     Raises DataError at the end that names the images that could not be predicted; the others are done.
     """
     unknown = sorted(options.save - set(FOLDERS))
@@ -37,12 +40,36 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options) -
         jobs = _jobs(images, files, options)
         todo = _without_done(jobs, out)
         out.mkdir(parents=True, exist_ok=True)
-        work = partial(predict_job, model=files, root=placement.root, out=out, options=options)
+        log = _logbook(placement, files, log_what) if log_what else None
+        work = partial(predict_job, model=files, root=placement.root, out=out, options=options, log=log)
         outcomes = _predict_all(work, todo, placement)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     what = ", ".join(FOLDERS[name] for name in FOLDERS if name in options.save)
     say(f"{len(outcomes) - len(failed)} images predicted: {what} in {out}")
+    if log is not None:
+        _tell_log(log, outcomes)
     _tell_failed(failed, len(jobs))
+
+
+def _logbook(placement: Placement, model: ModelFiles, what: What) -> Logbook:
+    return Logbook(
+        folder=placement.prediction_log,
+        what=what,
+        model_sha256=model_hash(model.directory),
+        copies_bytes=int(placement.prediction_log_gb * 1e9),
+    )
+
+
+def _tell_log(log: Logbook, outcomes: Sequence[Outcome]) -> None:
+    logged = sum(outcome.failure is None for outcome in outcomes)
+    say(
+        f"{logged} images logged in {log.folder}: {'statistics and small copies' if log.what == 'images' else log.what}"
+    )
+    if left_out := sum(outcome.has_no_copy for outcome in outcomes):
+        say(
+            f"{left_out} of them have no copy: all copies may take {log.copies_bytes / 1e9:g} GB. Remove old ones, or "
+            "raise UNET_PREDICTION_LOG_GB"
+        )
 
 
 def _predict_all(work: Callable[[Job], Outcome], todo: Sequence[Job], placement: Placement) -> list[Outcome]:

@@ -13,6 +13,7 @@ import torch
 from pipeline.memory import keep_freed_memory
 from pipeline.model_files import ModelFiles
 from pipeline.pictures import overlay
+from pipeline.prediction_log import Logbook, append_entry, small_copy
 from pipeline.results import (
     FOLDERS,
     OF_WHOLE_MASKS,
@@ -23,7 +24,7 @@ from pipeline.results import (
     write_results,
 )
 from pipeline.results_record import forget, record
-from pipeline.storage import read_file, split_address
+from pipeline.storage import public, read_file, split_address
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, UnetError
 from unet_core.folding import fold_batch_norm
@@ -32,6 +33,7 @@ from unet_core.images import read_image
 from unet_core.inference import Band, predict_bands, predict_logits, predict_mask, predict_symmetric
 from unet_core.model import ModelSpec, Network
 from unet_core.samples import Array
+from unet_core.trait_meter import MeasuredRows, TraitMeter, watched
 
 #: TIFF files of more pixels are read and written by rows: 4096 x 4096.
 LARGE_PIXELS = 2**24
@@ -65,16 +67,20 @@ class Outcome:
     address: str
     failure: str | None = None
     """Why there are no results."""
+    has_no_copy: bool = False
+    """Whether the log was to hold a copy of it and has no place."""
 
 
-def predict_job(job: Job, *, model: ModelFiles, root: Path, out: Path, options: Options) -> Outcome:
+def predict_job(
+    job: Job, *, model: ModelFiles, root: Path, out: Path, options: Options, log: Logbook | None = None
+) -> Outcome:
     """Predict an image and record it; a foreseen mistake is this image's alone. Paths are relative to `root`."""
     # Ray starts workers elsewhere.
     os.chdir(root)
     try:
         network, spec = load_model(model)
         forget(out, job.name)
-        results = _predict(job, network, spec, out, options)
+        results, is_logged = _predict_and_log(job, network, spec, out, options, log)
         record(out, job.name, job.about, results)
     except UnetError as error:
         return Outcome(address=job.address, failure=str(error))
@@ -84,7 +90,7 @@ def predict_job(job: Job, *, model: ModelFiles, root: Path, out: Path, options: 
         return Outcome(address=job.address, failure="no memory. Predict fewer at a time: lower UNET_PROCESSES.")
     except OSError as error:
         return Outcome(address=job.address, failure=f"{error.strerror or error}: {error.filename or out}.")
-    return Outcome(address=job.address)
+    return Outcome(address=job.address, has_no_copy=not is_logged)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -107,19 +113,66 @@ def load_model(model: ModelFiles) -> tuple[Network, ModelSpec]:
     return fold_batch_norm(network).to(device), spec
 
 
-def _predict(job: Job, network: Network, spec: ModelSpec, out: Path, options: Options) -> list[Path]:
+class Witness:
+    """Collects what is to be logged of an image."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.meter = TraitMeter(spec)
+        self.shape: tuple[int, ...] = ()
+        self.picture: Array | None = None
+
+    def note(self, image: Array, mask: Array) -> None:
+        """An image in memory, and what was predicted."""
+        self.meter.see_pixels(image)
+        self.meter.see_mask(mask)
+        self.shape, self.picture = image.shape, image
+
+
+def _predict_and_log(
+    job: Job, network: Network, spec: ModelSpec, out: Path, options: Options, log: Logbook | None
+) -> tuple[list[Path], bool]:
+    """The results, and whether all that is to be logged is; before they are recorded, so that no image is left out."""
+    if log is None:
+        return _predict(job, network, spec, out, options, None), True
+    witness = Witness(spec)
+    with watched(network, witness.meter):
+        results = _predict(job, network, spec, out, options, witness)
+    assert witness.picture is not None
+    height, width = witness.shape[:2]
+    is_logged = append_entry(
+        log,
+        image=public(job.address),
+        version=str(job.about["version"]),
+        traits=witness.meter.read(height=height, width=width),
+        copy=small_copy(witness.picture) if log.what == "images" else None,
+    )
+    return results, is_logged
+
+
+def _predict(
+    job: Job, network: Network, spec: ModelSpec, out: Path, options: Options, witness: Witness | None
+) -> list[Path]:
     if Path(job.address).is_file():
         with open_image_rows(Path(job.address), spec.images, min_pixels=LARGE_PIXELS) as rows:
             if rows is not None:
-                return _predict_large(job.name, rows, network, spec, out, options)
+                return _predict_large(job.name, rows, network, spec, out, options=options, witness=witness)
     image = read_image(read_file(*split_address(job.address)), spec.images)
     predict = predict_symmetric if options.tta else predict_logits
     logits = predict(network, spec, image, exact=options.exact)
+    if witness is not None:
+        witness.note(image, predict_mask(logits, spec))
     return write_results(out, job.name, image, logits, spec, options.save)
 
 
-def _predict_large(
-    name: str, image: FileRows, network: Network, spec: ModelSpec, out: Path, options: Options
+def _predict_large(  # noqa: PLR0913 each says one thing of the work
+    name: str,
+    image: FileRows,
+    network: Network,
+    spec: ModelSpec,
+    out: Path,
+    *,
+    options: Options,
+    witness: Witness | None,
 ) -> list[Path]:
     """As `write_results`, by bands of rows; pixels go to TIFF files, and the overlay is a small one."""
     height, width = image.shape[:2]
@@ -130,19 +183,25 @@ def _predict_large(
             "Leave it out, or cut the image into parts."
         )
     thumbnail = Thumbnail(image)
-    bands = predict_bands(network, spec, thumbnail, exact=options.exact)
+    rows = thumbnail if witness is None else MeasuredRows(thumbnail, witness.meter)
+    bands = predict_bands(network, spec, rows, exact=options.exact)
     with open_tiff_files() as make:
         files: dict[str, TiffRowsFile] = {}
         for band in bands:
             mask = predict_mask(band.logits, spec)
             thumbnail.note_mask(band, mask)
-            for folder, rows in pixel_results(band.logits, mask, spec, options.save).items():
+            if witness is not None:
+                witness.meter.see_mask(mask)
+            for folder, part in pixel_results(band.logits, mask, spec, options.save).items():
                 if folder not in files:
-                    files[folder] = make(out / folder / f"{name}.tif", (height, *rows.shape[1:]), rows.dtype)
-                files[folder].append(rows)
+                    files[folder] = make(out / folder / f"{name}.tif", (height, *part.shape[1:]), part.dtype)
+                files[folder].append(part)
         results = [file.finish() for file in files.values()]
+    picture, small_mask = thumbnail.picture()
+    if witness is not None:
+        witness.shape, witness.picture = image.shape, picture
     if "overlay" in options.save:
-        picture = overlay(*thumbnail.picture(), spec.class_map)
+        picture = overlay(picture, small_mask, spec.class_map)
         results.append(write_png(out / FOLDERS["overlay"] / f"{name}.png", picture))
     return results
 

@@ -184,6 +184,8 @@ class _Retraining:
                 self._promote()
             self._stand(found)
         outcome, sentence = _conclude(self._standing, memory)
+        # It trains nothing, so people must act: chat programs show them this sentence alone.
+        sentence = "; ".join([sentence, *(reason.text for reason in self._reasons if reason.kind == "drift")])
         summary = self._write(outcome, sentence)
         call_webhook(self._placement.webhook, summary.body())
         if self._standing.version is not None:

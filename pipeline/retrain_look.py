@@ -11,6 +11,7 @@ from pipeline.arrivals import find_all_pairs, find_changes, tracked_by
 from pipeline.ledger import Changes, present, read_ledger
 from pipeline.params import load_section
 from pipeline.placement import Placement
+from pipeline.retrain_drift import find_drift
 from pipeline.retrain_leftovers import mend_record
 from pipeline.retrain_reasons import Seen
 from pipeline.retrain_record import Record, is_recorded, unpushed_branch
@@ -101,6 +102,7 @@ def look(paths: Paths, placement: Placement, record: Record, *, may_mend: bool) 
         champion_age_days=standing.champion_age_days,
         is_judged=_is_judged(standing, paths),
         interrupted=standing.memory.reasons if standing.memory else (),
+        drift=find_drift(standing, paths.shards, placement, may_store=may_mend),
         is_half_moved=standing.is_half_moved,
     )
     return Look(seen=seen, changes=changes, status=status, standing=standing, client=client)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["first", "data", "recipe", "code", "results", "record", "gate", "champion", "age", "force"]
+Kind = Literal["first", "data", "recipe", "code", "results", "record", "gate", "champion", "age", "drift", "force"]
 
 #: Names that a sentence shows of many.
 MAX_NAMES = 3
@@ -49,6 +49,8 @@ class Seen:
     """Whether the gate has answered for this model on today's test images; None where no model is registered yet."""
     interrupted: Sequence[str] = ()
     """Reasons of an earlier call that ended before anybody was told."""
+    drift: str | None = None
+    """How the champion's recent inputs differ from the training data, as a sentence; None: not, or nobody knows."""
     is_half_moved: bool = False
     """Whether somebody began to move the champion and did not end."""
 
@@ -60,6 +62,7 @@ def find_reasons(seen: Seen, *, max_age_days: float | None, force: str | None) -
         *([Reason(kind="first", text="nothing was trained here yet")] if seen.is_first else _of_inputs(seen)),
         *_of_interrupted_calls(seen),
         *_of_champion(seen, max_age_days),
+        *([Reason(kind="drift", text=seen.drift)] if seen.drift is not None else []),
         *([Reason(kind="force", text=f"asked for: {force}")] if force is not None else []),
     ]
 

@@ -172,6 +172,9 @@ class NestedDecoder(nn.Module):
 class Network(nn.Module):
     """What all networks have in common: they take images as they are stored, and know what sizes suit them."""
 
+    encoder: nn.Module
+    """The way down."""
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.config = spec.config

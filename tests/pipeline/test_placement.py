@@ -77,6 +77,22 @@ def test_shards_may_be_fetched_from_a_url(tree, monkeypatch: pytest.MonkeyPatch)
     assert (placement.shards, placement.cache_dir, placement.cache_gb) == ("s3://bucket/shards", "/scratch/unet", 0.5)
 
 
+def test_the_log_of_predictions_lies_in_a_folder(tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    placement = read_placement()
+    assert (placement.prediction_log, placement.prediction_log_gb) == (Path(".unet/predictions"), 1.0)
+    monkeypatch.setenv("UNET_PREDICTION_LOG", "~/log")
+    monkeypatch.setenv("UNET_PREDICTION_LOG_GB", "2.5")
+    placement = read_placement()
+    assert (placement.prediction_log, placement.prediction_log_gb) == (Path.home() / "log", 2.5)
+    monkeypatch.setenv("UNET_PREDICTION_LOG", "s3://bucket/log")
+    with pytest.raises(RecipeError) as caught:
+        read_placement()
+    assert str(caught.value) == (
+        "environment variable UNET_PREDICTION_LOG: 's3://bucket/log' is a URL: lines are added to its files, which needs "
+        "a folder. Correct or unset it."
+    )
+
+
 def test_a_folder_is_no_url_of_shards(tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNET_SHARDS", "data/shards")
     with pytest.raises(RecipeError) as caught:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from benchmarks.retraining import CALL, Place, make_place
 from benchmarks.workspace import ROOT, change_recipe, commit, run, start, wait_for_step, weights_of
@@ -394,6 +395,31 @@ def test_new_code_from_upstream_is_what_runs(first: Place, tmp_path: Path) -> No
     assert code == 11, said
     assert "retraining: new code came: pipeline/stages/report.py\n" in said
     place.check_all_done()
+
+
+def test_inputs_that_drift_are_a_reason_that_people_hear_of_and_that_trains_nothing(
+    first: Place, tmp_path: Path
+) -> None:
+    place = first.copy_to(tmp_path / "place")
+    dark = place.folder / "dark"
+    dark.mkdir()
+    for path in sorted((place.tree / "data" / "raw" / "shapes" / "images").iterdir())[:24]:
+        with Image.open(path) as picture:
+            picture.point(lambda level: level // 4).save(dark / path.name)
+    place.run("unet", "predict", "../dark", "--out", "../predictions", "--log", "statistics")
+    with (place.tree / "params.yaml").open("a") as stream:
+        stream.write("drift: {max_distance: 0.4}\n")
+    commit(place.tree, "look at drift")
+    code, said = place.call()
+    assert code == 11, said
+    reason = "recent inputs differ from the training data: brightness "
+    assert said.startswith(f"retraining: changed recipe: a section that only commands read; {reason}")
+    told = place.summary()
+    assert [reason["kind"] for reason in told["reasons"]] == ["recipe", "drift"]
+    assert f"the model is the same as before, and champion already; {reason}" in told["text"]
+    # It stays a reason until something changes.
+    code, said = place.call()
+    assert (code, said.startswith(f"retraining: {reason}")) == (11, True), said
 
 
 def test_crons_line_works_under_its_bare_environment(first: Place) -> None:

@@ -50,6 +50,7 @@ def test_where_all_is_as_it_was_there_is_no_reason_and_a_sentence_says_so() -> N
         ({"is_recorded": False}, "record", "results that git does not have yet"),
         ({"unpushed": "retrain"}, "record", "branch retrain is not at origin yet"),
         ({"is_judged": False}, "gate", "the gate has not judged this model on today's test images"),
+        ({"drift": "recent inputs differ: brightness"}, "drift", "recent inputs differ: brightness"),
         ({"is_half_moved": True}, "gate", "a move of the champion was stopped halfway"),
         ({"interrupted": ["2 new samples in raw"]}, "gate", "an earlier call was stopped (2 new samples in raw)"),
         ({"champion": None, "is_judged": None}, "champion", "there is no champion"),
