@@ -110,7 +110,7 @@ def push(lock: int | None) -> None:
 
 
 def reproduce(lock: int | None, told: Path, *, stage: str | None = None) -> None:
-    """Run all stale stages, or those up to `stage`, and let people see what they say, which stands in the file `told` too.
+    """Run all stale stages, or those up to `stage`; people see what they say, and it stands in the file `told`.
 
     A stage's own error keeps its exit code. Interrupted, it lets the training write a checkpoint.
     """
