@@ -1,6 +1,7 @@
 """A Ray cluster of several hosts on one machine: network namespaces on a bridge, for benchmarks and tests.
 
-Each host has an address, a home folder, Ray processes and cores of its own; other files are shared. A link can be cut
+Each host has an address, a home folder, Ray processes and cores of its own; other files are shared, but for those that
+are hidden from all hosts except the head. A link can be cut
 and a host killed, as in a real cluster; a server may stand beside them. Needs Linux, root and iproute2.
 """
 
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +99,8 @@ class Hosts:
     hosts: list[Host] = field(default_factory=list)
     extra: Mapping[str, str] = field(default_factory=dict)
     """Environment that hosts and drivers have besides, such as a store's credentials; for hosts added later."""
+    hidden: Sequence[Path] = ()
+    """Folders that only the head is to see; for hosts added later."""
     has_dashboard: bool = False
     """Whether the head takes jobs, at `jobs_address`."""
 
@@ -186,6 +189,13 @@ class Hosts:
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "GLOO_SOCKET_IFNAME": "eth0"}
         return {**self.extra, **own}
 
+    def _hiding(self, host: Host) -> tuple[str, ...]:
+        """What stands before a command that is not to see what is hidden; `ip netns exec` has given it own mounts."""
+        if host is self.hosts[0]:
+            return ()
+        empty = ('mount -t tmpfs tmpfs "$1" && shift && exec "$@"', "sh")
+        return tuple(word for folder in self.hidden for word in ("sh", "-c", *empty, str(folder)))
+
     def _start_ray(self, host: Host, cpus: int) -> None:
         where = [f"--address={self.hosts[0].address}:{PORT}"]
         if host is self.hosts[0]:
@@ -195,6 +205,7 @@ class Hosts:
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "UNET_", "MLFLOW_"))}
         done = subprocess.run(
             host.inside(
+                *self._hiding(host),
                 *(f"{scripts}/ray", "start", *where, f"--node-ip-address={host.address}", f"--num-cpus={cpus}"),
                 *("--num-gpus=0", "--object-store-memory=80000000", f"--temp-dir={host.scratch}"),
                 "--disable-usage-stats",

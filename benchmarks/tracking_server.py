@@ -24,13 +24,13 @@ class TrackingServer:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it; it answers some seconds later."""
+    def start(self, inside: tuple[str, ...] = ()) -> None:
+        """Start it, in the namespace that `inside` enters; it answers some seconds later."""
         places = (f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db", f"--artifacts-destination={self._folder}")
         words = (sys.executable, "-m", "mlflow", "server", *places, "--host=127.0.0.1", "--workers=1")
         with (self._folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
-                (*words, f"--port={self.port}"), stdout=log, stderr=log, start_new_session=True
+                (*inside, *words, f"--port={self.port}"), stdout=log, stderr=log, start_new_session=True
             )
 
     def wait(self) -> tracking.Client:

@@ -7,6 +7,7 @@ What lies there is all that is known of checkpoints: whoever comes, on any machi
 
 import contextlib
 import json
+import platform
 import secrets
 import tempfile
 import threading
@@ -56,6 +57,14 @@ class Checkpoints:
                 note = Path(scratch, "training.json")
                 note.write_text(json.dumps(dict(self.made_by), indent=1) + "\n", encoding="utf-8")
                 storage.store_file(note, self.root, note.name)
+
+    def check_host(self) -> None:
+        """TrainingError on a host that does not see the folder's place: nobody would find what it writes."""
+        if not storage.is_url(self.root) and not Path(self.root).parent.is_dir():
+            raise TrainingError(
+                f"{platform.node()} does not see the folder in which checkpoints lie: {self.root}. Share it among the "
+                "hosts, or set UNET_CHECKPOINTS to a URL that all of them reach."
+            )
 
     def write(self, spec: ModelSpec, state: TrainState) -> StorageError | None:
         """Add one, and remove what it makes needless. StorageError or OSError where adding fails for now.

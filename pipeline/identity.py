@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import unet_core
 from pipeline.lineage import Source, code_hash, data_state, source_state
 from pipeline.params import RECIPE, read_sections
 from unet_core.checkpoint import weights_hash
@@ -32,6 +33,8 @@ LIBRARIES = (
     "torch", "numpy", "albumentations", "opencv-python-headless", "webdataset", "imagecodecs", "pillow", "ray",
     "segmentation-models-pytorch",
 )  # fmt: skip
+#: Where the code lies that runs here: a host may have it installed, and no working tree.
+CODE = Path(unet_core.__path__[0]).parent
 #: Up to so many samples an epoch's plan is hashed as it is; above, by what decides it and by its first and last step.
 MAX_HASHED_SAMPLES = 1_000_000
 
@@ -115,18 +118,17 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
     }
 
 
-def host_state(root: Path, shards: Path) -> dict[str, str]:
-    """What all hosts of a training must share beside the recipe, also when it goes on later."""
+def host_state() -> dict[str, str]:
+    """What all hosts of a training must share beside recipe and index, also when it goes on later."""
     return {
-        **data_state(shards),
-        "code_sha256": code_hash(root),
+        "code_sha256": code_hash(CODE),
         **{f"versions.{name}": version for name, version in versions().items()},
     }
 
 
-def check_host(began: Mapping[str, Any], root: Path, shards: Path) -> None:
+def check_host(began: Mapping[str, Any]) -> None:
     """TrainingError where this host is in another state than `began`, that of the training's begin."""
-    for name, value in host_state(root, shards).items():
+    for name, value in host_state().items():
         if began[name] != value:
             raise TrainingError(
                 f"{platform.node()} differs from how the training began: {name} was {began[name]}, is {value}. Bring "

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.command import run_command, say
 from pipeline.job_results import find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
-from pipeline.placement import environment_for_tools, read_placement
+from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,9 @@ def _dvc(*words: str) -> list[str]:
 
 def _call(command: Sequence[str], *, alone: bool = False) -> int:
     """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files."""
-    environment = {**environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
+    # The other hosts have nothing of this tree's data; where the shards lie elsewhere too, the user says so.
+    elsewhere = {"UNET_SHARDS": DVC_REMOTE}
+    environment = {**elsewhere, **environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
     with subprocess.Popen(command, env=environment) as process:
         try:
             return process.wait()

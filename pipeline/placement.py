@@ -13,6 +13,8 @@ from pathlib import Path
 
 from unet_core.errors import RecipeError
 
+#: In place of a URL of shards: where `dvc push` puts them.
+DVC_REMOTE = "dvc"
 #: What `unet submit` passes on to the cluster. Caches and commands belong to a machine, and credentials to the
 #: cluster's own environment.
 PASSED_ON = (
@@ -55,8 +57,8 @@ class Placement:
     """UNET_PROCESSES: processes that check files; by default one per core, of this machine or of the cluster."""
 
     shards: str | None = None
-    """UNET_SHARDS: URL of a copy of data/shards, from which the training workers fetch; by default they read
-    data/shards itself."""
+    """UNET_SHARDS: URL of a copy of data/shards, from which the training workers fetch, or `dvc`: where they don't see
+    the driver's data/shards, they fetch from DVC's remote; by default they read data/shards itself."""
     cache_dir: str = "~/.cache/unet"
     """UNET_CACHE: folder for fetched shards, on each node's own disk; by default ~/.cache/unet."""
     cache_gb: float = 20.0
@@ -101,7 +103,7 @@ def read_placement() -> Placement:
         workers=_read_workers("UNET_WORKERS"),
         loader_threads=_read_count("UNET_LOADER_THREADS") or 1,
         processes=_read_count("UNET_PROCESSES"),
-        shards=_read_url("UNET_SHARDS"),
+        shards=_read_url("UNET_SHARDS", or_else=DVC_REMOTE),
         cache_dir=os.environ.get("UNET_CACHE") or Placement.cache_dir,
         cache_gb=_read_gigabytes("UNET_CACHE_GB") or Placement.cache_gb,
         checkpoints=_read_url("UNET_CHECKPOINTS"),
@@ -180,11 +182,12 @@ def _read_words(name: str) -> tuple[str, ...]:
         ) from error
 
 
-def _read_url(name: str) -> str | None:
+def _read_url(name: str, *, or_else: str | None = None) -> str | None:
     text = os.environ.get(name)
-    if text and "://" not in text:
+    if text and "://" not in text and text != or_else:
+        word = f", and not {or_else}" if or_else else ""
         raise RecipeError(
-            f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder. Correct or unset it."
+            f"environment variable {name}: {text!r} is not a URL such as s3://bucket/folder{word}. Correct or unset it."
         )
     return text or None
 

@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.arrivals import add, record, tracked_by
 from pipeline.command import say
 from pipeline.params import load_section
-from pipeline.placement import Placement, read_placement
+from pipeline.placement import DVC_REMOTE, Placement, read_placement
 from pipeline.retrain_leftovers import clear_leftovers
 from pipeline.retrain_lock import held, holder
 from pipeline.retrain_look import Look, Paths, look, make_record
@@ -170,7 +170,7 @@ class _Retraining:
                     record(load_section("ingest", IngestConfig), found.changes)
         if found.must_add or is_stale(found.seen):
             with self._timed("reproduce"):
-                reproduce(self._lock, self._placement.state_dir / "retrain.log")
+                self._reproduce(self._placement.state_dir)
         self._stand(found)
         self._memory = memory = self._remember(found)
         if not is_recorded(self._record):
@@ -192,6 +192,13 @@ class _Retraining:
             forget(_client(found), self._standing.version)
         say(summary.line)
         return outcome
+
+    def _reproduce(self, state_dir: Path) -> None:
+        if self._placement.shards == DVC_REMOTE:
+            # From there the training's workers read.
+            reproduce(self._lock, state_dir / "retrain-shard.log", stage="shard")
+            push(self._lock)
+        reproduce(self._lock, state_dir / "retrain.log")
 
     def _stand(self, found: Look) -> None:
         """Look again how the model stands, which may be another one now."""

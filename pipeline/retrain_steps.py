@@ -109,8 +109,8 @@ def push(lock: int | None) -> None:
         )
 
 
-def reproduce(lock: int | None, told: Path) -> None:
-    """Run all stale stages, and let people see what they say, which stands in the file `told` too.
+def reproduce(lock: int | None, told: Path, *, stage: str | None = None) -> None:
+    """Run all stale stages, or those up to `stage`; people see what they say, and it stands in the file `told`.
 
     A stage's own error keeps its exit code. Interrupted, it lets the training write a checkpoint.
     """
@@ -118,7 +118,7 @@ def reproduce(lock: int | None, told: Path) -> None:
     # A file, not a pipe: if this process is killed, the pipeline ends its stage undisturbed.
     with told.open("wb") as stream:
         process = subprocess.Popen(
-            [*DVC, "repro"],
+            [*DVC, "repro", *([stage] if stage else [])],
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment_for_tools(),

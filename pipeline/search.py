@@ -20,6 +20,7 @@ from pipeline.progress import Progress
 from pipeline.receipt import read_receipt, registered_version
 from pipeline.retrain_steps import reproduce
 from pipeline.search_runs import SearchRuns
+from pipeline.shard_places import find_shards
 from pipeline.space import Changes, SearchConfig, draw_trials
 from pipeline.stages.train import check_classes
 from pipeline.trial import NO_SCORE, run_trial, score
@@ -174,13 +175,11 @@ def _check_presets(text: str, config: SearchConfig, work_dir: Path) -> None:
 def _run(
     record: Record, recipes: Sequence[str], config: SearchConfig, placement: Placement, shards: Path, work_dir: Path
 ) -> None:
-    train = load_section("train", TrainConfig)
+    train, index = load_section("train", TrainConfig), read_index(shards)
     common = {
         "root": str(placement.root),
-        "shards": str(shards.resolve()),
-        "shards_url": placement.shards,
-        "cache_dir": placement.cache_dir,
-        "cache_gb": placement.cache_gb,
+        "index": index,
+        "places": find_shards(shards, index, placement),
         "loader_threads": placement.loader_threads,
         "epochs": train.epochs,
     }

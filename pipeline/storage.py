@@ -115,6 +115,33 @@ def patiently(call: Callable[[], Result]) -> Result:
             time.sleep(RETRY_SECONDS)
 
 
+def address_in_dvc_remote(path: Path) -> str:
+    """URL that a result of DVC has (or will have, once it is pushed) in the default remote: of a folder, its list.
+
+    StorageError where DVC has no remote, or does not have the path on record.
+    """
+    # Seconds, for the few who need it.
+    import dvc.api
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            has_remote = bool(repo.config["core"].get("remote"))
+        # Without a remote, DVC would give the address in its cache, which only this host has.
+        address = str(dvc.api.get_url(path.as_posix())) if has_remote else ""
+    except (DvcException, KeyError, OSError) as error:
+        raise StorageError(
+            f"DVC has no address for {path}: {public(str(error))}. Run `dvc repro`, then `dvc push {path}`."
+        ) from error
+    if not has_remote:
+        raise StorageError(
+            "DVC has no default remote, from which workers could read: `dvc remote add --default store "
+            "s3://bucket/dvc`, then `dvc push`."
+        )
+    return address if is_url(address) else f"file://{address}"
+
+
 @contextmanager
 def open_file(root: str, name: str) -> Iterator[BinaryIO]:
     """A stream of the file's bytes: whoever needs only a header of a local file reads no more than that."""

@@ -1,6 +1,5 @@
 """What a trial of a search does: one process trains as the stage would, and tells of each validation."""
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,10 +9,12 @@ from typing import Any
 import torch
 
 from pipeline import tuning
-from pipeline.worker import read_recipe, settle_process, shard_files
+from pipeline.shard_places import open_shards
+from pipeline.worker import enter_tree, read_recipe, settle_process
+from unet_core.cache import CachedShards
 from unet_core.checkpoint import ValidationRecord
-from unet_core.errors import UnetError
-from unet_core.index import read_index
+from unet_core.errors import StorageError, UnetError
+from unet_core.index import ShardIndex
 from unet_core.loader import LaneLoader
 from unet_core.reader import ShardReader
 from unet_core.reduction import LaneTree
@@ -25,12 +26,16 @@ NO_SCORE = -1e30
 
 def run_trial(options: Mapping[str, Any]) -> None:
     """Train the recipe `options["recipe"]` (a text), and report each validation; a mistake of it is a report too."""
-    os.chdir(options["root"])
-    try:
-        _train(options)
-    except UnetError as error:
-        # A rate that breaks the network is an answer, not the end of the search.
-        tuning.report({"failure": str(error)}, epoch=options["epochs"], score=NO_SCORE)
+    enter_tree(options["root"])
+    with open_shards(options["places"]) as files:
+        try:
+            _train(options, files)
+        except StorageError:
+            # No fault of the recipe: the next search tries it again.
+            raise
+        except UnetError as error:
+            # A rate that breaks the network is an answer, not the end of the search.
+            tuning.report({"failure": str(error)}, epoch=options["epochs"], score=NO_SCORE)
 
 
 def score(validation: Mapping[str, Any], select_by: str) -> float:
@@ -40,8 +45,8 @@ def score(validation: Mapping[str, Any], select_by: str) -> float:
     return NO_SCORE if validation["dice"] is None else float(validation["dice"])
 
 
-def _train(options: Mapping[str, Any]) -> None:
-    index = read_index(Path(options["shards"]))
+def _train(options: Mapping[str, Any], files: Path | CachedShards) -> None:
+    index: ShardIndex = options["index"]
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "params.yaml"
         recipe.write_text(options["recipe"], encoding="utf-8")
@@ -49,13 +54,12 @@ def _train(options: Mapping[str, Any]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settle_process(config, device)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
-    with shard_files(options) as files:
-        train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))
-        threads, border = options["loader_threads"], config.read_border_weight(spec.class_map)
-        loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=threads, border=border)
-        for told in trainer.fit(loader, val):
-            if told.validation is not None:
-                _report(told.validation, config.select_by)
+    train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))
+    threads, border = options["loader_threads"], config.read_border_weight(spec.class_map)
+    loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=threads, border=border)
+    for told in trainer.fit(loader, val):
+        if told.validation is not None:
+            _report(told.validation, config.select_by)
 
 
 def _report(validation: ValidationRecord, select_by: str) -> None:

@@ -69,7 +69,7 @@ def run_trials(
     Gives what was raised in trials that broke.
     """
 
-    def run(config: Mapping[str, Any]) -> None:
+    def run(config: Mapping[str, Any], options: Mapping[int, Mapping[str, Any]]) -> None:
         trial(options[config["number"]])
 
     scheduler = ASHAScheduler(
@@ -82,7 +82,8 @@ def run_trials(
     )
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     tuner = tune.Tuner(
-        tune.with_resources(run, {"cpu": threads, "gpu": gpus}),
+        # By Ray's object store: an index of shards may be too large to be part of a function.
+        tune.with_resources(tune.with_parameters(run, options=dict(options)), {"cpu": threads, "gpu": gpus}),
         param_space={"number": tune.grid_search(sorted(options))},
         tune_config=tune.TuneConfig(scheduler=scheduler, trial_name_creator=_name, trial_dirname_creator=_name),
         run_config=tune.RunConfig(name="trials", storage_path=str(work_dir), callbacks=[_Tell(listener)], verbose=0),

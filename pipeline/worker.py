@@ -4,8 +4,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,10 @@ from pipeline import cluster, identity, storage
 from pipeline.checkpoints import Checkpoints, Found, Saver
 from pipeline.memory import keep_freed_memory
 from pipeline.params import RECIPE, load_section
+from pipeline.shard_places import open_shards
 from unet_core.cache import CachedShards
 from unet_core.errors import TrainingError
-from unet_core.index import ShardIndex, read_index
+from unet_core.index import ShardIndex
 from unet_core.loader import LaneLoader, StepBatches
 from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelConfig, ModelSpec
 from unet_core.plan import EpochPlan
@@ -33,8 +33,6 @@ from unet_core.transforms import AugmentConfig
 #: About how long it takes from one report to the next.
 REPORT_SECONDS = 2.0
 MAX_STEPS_A_REPORT = 1000
-#: What to do about a shard that is not in its remote place.
-COPY_AGAIN = "Copy data/shards there again, or correct UNET_SHARDS."
 
 
 def read_recipe(index: ShardIndex, recipe: Path = RECIPE) -> tuple[ModelSpec, TrainConfig, AugmentConfig]:
@@ -89,20 +87,30 @@ def hash_keys(keys: Sequence[str]) -> str:
 
 def train_worker(options: dict[str, Any]) -> None:
     """What every worker does. A foreseen mistake ends the training, also if it is this worker's alone (elastic.py)."""
-    # Ray starts workers elsewhere; code and the index of shards lie in the working tree, on each host its own.
-    os.chdir(options["root"])
+    enter_tree(options["root"])
     checkpoints: Checkpoints = options["checkpoints"]
-    identity.check_host(checkpoints.made_by, Path(options["root"]), Path(options["shards"]))
+    identity.check_host(checkpoints.made_by)
+    checkpoints.check_host()
     rank, world_size = cluster.rank_and_size()
-    index = read_index(Path(options["shards"]))
+    index: ShardIndex = options["index"]
     # As the training began: params.yaml may be on its way to the next one.
     spec, config, augment = options["recipe"]
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
     settle_process(config, device)
     trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
     begun = _restore(trainer, checkpoints)
-    with shard_files(options) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
+    with open_shards(options["places"]) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
         _fit(trainer, index, files, augment, options, saver)
+
+
+def enter_tree(root: str) -> None:
+    """Go to the working tree, to which paths of the recipe are relative; Ray starts workers elsewhere.
+
+    A host that does not see it has the copy that `unet submit` sent, where Ray has started the worker, or none at all.
+    All that is read there (initial weights) is compared with the recipe's hash.
+    """
+    if Path(root).is_dir():
+        os.chdir(root)
 
 
 def settle_process(config: TrainConfig, device: torch.device) -> None:
@@ -127,19 +135,6 @@ def _restore(trainer: Trainer, checkpoints: Checkpoints) -> Found | None:
     if found is not None:
         trainer.restore(found.state)
     return found
-
-
-@contextmanager
-def shard_files(options: Mapping[str, Any]) -> Iterator[Path | CachedShards]:
-    """Where this worker's shards come from: the working tree, or a URL through the node's cache."""
-    url = options["shards_url"]
-    if url is None:
-        yield Path(options["shards"])
-        return
-    fetch = partial(storage.read_pieces, url, missing=COPY_AGAIN)
-    directory = Path(options["cache_dir"]).expanduser()
-    with CachedShards(directory, limit_bytes=int(options["cache_gb"] * 1e9), fetch=fetch) as cached:
-        yield cached
 
 
 def _fit(

@@ -202,6 +202,8 @@ class UNet(Network):
             (N, K, ceil(H / s), ceil(W / s)) for each s of `config.head_strides`
     """
 
+    encoder: nn.ModuleList
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         config = spec.config

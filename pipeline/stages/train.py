@@ -18,12 +18,13 @@ from pipeline.lineage import data_state, git_state
 from pipeline.params import RECIPE, flatten, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
+from pipeline.shard_places import ShardPlaces, find_shards
 from pipeline.training_run import TrainingRun
 from pipeline.watch import Watch
-from pipeline.worker import COPY_AGAIN, read_recipe, train_worker
+from pipeline.worker import read_recipe, train_worker
 from unet_core.checkpoint import MANIFEST_NAME, TrainState, read_model, weights_hash, write_model
 from unet_core.errors import StorageError, TrainingError
-from unet_core.index import ShardIndex, read_index, sidecar_name
+from unet_core.index import ShardIndex, read_index
 from unet_core.inference import predict_logits, predict_mask
 from unet_core.loader import LaneLoader
 from unet_core.model import ModelConfig, ModelSpec
@@ -47,8 +48,9 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.
     least = placement.workers.least if placement.workers else 1
     with cluster.cluster(placement, least * config.threads_per_worker) as wait_for_cluster:
-        plan = _check_early(index, shards, spec, config, augment, placement.shards)
-        made_by = training_inputs(shards, placement.root)
+        plan = _check_early(index, shards, spec, config, augment)
+        places = find_shards(shards, index, placement)
+        made_by = training_inputs(shards)
         training = training_key(made_by)
         work_dir = placement.state_dir / "training" / training
         root = storage.join(placement.checkpoints, training) if placement.checkpoints else f"{work_dir}/checkpoints"
@@ -64,8 +66,8 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
         lineage = {**git_state(placement.root), **data_state(shards), **identity.tags(begun)}
         try:
             wait_for_cluster()
-            _train(placement, (spec, config, augment), shards, work_dir, checkpoints, watch)
-            _check_unchanged(made_by, training_inputs(shards, placement.root))
+            _train(placement, (spec, config, augment), (index, places), work_dir, checkpoints, watch)
+            _check_unchanged(made_by, training_inputs(shards))
             state = _final_state(checkpoints, config)
             write_model(model, spec, state.best_weights)
             watch.complete(state.scores)
@@ -90,10 +92,10 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     log.info("train: %s, weights %s", watch.summary(), weights_hash(model)[:12])
 
 
-def training_inputs(shards: Path, root: Path) -> dict[str, Any]:
+def training_inputs(shards: Path) -> dict[str, Any]:
     """All that decides the result, by name: values of the recipe, index of shards, code, and versions of libraries."""
     sections = {name: asdict(load_section(name, dict_type)) for name, dict_type in _SECTIONS.items()}
-    return {**flatten(sections), **identity.host_state(root, shards)}
+    return {**flatten(sections), **data_state(shards), **identity.host_state()}
 
 
 def training_key(made_by: Mapping[str, Any]) -> str:
@@ -117,7 +119,7 @@ _SECTIONS: Mapping[str, Any] = {"train": TrainConfig, "model": ModelConfig, "aug
 
 
 def _check_early(
-    index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, url: str | None
+    index: ShardIndex, shards: Path, spec: ModelSpec, config: TrainConfig, augment: AugmentConfig
 ) -> EpochPlan:
     """Find mistakes of the recipe before a cluster starts, and give the first epoch's plan."""
     config.make_loss(spec)
@@ -130,8 +132,6 @@ def _check_early(
     config.check_norm(spec, augment, train, plan)
     # One step's batches, so that a transform that can't work is found now.
     ShardReader(shards, index.shards).check_files()
-    if url is not None:
-        _check_remote(index, shards, url)
     border = config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
@@ -163,19 +163,10 @@ def check_classes(index: ShardIndex, config: TrainConfig) -> None:
             log.warning("train: no pixel of the training images is %s: it can't be learnt.", name)
 
 
-def _check_remote(index: ShardIndex, shards: Path, url: str) -> None:
-    """Look at the first shard's sidecar there: workers would wait minutes for a place that doesn't exist."""
-    name = sidecar_name(index.shards[0].name)
-    if storage.read_file(url, name, missing=COPY_AGAIN).data != (shards / name).read_bytes():
-        raise TrainingError(
-            f"UNET_SHARDS holds other shards: {name} there is not the one in {shards}. Copy {shards} there again."
-        )
-
-
 def _train(
     placement: Placement,
     recipe: tuple[ModelSpec, TrainConfig, AugmentConfig],
-    shards: Path,
+    data: tuple[ShardIndex, ShardPlaces],
     work_dir: Path,
     checkpoints: Checkpoints,
     watch: Watch,
@@ -186,10 +177,8 @@ def _train(
     log.info("train: %s workers with %d threads each", workers, group.threads)
     options = {
         "root": str(placement.root),
-        "shards": str(shards.resolve()),
-        "shards_url": placement.shards,
-        "cache_dir": placement.cache_dir,
-        "cache_gb": placement.cache_gb,
+        "index": data[0],
+        "places": data[1],
         "checkpoints": checkpoints,
         "recipe": recipe,
         "processor": identity.processor(),

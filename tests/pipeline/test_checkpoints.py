@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import platform
 import secrets
 import threading
 import time
@@ -385,3 +386,14 @@ def test_a_checkpoint_is_written_once_a_full_disk_has_room_again(small_disk: Pat
     assert saver.take_kept() == 2
     # However often it was tried, nothing else is left.
     assert len(list((small_disk / "training").iterdir())) == 2
+
+
+def test_a_host_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    Checkpoints(root="s3://bucket/training", made_by=MADE_BY).check_host()
+    Checkpoints(root=str(tmp_path / "checkpoints"), made_by=MADE_BY).check_host()
+    with pytest.raises(TrainingError) as caught:
+        Checkpoints(root="/of/the/driver/checkpoints", made_by=MADE_BY).check_host()
+    assert str(caught.value) == (
+        f"{platform.node()} does not see the folder in which checkpoints lie: /of/the/driver/checkpoints. Share it "
+        "among the hosts, or set UNET_CHECKPOINTS to a URL that all of them reach."
+    )

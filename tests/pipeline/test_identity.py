@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import identity
+from pipeline.lineage import code_hash
 from pipeline.params import load_section
 from unet_core.errors import RegistryError, TrainingError
 from unet_core.index import read_index
@@ -13,6 +14,7 @@ from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
 
 SHARDS = Path("data/shards")
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -105,18 +107,18 @@ def test_changed_code_and_constraints_change_their_hashes(sharded) -> None:
         assert {key for key in before if before[key] != after[key]} == {name}
 
 
-def test_a_host_in_another_state_than_the_training_began_with_is_refused(sharded) -> None:
-    code = sharded.root / "unet_core" / "model.py"
-    code.parent.mkdir()
-    code.write_text("1")
-    shards = Path("data/shards")
-    began = json.loads(json.dumps(identity.host_state(sharded.root, shards)))
-    identity.check_host(began, sharded.root, shards)
+def test_a_host_in_another_state_than_the_training_began_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = json.loads(json.dumps(identity.host_state()))
+    assert began["code_sha256"] == code_hash(REPOSITORY)
+    identity.check_host(began)
     with pytest.raises(TrainingError, match=r" differs from how the training began: versions.torch was 0, is 2\."):
-        identity.check_host({**began, "versions.torch": "0"}, sharded.root, shards)
-    code.write_text("2")
+        identity.check_host({**began, "versions.torch": "0"})
+    # Not the code of the tree in which a worker happens to be, but the one that it has imported.
+    monkeypatch.setattr(identity, "CODE", tmp_path)
     with pytest.raises(TrainingError, match=r": code_sha256 was \w+, is \w+\. Bring back what it began with, or "):
-        identity.check_host(began, sharded.root, shards)
+        identity.check_host(began)
 
 
 def test_tags_name_the_patch_of_a_dirty_tree_only(finished: Path) -> None:

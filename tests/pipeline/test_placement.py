@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import Workers, environment_of, passed_on, read_placement, read_ray_token
+from pipeline.placement import DVC_REMOTE, Workers, environment_of, passed_on, read_placement, read_ray_token
 from unet_core.errors import RecipeError
 
 
@@ -75,6 +75,8 @@ def test_shards_may_be_fetched_from_a_url(tree, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     placement = read_placement()
     assert (placement.shards, placement.cache_dir, placement.cache_gb) == ("s3://bucket/shards", "/scratch/unet", 0.5)
+    monkeypatch.setenv("UNET_SHARDS", "dvc")
+    assert read_placement().shards == DVC_REMOTE
 
 
 def test_the_log_of_predictions_lies_in_a_folder(tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +100,8 @@ def test_a_folder_is_no_url_of_shards(tree, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RecipeError) as caught:
         read_placement()
     assert str(caught.value) == (
-        "environment variable UNET_SHARDS: 'data/shards' is not a URL such as s3://bucket/folder. Correct or unset it."
+        "environment variable UNET_SHARDS: 'data/shards' is not a URL such as s3://bucket/folder, and not dvc. "
+        "Correct or unset it."
     )
 
 

@@ -105,6 +105,16 @@ def test_a_dry_run_makes_no_registry(first: Place, tmp_path: Path) -> None:
     assert not list(place.tree.glob("mlflow.db*"))
 
 
+def test_shards_are_in_dvcs_remote_before_workers_read_them_there(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    place.add_shapes(66)
+    code, said = place.call(env={"UNET_SHARDS": "dvc"})
+    assert code == 10, said
+    assert "Running stage 'shard'" in (place.tree / ".unet" / "retrain-shard.log").read_text()
+    assert "Running stage 'train'" in (place.tree / ".unet" / "retrain.log").read_text()
+    place.check_all_done()
+
+
 def test_stopped_after_add(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     place.add_shapes(72)

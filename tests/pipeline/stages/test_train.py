@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import identity, storage
 from pipeline.checkpoints import Checkpoints
 from pipeline.params import load_section
 from unet_core.checkpoint import Position, TrainState, clone_weights
@@ -182,27 +182,27 @@ def test_remains_that_can_not_be_removed_fail_no_ended_training(
     assert told.endswith(" Empty away://***@bucket/training.")
 
 
-def test_a_training_is_named_by_recipe_data_and_code(small_data) -> None:
+def test_a_training_is_named_by_recipe_data_and_code(small_data, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.stages.train import training_inputs, training_key
 
-    shards, root = Path("data/shards"), small_data.root
-    (root / "unet_core").mkdir()
-    code = root / "unet_core" / "model.py"
+    shards, code = Path("data/shards"), small_data.root / "unet_core" / "model.py"
+    code.parent.mkdir()
+    monkeypatch.setattr(identity, "CODE", small_data.root)
     code.write_text("1", encoding="utf-8")
     small_data.run("ingest", "validate", "split", "shard")
-    keys = [training_key(training_inputs(shards, root)), training_key(training_inputs(shards, root))]
+    keys = [training_key(training_inputs(shards)), training_key(training_inputs(shards))]
     small_data.write_recipe(train={"learning_rate": 0.5})
-    keys.append(training_key(training_inputs(shards, root)))
+    keys.append(training_key(training_inputs(shards)))
     small_data.write_recipe()
     code.write_text("2", encoding="utf-8")
-    keys.append(training_key(training_inputs(shards, root)))
+    keys.append(training_key(training_inputs(shards)))
     code.write_text("1", encoding="utf-8")
     small_data.add_pair("s00", draw="corrected")
     small_data.record()
     small_data.run("ingest", "validate", "split", "shard")
-    keys.append(training_key(training_inputs(shards, root)))
+    keys.append(training_key(training_inputs(shards)))
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
     # What only promotion or evaluation reads does not start training anew.
     small_data.write_recipe(promote={"min_score": 0.9}, evaluate={"seed": 7})
-    assert training_key(training_inputs(shards, root)) == keys[-1]
+    assert training_key(training_inputs(shards)) == keys[-1]
