@@ -57,6 +57,8 @@ def draw_times(finding: Finding, recent: Values, times: Sequence[datetime]) -> b
 def _draw_panel(axes: "Axes", finding: Finding, recent: Values, training: Values) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+    # More would run into each other.
+    axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=8)
     axes.set_title(f"{finding.name}: {_said(finding)}", fontsize=9, color=ORANGE if finding.is_drift else "black")
     old, new = (np.sort(values[np.isfinite(values)]) for values in (training, recent))

@@ -149,6 +149,36 @@ def test_copies_of_images_are_shown_and_have_a_limit(trained, monkeypatch: pytes
     assert "<figcaption>new/n" in PAGE.read_text(encoding="utf-8")
 
 
+def test_a_class_that_the_model_gives_too_often_on_old_images_too_is_told_and_is_no_drift(
+    trained, write_model_dir
+) -> None:
+    write_model_dir(Path("inverted"), inverted=True)
+    give(["new"], "out", model="inverted")
+    code, told = look(model="inverted")
+    assert code == 0
+    assert told["training_mask_shares"]["cell"] == pytest.approx(0.25)
+    (share,) = [finding for finding in told["quantities"] if finding["name"] == "share of cell"]
+    assert share["training"]["median"] == pytest.approx(0.75)
+    page = PAGE.read_text(encoding="utf-8")
+    assert "On the training images too, the model predicts cell more than twice, or less than half, as often" in page
+
+
+def test_a_log_that_somebody_else_wrote_shows_no_other_file_and_no_markup(trained) -> None:
+    Path(".unet").mkdir()
+    Image.new("L", (3, 3)).save(".unet/secret.png")
+    give(["new"], "out")
+    (file,) = LOG.glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = [{**line, "image": f"<b>{number}", "copy": "../secret.png"} for number, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    look()
+    page = PAGE.read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in page
+    assert "<b>1" not in page
+    # Pictures of the quantities and of two by time.
+    assert page.count("<img ") <= 3
+
+
 def test_a_model_that_reads_images_in_another_way_is_refused(trained) -> None:
     give(["new"], "out")
     trained.write_recipe(images={"percentiles": [1, 99]})
