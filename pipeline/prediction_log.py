@@ -30,6 +30,8 @@ What = Literal["statistics", "images"]
 FORMAT_VERSION = 1
 #: The longer side of an image's copy.
 COPY_PX = 256
+#: A log is read in blocks of so many bytes.
+BLOCK_BYTES = 2**20
 #: Logs whose copies this process found to take all that they may: counting them for each image would take long.
 _FULL: set[tuple[Path, int]] = set()
 
@@ -108,22 +110,36 @@ def read_log(folder: Path, *, model_sha256: str, since: datetime, most: int) -> 
     """The newest `most` images that a model was given since a time; the newest files are read first."""
     found: dict[tuple[str, str], Entry] = {}
     num_of_others = num_damaged = 0
-    for path in reversed(_days(folder, since.astimezone(UTC).date())):
-        for line in reversed(path.read_bytes().splitlines()):
-            if len(found) == most:
-                break
-            try:
-                entry = _parse(line)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                num_damaged += 1
-                continue
-            if entry.time < since:
-                continue
-            if entry.model_sha256 != model_sha256:
-                num_of_others += 1
-            else:
-                found.setdefault((entry.image, entry.version), entry)
+    for line in _lines_backwards(folder, since.astimezone(UTC).date()):
+        if len(found) == most:
+            break
+        try:
+            entry = _parse(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            num_damaged += 1
+            continue
+        if entry.time < since:
+            continue
+        if entry.model_sha256 != model_sha256:
+            num_of_others += 1
+        else:
+            found.setdefault((entry.image, entry.version), entry)
     return LogRead(entries=tuple(found.values())[::-1], num_of_others=num_of_others, num_damaged=num_damaged)
+
+
+def _lines_backwards(folder: Path, since: date) -> Iterator[bytes]:
+    """The newest line first. Files are read from their ends: of a day's gigabytes, a few lines may count."""
+    for path in reversed(_days(folder, since)):
+        with path.open("rb") as stream:
+            left, rest = stream.seek(0, os.SEEK_END), b""
+            while left:
+                size = min(BLOCK_BYTES, left)
+                left = stream.seek(left - size)
+                # The first of them may begin in the block before.
+                rest, *lines = (stream.read(size) + rest).split(b"\n")
+                yield from filter(None, reversed(lines))
+            if rest:
+                yield rest
 
 
 def _days(folder: Path, since: date) -> list[Path]:

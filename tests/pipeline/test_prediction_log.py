@@ -3,7 +3,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,21 @@ def test_the_newest_of_each_image_counts_and_other_models_are_counted(tmp_path: 
     ]  # fmt: skip
     assert found.num_of_others == 1
     assert [entry.image for entry in read(tmp_path, most=2).entries] == ["c", "a"]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 300, 2**20])
+def test_a_log_is_read_from_its_end_in_blocks_of_any_size(tmp_path: Path, monkeypatch, block_bytes: int) -> None:
+    for image in "abcd":
+        add(book(tmp_path), image)
+    today = file_of(tmp_path)
+    yesterday = date.fromisoformat(today.stem) - timedelta(days=1)
+    # A line that its writer could not end is the last of its file.
+    (tmp_path / f"{yesterday}.jsonl").write_bytes(today.read_bytes() + b'{"format":')
+    monkeypatch.setattr("pipeline.prediction_log.BLOCK_BYTES", block_bytes)
+    found = read(tmp_path, most=5)
+    assert ([entry.image for entry in found.entries], found.num_damaged) == (["a", "b", "c", "d"], 1)
+    found = read(tmp_path, most=3)
+    assert ([entry.image for entry in found.entries], found.num_damaged) == (["b", "c", "d"], 0)
 
 
 def test_what_is_older_does_not_count(tmp_path: Path) -> None:
