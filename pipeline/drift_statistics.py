@@ -30,6 +30,10 @@ EMBEDDING = "embedding distance"
 #: A feature's spread counts as at least this share of all features' spread, or a feature that never varies in training
 #: (a dead one) would decide alone.
 LEAST_SPREAD = 0.1
+#: Directions in which training images' features differ most, that are compared one by one.
+NUM_DIRECTIONS = 3
+#: Every second training image tells the directions; the others are compared.
+_LEARNT = slice(0, None, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +116,22 @@ class Comparison:
 
 def recent_quantities(images: Sequence[Traits], training: Sequence[Traits]) -> dict[str, Values]:
     """Name -> a value of each image; which there are, and from where features are measured, training images tell."""
-    return {**_columns(images, training[0]), EMBEDDING: _distances(images, training)}
+    cloud = _cloud(training)
+    return {
+        **_columns(images, training[0]),
+        **_along_directions(images, training, cloud),
+        EMBEDDING: _distances(images, cloud),
+    }
 
 
 def training_quantities(training: Sequence[Traits]) -> dict[str, Values]:
     """The same of the training images; each one's features are measured from those of all the others."""
-    return {**_columns(training, training[0]), EMBEDDING: _distances_to_others(training)}
+    cloud = _cloud(training)
+    along = _along_directions(training, training, cloud)
+    for values in along.values():
+        # Directions follow the images that they were found by: later ones of the same kind would seem less spread.
+        values[_LEARNT] = math.nan
+    return {**_columns(training, training[0]), **along, EMBEDDING: _distances_to_others(training, cloud)}
 
 
 def compare(recent: Mapping[str, Values], training: Mapping[str, Values], config: DriftConfig) -> Comparison:
@@ -193,22 +207,19 @@ def _cloud(training: Sequence[Traits]) -> _Cloud | None:
     return _Cloud(count=len(known), mean=mean, squares=squares, least=least) if least > 0 else None
 
 
-def _distances(images: Sequence[Traits], training: Sequence[Traits]) -> Values:
+def _distances(images: Sequence[Traits], cloud: _Cloud | None) -> Values:
     """How far each image's features lie from the training images' mean, in units of their spread: the root mean square
     over all features.
     """
-    cloud = _cloud(training)
     if cloud is None:
         return np.full(len(images), math.nan)
-    away = _features(images, len(cloud.mean)) - cloud.mean
-    return _root_mean(np.square(away) / np.maximum(cloud.squares / (cloud.count - 1), cloud.least))
+    return _root_mean(np.square(_scaled(images, cloud)))
 
 
-def _distances_to_others(training: Sequence[Traits]) -> Values:
+def _distances_to_others(training: Sequence[Traits], cloud: _Cloud | None) -> Values:
     """The same of each training image to the others: an image is nearer to a mean in which it counts itself, and those
     that don't would seem far.
     """
-    cloud = _cloud(training)
     if cloud is None:
         return np.full(len(training), math.nan)
     count = cloud.count
@@ -216,6 +227,36 @@ def _distances_to_others(training: Sequence[Traits]) -> Values:
     # Mean and spread of all images but one, without going over them again.
     variances = np.maximum((cloud.squares - squared * count / (count - 1)) / (count - 2), cloud.least)
     return _root_mean(squared * (count / (count - 1)) ** 2 / variances)
+
+
+def _along_directions(images: Sequence[Traits], training: Sequence[Traits], cloud: _Cloud | None) -> dict[str, Values]:
+    """Where each image lies along the principal directions of training images' features.
+
+    A distance from the mean has no sign: features that all move to one side, by as much as training images differ
+    anyway, change it little.
+    """
+    if cloud is None:
+        return {}
+    learnt = _scaled(training[_LEARNT], cloud)
+    learnt = learnt[np.isfinite(learnt).all(axis=1)]
+    if len(learnt) < 2:
+        return {}
+    _, spreads, directions = np.linalg.svd(learnt - learnt.mean(axis=0), full_matrices=False)
+    # Where no training image differs from another, directions are those of rounding.
+    directions = directions[spreads > spreads[0] / 1000][:NUM_DIRECTIONS]
+    scaled = _scaled(images, cloud)
+    return {
+        # A direction has no forward: its heaviest feature counts as that.
+        f"feature direction {number}": scaled @ (direction * np.sign(direction[np.abs(direction).argmax()]))
+        for number, direction in enumerate(directions, start=1)
+    }
+
+
+def _scaled(images: Sequence[Traits], cloud: _Cloud) -> Values:
+    """(images, features), from the training images' mean in units of their spread."""
+    deviations = np.sqrt(np.maximum(cloud.squares / (cloud.count - 1), cloud.least))
+    scaled: Values = (_features(images, len(cloud.mean)) - cloud.mean) / deviations
+    return scaled
 
 
 def _features(images: Sequence[Traits], length: int) -> Values:

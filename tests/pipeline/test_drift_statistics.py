@@ -24,6 +24,8 @@ PLAIN = Traits(
     height=512, width=512, means=(0.5,), deviations=(0.1,), channel_range=None, shares={"ring": 0.2}, embedding=()
 )
 
+DIRECTIONS = {f"feature direction {number}" for number in (1, 2, 3)}
+
 
 def draw(count: int, seed: int, *, brighter: float = 0.0, away: float = 0.0, ring: float = 0.2) -> list[Traits]:
     """Images of one kind: brightness 0.5 +- 0.05, share of ring +- 0.02, eight features +- 1."""
@@ -75,8 +77,12 @@ def test_false_alarms_are_as_rare_as_the_confidence_says() -> None:
 def test_what_differs_is_named_and_nothing_else(changes, names: set[str]) -> None:
     found = ask(draw(60, 1, **changes), draw(300, 0))
     assert found.decision == "drift"
-    assert {finding.name for finding in found.drifted} == names
-    assert found.findings[0].name in names
+    drifted = {finding.name for finding in found.drifted}
+    if EMBEDDING in names:
+        # Features that move far move along some directions too.
+        drifted -= DIRECTIONS
+    assert drifted == names
+    assert found.findings[0].name in names | DIRECTIONS
 
 
 def test_a_new_size_is_a_drift_though_all_images_have_one_size() -> None:
@@ -129,7 +135,7 @@ def test_undefined_values_stay_undefined_and_do_not_count() -> None:
         assert (finding.distance, finding.p_value, finding.recent, finding.unseen) == (None, None, None, None)
         assert finding.training is not None
     # Last, and beside defined ones.
-    assert {finding.name for finding in found.findings[-2:]} == {"share of ring", EMBEDDING}
+    assert {finding.name for finding in found.findings[-5:]} == {"share of ring", EMBEDDING, *DIRECTIONS}
 
 
 def test_an_image_of_other_channels_is_undefined_where_it_has_no_value() -> None:
@@ -207,3 +213,53 @@ def test_limits_that_make_no_sense_are_refused(changes, text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         DriftConfig(**changes)
     assert str(caught.value) == text
+
+
+def draw_features(count: int, seed: int, *, strengths: Sequence[float], shift: float = 0.0) -> list[Traits]:
+    """32 features that follow a few causes, of standard deviation 1, with these strengths; `shift` moves the first."""
+    ways = np.random.default_rng(99).normal(size=(len(strengths), 32)) * np.array(strengths)[:, None]
+    rng = np.random.default_rng(seed)
+    causes = rng.normal(size=(count, len(strengths)))
+    causes[:, 0] += shift
+    return [
+        replace(PLAIN, embedding=tuple(row)) for row in (causes @ ways + rng.normal(size=(count, 32)) / 10).tolist()
+    ]
+
+
+def test_features_that_move_to_one_side_by_their_usual_spread_are_a_drift_of_a_direction() -> None:
+    """A distance from the mean, which has no sign, hardly sees it."""
+    strengths = (2, 1, 1, 1)
+    training = draw_features(300, 0, strengths=strengths)
+    found = ask(draw_features(60, 1, strengths=strengths, shift=1.0), training)
+    assert {finding.name for finding in found.drifted} == {"feature direction 1"}
+    assert ask(draw_features(60, 2, strengths=strengths), training).decision == "alike"
+
+
+def test_directions_found_among_few_images_raise_no_false_alarm() -> None:
+    """Many features without order: the images that tell a direction lie along it as no others do."""
+
+    def images(count: int, seed: int) -> list[Traits]:
+        rows = np.random.default_rng(seed).normal(size=(count, 1024))
+        return [replace(PLAIN, embedding=tuple(row)) for row in rows.tolist()]
+
+    training = images(80, 0)
+    strict = DriftConfig(max_distance=0.1)
+    looks = [ask(images(200, seed), training, strict) for seed in range(1, 6)]
+    assert all("feature direction 1" in by_name(look) for look in looks)
+    drifted = {finding.name for look in looks for finding in look.drifted}
+    assert not drifted & DIRECTIONS
+
+
+def test_directions_need_training_images_beside_those_that_tell_them() -> None:
+    training = draw_features(39, 0, strengths=(1, 1))
+    found = by_name(ask(draw_features(30, 1, strengths=(1, 1), shift=9), training))
+    assert found["feature direction 1"].distance is None
+    assert found[EMBEDDING].distance is not None
+
+
+def test_there_are_as_many_directions_as_training_images_differ_in() -> None:
+    image = replace(PLAIN, embedding=(1.0, 2.0, 3.0, 4.0))
+    training = [replace(image, embedding=(float(number), 2.0, 3.0, 4.0)) for number in range(50)]
+    names = by_name(ask(training, training))
+    assert {name for name in names if name.startswith("feature direction")} == {"feature direction 1"}
+    assert "feature direction 1" not in by_name(ask([image] * 30, [image] * 50))
