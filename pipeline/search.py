@@ -24,7 +24,7 @@ from pipeline.shard_places import find_shards
 from pipeline.space import Changes, SearchConfig, draw_trials
 from pipeline.stages.train import check_classes
 from pipeline.trial import NO_SCORE, run_trial, score
-from pipeline.worker import read_recipe
+from pipeline.worker import read_recipe, read_weights
 from unet_core.errors import RecipeError, TrainingError, UnetError
 from unet_core.index import read_index
 from unet_core.model_config import ModelConfig
@@ -175,11 +175,13 @@ def _check_presets(text: str, config: SearchConfig, work_dir: Path) -> None:
 def _run(
     record: Record, recipes: Sequence[str], config: SearchConfig, placement: Placement, shards: Path, work_dir: Path
 ) -> None:
-    train, index = load_section("train", TrainConfig), read_index(shards)
+    index = read_index(shards)
+    spec, train, _ = read_recipe(index)
     common = {
         "root": str(placement.root),
         "index": index,
         "places": find_shards(shards, index, placement),
+        "weights": read_weights(spec, train),
         "loader_threads": placement.loader_threads,
         "epochs": train.epochs,
     }

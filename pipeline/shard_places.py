@@ -75,24 +75,34 @@ def open_shards(places: ShardPlaces) -> Iterator[Path | CachedShards]:
             f"driver's folder as it was, or set UNET_SHARDS to a URL, or to {DVC_REMOTE} after `dvc push`."
         )
     directory = Path(places.cache_dir).expanduser()
-    fetch = _Fetch(places.url, places.objects)
-    with CachedShards(directory, limit_bytes=int(places.cache_gb * 1e9), fetch=fetch) as cached:
+    remote = _Remote(places.url, places.objects)
+    with CachedShards(
+        directory, limit_bytes=int(places.cache_gb * 1e9), fetch=remote.fetch, mend=remote.mend
+    ) as cached:
         yield cached
 
 
 @dataclass(frozen=True)
-class _Fetch:
-    """Gives a file of a shard in pieces."""
+class _Remote:
+    """A place beyond this host's disk."""
 
     url: str
     objects: Mapping[str, str] | None
 
-    def __call__(self, name: str) -> Iterator[bytes]:
+    def fetch(self, name: str) -> Iterator[bytes]:
+        """A file of a shard in pieces."""
         if self.objects is None:
             return storage.read_pieces(self.url, name, missing=COPY_AGAIN)
         if name not in self.objects:
             raise DataError(f"a shard is not in DVC's remote: {name}. {PUSH_AGAIN}")
         return storage.read_pieces(self.url, self.objects[name], missing=PUSH_AGAIN)
+
+    def mend(self, name: str) -> str:
+        """What to do about a file that is another one there."""
+        if self.objects is None:
+            return COPY_AGAIN
+        # `dvc push` goes by names, and passes over what is damaged.
+        return f"Remove {storage.public(storage.join(self.url, self.objects[name]))}, and run `dvc push data/shards`."
 
 
 def _is_here(places: ShardPlaces) -> bool:

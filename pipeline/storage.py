@@ -4,7 +4,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -118,7 +118,7 @@ def patiently(call: Callable[[], Result]) -> Result:
 def address_in_dvc_remote(path: Path) -> str:
     """URL that a result of DVC has (or will have, once it is pushed) in the default remote: of a folder, its list.
 
-    StorageError where DVC has no remote, or does not have the path on record.
+    StorageError where DVC has no remote, none that is read by hashes alone, or does not have the path on record.
     """
     # Seconds, for the few who need it.
     import dvc.api
@@ -127,19 +127,37 @@ def address_in_dvc_remote(path: Path) -> str:
 
     try:
         with Repo() as repo:
-            has_remote = bool(repo.config["core"].get("remote"))
+            remote = repo.config["core"].get("remote")
+            if remote:
+                _check_remote(remote, repo.config["remote"][remote])
         # Without a remote, DVC would give the address in its cache, which only this host has.
-        address = str(dvc.api.get_url(path.as_posix())) if has_remote else ""
+        address = str(dvc.api.get_url(path.as_posix())) if remote else ""
     except (DvcException, KeyError, OSError) as error:
         raise StorageError(
             f"DVC has no address for {path}: {public(str(error))}. Run `dvc repro`, then `dvc push {path}`."
         ) from error
-    if not has_remote:
+    if not remote:
         raise StorageError(
             "DVC has no default remote, from which workers could read: `dvc remote add --default store "
             "s3://bucket/dvc`, then `dvc push`."
         )
     return address if is_url(address) else f"file://{address}"
+
+
+def _check_remote(name: str, options: Mapping[str, Any]) -> None:
+    """StorageError where DVC reads its remote by more than an address and a hash, which is all that hosts get."""
+    for option in ("version_aware", "worktree"):
+        if options.get(option):
+            raise StorageError(
+                f"DVC's remote {name} names no files by their hashes: {option} is set. Workers can't read there: make "
+                "another remote without it the default, or set UNET_SHARDS to a URL."
+            )
+    endpoint = options.get("endpointurl")
+    if endpoint and not (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
+        raise StorageError(
+            f"DVC's remote {name} has an endpoint of its own, which the environment lacks: {public(endpoint)}. Set "
+            "AWS_ENDPOINT_URL to it, here and for Ray's processes on all hosts."
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 
 from pipeline import tuning
 from pipeline.shard_places import open_shards
-from pipeline.worker import enter_tree, read_recipe, settle_process
+from pipeline.worker import enter_tree, read_recipe, settle_process, weights_at_hand
 from unet_core.cache import CachedShards
 from unet_core.checkpoint import ValidationRecord
 from unet_core.errors import StorageError, UnetError
@@ -53,7 +53,8 @@ def _train(options: Mapping[str, Any], files: Path | CachedShards) -> None:
         spec, config, augment = read_recipe(index, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settle_process(config, device)
-    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
+    with weights_at_hand(options["weights"]):
+        trainer = Trainer(spec, config, LaneTree(lanes=config.lanes), device)
     train, val = (ShardReader(files, index.of_split(split)) for split in ("train", "val"))
     threads, border = options["loader_threads"], config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, threads=threads, border=border)

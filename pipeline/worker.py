@@ -1,10 +1,12 @@
 """What a training worker does. Apart from the stage's driver, so that workers start without MLflow and its seconds."""
 
+import contextlib
 import hashlib
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -97,7 +99,8 @@ def train_worker(options: dict[str, Any]) -> None:
     spec, config, augment = options["recipe"]
     device = torch.device("cuda" if options["use_gpu"] else "cpu")
     settle_process(config, device)
-    trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
+    with weights_at_hand(options["weights"]):
+        trainer = Trainer(spec, config, LaneTree(lanes=config.lanes, rank=rank, world_size=world_size), device)
     begun = _restore(trainer, checkpoints)
     with open_shards(options["places"]) as files, Saver(partial(checkpoints.write, spec), begun) as saver:
         _fit(trainer, index, files, augment, options, saver)
@@ -107,10 +110,35 @@ def enter_tree(root: str) -> None:
     """Go to the working tree, to which paths of the recipe are relative; Ray starts workers elsewhere.
 
     A host that does not see it has the copy that `unet submit` sent, where Ray has started the worker, or none at all.
-    All that is read there (initial weights) is compared with the recipe's hash.
+    All that is read there (weights to begin with) is compared with the recipe's hash.
     """
     if Path(root).is_dir():
         os.chdir(root)
+
+
+def read_weights(spec: ModelSpec, config: TrainConfig) -> dict[str, bytes]:
+    """Files in the working tree that the network begins with, by their paths, for hosts that have only what git tracks.
+
+    One outside the tree is left to the hosts, and one that is missing to the trainer, which says so.
+    """
+    named = [Path(told["path"]) for told in (config.initial_weights, spec.config.encoder_weights) if told is not None]
+    inside = [path for path in named if not path.is_absolute() and ".." not in path.parts]
+    return {str(path): path.read_bytes() for path in inside if path.is_file()}
+
+
+@contextlib.contextmanager
+def weights_at_hand(weights: Mapping[str, bytes]) -> Iterator[None]:
+    """Where a host lacks one of the files that `read_weights` gave the driver, be in a folder that has them."""
+    if all(Path(name).is_file() for name in weights):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in weights.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        with contextlib.chdir(folder):
+            yield
 
 
 def settle_process(config: TrainConfig, device: torch.device) -> None:

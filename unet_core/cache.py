@@ -38,6 +38,8 @@ Result = TypeVar("Result")
 
 #: Gives a remote file in pieces; StorageError where its place can't be reached now.
 Fetch = Callable[[str], Iterable[bytes]]
+#: Says what people can do about a file that is another one in its remote place.
+Mend = Callable[[str], str]
 
 #: How long storage may be away before the training ends.
 PATIENCE_SECONDS = 120.0
@@ -49,11 +51,18 @@ class CachedShards:
     """Opens remote shards. Safe to use from several threads, and by several processes with the same directory."""
 
     def __init__(
-        self, directory: Path, *, limit_bytes: int, fetch: Fetch, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        directory: Path,
+        *,
+        limit_bytes: int,
+        fetch: Fetch,
+        mend: Mend,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._directory = directory
         self._limit_bytes = limit_bytes
         self._fetch = fetch
+        self._mend = mend
         self._patience_seconds = patience_seconds
         self._pool = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="fetch")
         self._ahead: set[str] = set()
@@ -196,7 +205,7 @@ class CachedShards:
         if found[-1] != entry.sha256:
             raise DataError(
                 f"a remote shard is not the one of the index: {entry.name}: sha256 {found[-1]}, the index says "
-                f"{entry.sha256}. Copy data/shards to UNET_SHARDS again."
+                f"{entry.sha256}. {self._mend(entry.name)}"
             )
 
     def _patiently(self, bring: Callable[[], Result]) -> Result:

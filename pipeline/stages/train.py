@@ -21,7 +21,7 @@ from pipeline.placement import Placement, read_placement
 from pipeline.shard_places import ShardPlaces, find_shards
 from pipeline.training_run import TrainingRun
 from pipeline.watch import Watch
-from pipeline.worker import read_recipe, train_worker
+from pipeline.worker import read_recipe, read_weights, train_worker
 from unet_core.checkpoint import MANIFEST_NAME, TrainState, read_model, weights_hash, write_model
 from unet_core.errors import StorageError, TrainingError
 from unet_core.index import ShardIndex, read_index
@@ -181,6 +181,7 @@ def _train(
         "places": data[1],
         "checkpoints": checkpoints,
         "recipe": recipe,
+        "weights": read_weights(recipe[0], config),
         "processor": identity.processor(),
         "loader_threads": placement.loader_threads,
         "use_gpu": group.use_gpu,

@@ -191,6 +191,18 @@ def dvc_tree(tree: Tree) -> Tree:
 
 
 @pytest.fixture
+def dvc(tree: Tree):
+    """Run `dvc` in the working tree, to a good end."""
+
+    def run(*words: str) -> None:
+        command = [sys.executable, "-m", "dvc", *words, "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+@pytest.fixture
 def unet():
     """Run the `unet` command in a process of its own."""
 

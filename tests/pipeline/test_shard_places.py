@@ -1,7 +1,5 @@
 """Where shards lie: in DVC's real remotes, folders and an S3 server."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,8 @@ from unet_core.reader import ShardReader
 SHARDS = Path("data/shards")
 
 
-def dvc(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dvc", *words, "--quiet"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture
-def tracked(sharded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tracked(sharded, dvc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Shards that DVC tracks, in its remote (a folder elsewhere) too; gives the remote."""
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("UNET_CACHE", str(tmp_path / "cache"))
@@ -118,6 +111,21 @@ def test_an_object_that_went_away_is_named(tracked: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_object_that_was_damaged_is_named_with_what_pushes_it_again(tracked: Path) -> None:
+    places, shards = find(), read_index(SHARDS).shards
+    assert places.objects is not None
+    damaged = tracked / "files" / "md5" / places.objects[shards[0].name]
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    SHARDS.rename("elsewhere")
+    with open_shards(places) as files, pytest.raises(DataError) as caught:
+        files.open(shards[0])  # type: ignore[union-attr]
+    told = str(caught.value)
+    assert told.startswith(f"a remote shard is not the one of the index: {shards[0].name}: sha256 ")
+    assert told.endswith(f" Remove {damaged.as_uri()}, and run `dvc push data/shards`.")
+
+
+@pytest.mark.slow
 def test_shards_that_dvc_has_not_on_record_are_refused(tracked: Path) -> None:
     index = SHARDS / "index.json"
     index.write_bytes(index.read_bytes() + b"\n")
@@ -129,7 +137,7 @@ def test_shards_that_dvc_has_not_on_record_are_refused(tracked: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_remote_there_is_nothing_to_read_from(tracked: Path) -> None:
+def test_without_a_remote_there_is_nothing_to_read_from(tracked: Path, dvc) -> None:
     dvc("remote", "remove", "store")
     with pytest.raises(StorageError) as caught:
         find()
@@ -137,6 +145,38 @@ def test_without_a_remote_there_is_nothing_to_read_from(tracked: Path) -> None:
         "DVC has no default remote, from which workers could read: `dvc remote add --default store s3://bucket/dvc`, "
         "then `dvc push`."
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        (
+            "version_aware",
+            "true",
+            "DVC's remote s3 names no files by their hashes: version_aware is set. Workers can't read there: make another "
+            "remote without it the default, or set UNET_SHARDS to a URL.",
+        ),
+        (
+            "endpointurl",
+            "http://me:password@127.0.0.1:9",
+            "DVC's remote s3 has an endpoint of its own, which the environment lacks: http://***@127.0.0.1:9. Set "
+            "AWS_ENDPOINT_URL to it, here and for Ray's processes on all hosts.",
+        ),
+    ],
+)
+def test_a_remote_that_takes_more_than_hashes_and_an_environment_is_refused(
+    sharded, dvc, monkeypatch: pytest.MonkeyPatch, option: str, value: str, told: str
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UNET_SHARDS", "dvc")
+    dvc("init", "--no-scm")
+    dvc("remote", "add", "--default", "s3", "s3://bucket/dvc")
+    dvc("remote", "modify", "s3", option, value)
+    with pytest.raises(StorageError) as caught:
+        find()
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize("listed", [b"", b"{", b"[1]", b'[{"relpath": "index.json"}]', b"\xff"])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,8 @@ import yaml
 
 from unet_core.errors import TrainingError
 from unet_core.index import read_index
-from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN
+from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN, ModelSpec
+from unet_core.train_config import TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +70,44 @@ def test_class_weights_become_numbers_of_the_training_images(small_data) -> None
     small_data.write_recipe(train={"class_weights": [1.0, 2.5]})
     _, config, _ = read_recipe(index)
     assert config.class_weights == [1.0, 2.5]
+
+
+def named(spec: ModelSpec, config: TrainConfig, path: Path) -> tuple[ModelSpec, TrainConfig]:
+    return spec, replace(config, initial_weights={"path": str(path), "sha256": "0" * 64})
+
+
+def test_the_driver_gives_weights_of_its_tree_and_no_others(sharded, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from pipeline.worker import read_recipe, read_weights
+
+    spec, config, _ = read_recipe(read_index(Path("data/shards")))
+    assert read_weights(spec, config) == {}
+    inside, outside = Path("weights/begin.bin"), tmp_path_factory.mktemp("shared") / "begin.bin"
+    inside.parent.mkdir()
+    for path in (inside, outside):
+        path.write_bytes(b"weights")
+    assert read_weights(*named(spec, config, inside)) == {"weights/begin.bin": b"weights"}
+    # What lies outside, hosts share or lack; what is missing, the trainer tells of.
+    outside_by_name = Path("..", *outside.parts[-2:])
+    for path in (outside, outside_by_name, Path("weights/none.bin")):
+        assert read_weights(*named(spec, config, path)) == {}
+
+
+def test_a_host_without_the_weights_finds_the_drivers_while_it_needs_them(tree) -> None:
+    from pipeline.worker import weights_at_hand
+
+    path = Path("weights/begin.bin")
+    with weights_at_hand({str(path): b"the driver's"}):
+        folder = Path.cwd()
+        assert folder != tree.root
+        assert path.read_bytes() == b"the driver's"
+    assert Path.cwd() == tree.root
+    assert not folder.exists()
+    path.parent.mkdir()
+    path.write_bytes(b"of this host")
+    for weights in ({}, {str(path): b"the driver's"}):
+        with weights_at_hand(weights):
+            # Whether they are the recipe's, the trainer looks.
+            assert path.read_bytes() == b"of this host"
 
 
 def test_the_next_report_comes_after_about_two_seconds() -> None:

@@ -46,6 +46,10 @@ class Remote:
         return self._log.read_text().splitlines() if self._log.exists() else []
 
 
+def mend(name: str) -> str:
+    return f"Bring {name}."
+
+
 @pytest.fixture
 def remote(shapes_dir: Path, tmp_path: Path) -> Remote:
     return Remote(shapes_dir, tmp_path / "fetched.log")
@@ -62,7 +66,7 @@ def make_cache(tmp_path: Path, remote: Remote) -> Iterator[Callable[..., CachedS
     made: list[CachedShards] = []
 
     def make(**changes: object) -> CachedShards:
-        options = {"limit_bytes": 10**9, "fetch": remote, "patience_seconds": 0.5, **changes}
+        options = {"limit_bytes": 10**9, "fetch": remote, "mend": mend, "patience_seconds": 0.5, **changes}
         directory = options.pop("directory", tmp_path / "cache")
         made.append(CachedShards(directory, **options))  # type: ignore[arg-type]
         return made[-1]
@@ -98,7 +102,7 @@ def test_samples_are_those_of_the_remote_shards_and_each_is_fetched_once(make_ca
 
 
 def open_all(directory: Path, remote: Remote, shapes_dir: Path) -> None:
-    with CachedShards(directory, limit_bytes=10**9, fetch=remote) as cache:
+    with CachedShards(directory, limit_bytes=10**9, fetch=remote, mend=mend) as cache:
         assert_same_samples(cache, shapes_dir)
 
 
@@ -166,7 +170,7 @@ def test_a_full_disk_is_survived(make_cache, small_disk: Path, shapes_dir: Path)
 def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path, remote: Remote) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError) as caught:
-        CachedShards(tmp_path / "file" / "cache", limit_bytes=1, fetch=remote)
+        CachedShards(tmp_path / "file" / "cache", limit_bytes=1, fetch=remote, mend=mend)
     assert str(caught.value) == (
         f"the cache of shards can't be made: {tmp_path}/file/cache: Not a directory. Set UNET_CACHE to another folder."
     )
@@ -202,7 +206,7 @@ def test_another_shard_than_the_index_names_is_refused_and_not_kept(
         cache.open(entries[0])
     told = str(caught.value)
     assert told.startswith(f"a remote shard is not the one of the index: {entries[0].name}: sha256 ")
-    assert told.endswith(f"the index says {entries[0].sha256}. Copy data/shards to UNET_SHARDS again.")
+    assert told.endswith(f"the index says {entries[0].sha256}. Bring {entries[0].name}.")
     assert kept(tmp_path / "cache") == []
 
 
