@@ -24,7 +24,7 @@ from unet_core.hashing import hash_file
 PREFIX = "::result "
 LINE_CHARACTERS = 4000
 MAX_BYTES = 2 << 20
-#: What of a job was taken home.
+#: What the tree held when a job was submitted, and what of the job was taken home since.
 TAKEN_NAME = "taken.json"
 #: Where a job's results for people and for git lie. Nothing else is taken home: a job writes no code.
 PLACES = ("dvc.lock", "params.yaml", "metrics", "models", "arrivals", "reports")
@@ -127,31 +127,44 @@ def _check_name(name: str) -> None:
         raise ValueError(f"no place of a result: {name!a}")
 
 
+def note_tree(root: Path, *, aside: Path) -> None:
+    """Note in the job's own folder what the tree holds before the job begins.
+
+    Reports of an earlier job are not sent along, so the job can't tell that they were there: nobody edited them.
+    """
+    _write_whole(aside / TAKEN_NAME, json.dumps(snapshot(root)).encode("ascii"))
+
+
 def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str]:
     """Write the results into the tree, and give the names of those that were not there already.
 
     StorageError where one was changed here meanwhile: then the tree stays as it is, and all of them lie in `aside`, the
-    job's own folder, which also knows what was taken home before.
+    job's own folder, which also knows what the tree held before and what was taken home since.
     """
     record = aside / TAKEN_NAME
-    taken = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    taken = json.loads(record.read_text(encoding="ascii")) if record.exists() else {}
     here = {result.name: _hash(root / result.name) for result in results}
     there = {result.name: hashlib.sha256(base64.b64decode(result.content)).hexdigest() for result in results}
     news = [result for result in results if here[result.name] != there[result.name]]
     edited = [result.name for result in news if here[result.name] not in (result.before, taken.get(result.name))]
     for result in results if edited else news:
-        path = (aside if edited else root) / result.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(result.content))
+        _write_whole((aside if edited else root) / result.name, base64.b64decode(result.content))
     if edited:
         more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
         raise StorageError(
             f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
             f"{aside.relative_to(root)}. Compare them, and copy what you want."
         )
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({**taken, **there}), encoding="utf-8")
+    _write_whole(record, json.dumps({**taken, **there}).encode("ascii"))
     return [result.name for result in news]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Killed in between, half a file would be taken for the user's own edit by the next call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 def _hash(path: Path) -> str | None:

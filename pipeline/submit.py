@@ -20,7 +20,7 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from pipeline.command import say
-from pipeline.job_results import ResultReader, take_home
+from pipeline.job_results import ResultReader, note_tree, take_home
 from pipeline.job_road import Task, versions
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
@@ -70,6 +70,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> i
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, "tree.zip")
         write_zip(root, contents.names, package, submitted=_record(root, task))
+        note_tree(root, aside=_aside(placement, task.job))
         megabytes = package.stat().st_size / 1e6
         jobs.submit(task.job, package, entrypoint=ENTRYPOINT, variables={**variables, **STOPPING}, metadata=tags)
     _remember(placement, task.job, jobs.address)
@@ -185,6 +186,11 @@ def _jobs_file(placement: Placement) -> Path:
     return placement.state_dir / "jobs.jsonl"
 
 
+def _aside(placement: Placement, job: str) -> Path:
+    """The job's own folder here."""
+    return placement.state_dir / "jobs" / job
+
+
 def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     """Show the job's log to its end, and take its results home; the job's exit code."""
     screen = Screen(sys.stdout)
@@ -211,7 +217,7 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
 
 def _take_home(placement: Placement, reader: ResultReader, name: str) -> None:
     if reader.results:
-        taken = take_home(placement.root, reader.results, aside=placement.state_dir / "jobs" / name)
+        taken = take_home(placement.root, reader.results, aside=_aside(placement, name))
         say(f"taken home: {', '.join(taken)}" if taken else "all results are here already")
         say("`dvc pull` gets the rest; then commit")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job_results import Result, ResultReader, find_results, snapshot, take_home, to_lines
+from pipeline.job_results import Result, ResultReader, find_results, note_tree, snapshot, take_home, to_lines
 from unet_core.errors import DataError, StorageError
 
 DVC = """
@@ -102,6 +102,22 @@ def test_what_a_running_job_sent_is_no_edit_when_it_has_ended(cluster: Path, tmp
     put(home, "dvc.lock", "edited")
     with pytest.raises(StorageError, match=r"^changed here while the job ran: dvc\.lock\. "):
         take_home(home, find_results(cluster, before)[0], aside=home / ".unet" / "jobs" / "j")
+
+
+def test_reports_of_an_earlier_job_are_no_edit(cluster: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    put(home, "dvc.yaml", DVC)
+    put(home, "reports/promotion.html", "of the job before, and never sent")
+    before = snapshot(cluster)
+    put(cluster, "reports/promotion.html", "new")
+    results, _ = find_results(cluster, before)
+    aside = home / ".unet" / "jobs" / "j"
+    note_tree(home, aside=aside)
+    assert take_home(home, results, aside=aside) == ["reports/promotion.html"]
+    assert (home / "reports/promotion.html").read_text() == "new"
+    put(home, "reports/promotion.html", "edited")
+    with pytest.raises(StorageError, match=r"^changed here while the job ran: reports/promotion\.html\. "):
+        take_home(home, results, aside=aside)
 
 
 def test_the_last_whole_results_count_and_the_lines_of_people_stay(cluster: Path) -> None:
