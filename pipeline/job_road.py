@@ -29,6 +29,8 @@ PACKAGES = ("unet-pipeline", "ray", "torch", "numpy", "dvc", "mlflow")
 DATA_STAGES = ("ingest", "validate", "split", "shard")
 #: Seconds for a stage to end by itself when the job is stopped.
 GRACE_SECONDS = 20.0
+#: And then for a push of what it had finished; submit.py has Ray wait longer than both.
+PUSH_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,17 @@ def run(root: Path) -> None:
     # Its .git stayed where it was packed.
     (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     before = snapshot(root)
+
+    def keep(limit_seconds: float | None = None) -> int:
+        return _keep(task, lambda: _send(root, before), limit_seconds=limit_seconds)
+
     try:
-        code = _carry_out(task, lambda: _send(root, before))
-    finally:
+        code = _carry_out(task, keep)
+    except KeyboardInterrupt:
         # Also what a stopped job has finished is of use.
-        _send(root, before)
+        keep(PUSH_SECONDS)
+        raise
+    finally:
         _remove_remains(root, kept)
     sys.exit(code)
 
@@ -115,20 +123,20 @@ def _check_places(task: Task) -> None:
         )
 
 
-def _carry_out(task: Task, send: Callable[[], None]) -> int:
-    """All steps up to the first that fails; its exit code, or 0. What was finished is pushed in any case."""
+def _carry_out(task: Task, keep: Callable[[], int]) -> int:
+    """All steps up to the first that fails; its exit code, or 0. What was finished is kept in any case."""
     if task.has_remote:
         say("job: dvc pull")
         # What was never built is not there either.
         if code := _call(_dvc("pull", "--quiet", "--allow-missing")):
             return code
     if not task.words:
-        return _reproduce(task, send)
+        return _reproduce(task, keep)
     code = _call(_unet(*task.words))
-    return (_push() if task.has_remote else 0) or code
+    return keep() or code
 
 
-def _reproduce(task: Task, send: Callable[[], None]) -> int:
+def _reproduce(task: Task, keep: Callable[[], int]) -> int:
     """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
     # A source that is not here is none that has changed.
     repro = _dvc("repro", "--allow-missing")
@@ -136,10 +144,12 @@ def _reproduce(task: Task, send: Callable[[], None]) -> int:
         is_data = part in DATA_STAGES
         code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
-        if code := _push() or code:
+        if code := keep() or code:
             return code
-        send()
-    return 0 if task.stage else _call(_unet("promote"))
+    if task.stage:
+        return 0
+    code = _call(_unet("promote"))
+    return keep() or code
 
 
 def parts_of(stage: str | None) -> list[str | None]:
@@ -149,9 +159,17 @@ def parts_of(stage: str | None) -> list[str | None]:
     return ["shard", stage] if stage == "train" else ["shard", "train", stage]
 
 
-def _push() -> int:
-    say("job: dvc push")
-    return _call(_dvc("push", "--quiet"))
+def _keep(task: Task, send: Callable[[], None], *, limit_seconds: float | None) -> int:
+    """Push what there is, and then tell it home; the exit code of the push, or 0.
+
+    Never the other way round: a dvc.lock that speaks of data which nobody has would make the next `dvc repro` fail.
+    """
+    if task.has_remote:
+        say("job: dvc push")
+        if code := _call(_dvc("push", "--quiet"), limit_seconds=limit_seconds):
+            return code
+    send()
+    return 0
 
 
 def _unet(*words: str) -> list[str]:
@@ -162,11 +180,17 @@ def _dvc(*words: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *words]
 
 
-def _call(command: Sequence[str], *, alone: bool = False) -> int:
-    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files."""
+def _call(command: Sequence[str], *, alone: bool = False, limit_seconds: float | None = None) -> int:
+    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files.
+
+    Where it takes longer than its limit, it is killed.
+    """
     environment = {**environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
     with subprocess.Popen(command, env=environment) as process:
         try:
+            return process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
             return process.wait()
         except KeyboardInterrupt:
             # Ray tells all processes of the job to stop; stages leave a checkpoint's time for it.
