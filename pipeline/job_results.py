@@ -84,28 +84,33 @@ class ResultReader:
 
     def __init__(self) -> None:
         self.results: tuple[Result, ...] | None = None
+        self.is_cut = False
+        """Whether newer results began and did not end: the job was killed while it told of them."""
         self._rest = ""
         self._parts: list[str] = []
 
     def read(self, text: str) -> str:
         """The part of the text that is for people, in whole lines."""
         *lines, self._rest = (self._rest + text).split("\n")
-        return "".join(f"{line}\n" for line in lines if not self._take(line))
+        return "".join(f"{shown}\n" for line in lines if (shown := self._take(line)) is not None)
 
     def finish(self) -> str:
         """A last line without an end."""
         rest, self._rest = self._rest, ""
-        return "" if not rest or self._take(rest) else f"{rest}\n"
+        shown = self._take(rest) if rest else None
+        return "" if shown is None else f"{shown}\n"
 
-    def _take(self, line: str) -> bool:
-        found = re.fullmatch(rf"{PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
+    def _take(self, line: str) -> str | None:
+        """What of a line is for people: also what a program wrote before the results, without an end of its line."""
+        found = re.fullmatch(rf"(.*?){PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
         if found is None:
-            return False
-        number, count = int(found[1]), int(found[2])
-        self._parts = [*self._parts, found[3]] if number > 1 else [found[3]]
-        if len(self._parts) == number == count:
+            return line
+        number, count = int(found[2]), int(found[3])
+        self._parts = [*self._parts, found[4]] if number > 1 else [found[4]]
+        self.is_cut = not len(self._parts) == number == count
+        if not self.is_cut:
             self.results = _from_text("".join(self._parts))
-        return True
+        return found[1] or None
 
 
 def _from_text(text: str) -> tuple[Result, ...]:

@@ -134,6 +134,19 @@ def test_the_last_whole_results_count_and_the_lines_of_people_stay(cluster: Path
     assert base64.b64decode(reader.results[0].content) == b"shards"
 
 
+def test_results_behind_a_line_without_an_end_count_and_those_that_were_cut_are_known(cluster: Path) -> None:
+    before = snapshot(cluster)
+    put(cluster, "dvc.lock", "shards")
+    (line,) = to_lines(find_results(cluster, before)[0])
+    reader = ResultReader()
+    assert reader.read(f"50 %{line}\nend\n") == "50 %\nend\n"
+    assert reader.results is not None
+    assert not reader.is_cut
+    reader.read("::result 1/2 AAAA\n")
+    assert reader.is_cut
+    assert base64.b64decode(reader.results[0].content) == b"shards"
+
+
 def test_no_line_is_so_long_that_ray_would_cut_it(cluster: Path) -> None:
     before = snapshot(cluster)
     (cluster / "dvc.lock").write_bytes(bytes(range(256)) * 2000)
