@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -68,6 +68,13 @@ def find_results(root: Path, before: Mapping[str, str]) -> tuple[list[Result], l
         size += len(content)
         results.append(Result(name=name, before=before.get(name), content=base64.b64encode(content).decode("ascii")))
     return results, left
+
+
+def find_lost(root: Path, sent: Set[Path]) -> list[str]:
+    """What a command has written where neither the log nor DVC takes it home."""
+    apart = [*PLACES, *_kept_by_dvc(root), ".dvc", ".unet"]
+    new = [path.relative_to(root) for path in root.rglob("*") if path.is_file() and path not in sent]
+    return sorted(str(name) for name in new if "__pycache__" not in name.parts and not _is_below(str(name), apart))
 
 
 def to_lines(results: Sequence[Result]) -> Iterator[str]:

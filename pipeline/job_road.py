@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.command import run_command, say
-from pipeline.job_results import find_results, snapshot, to_lines
+from pipeline.job_results import find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import environment_for_tools, read_placement
 from unet_core.errors import StorageError, TrainingError
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 PACKAGES = ("unet-pipeline", "ray", "torch", "numpy", "dvc", "mlflow")
 #: Stages whose results all hosts read; they are pushed before the rest begins.
 DATA_STAGES = ("ingest", "validate", "split", "shard")
+#: Commands whose work is runs, or a change of the registry.
+REGISTRY_COMMANDS = ("promote", "rollback", "search")
 #: Seconds for a stage to end by itself when the job is stopped.
 GRACE_SECONDS = 20.0
 #: And then for a push of what it had finished; submit.py has Ray wait longer than both.
@@ -99,6 +101,8 @@ def run(root: Path) -> None:
 
     try:
         code = _carry_out(task, keep)
+        if task.words:
+            _tell_of_lost(find_lost(root, kept))
     except KeyboardInterrupt:
         # Also what a stopped job has finished is of use.
         keep(PUSH_SECONDS)
@@ -116,7 +120,8 @@ def _describe(git: Mapping[str, str]) -> str:
 
 def _check_places(task: Task) -> None:
     """The tree goes away with the job, and a store of runs in it would too."""
-    if not task.words and task.stage not in DATA_STAGES and read_placement().tracking_uri.startswith("sqlite:"):
+    writes = task.words[0] in REGISTRY_COMMANDS if task.words else task.stage not in DATA_STAGES
+    if writes and read_placement().tracking_uri.startswith("sqlite:"):
         raise StorageError(
             "the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
             "environment of the cluster's Ray processes, or where you submit."
@@ -209,6 +214,16 @@ def _send(root: Path, before: Mapping[str, str]) -> None:
         log.warning("too large to be sent home, and lost with the job unless DVC has it: %s", name)
     for line in to_lines(results):
         say(line)
+
+
+def _tell_of_lost(names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        log.warning(
+            "left in the job's tree, and gone with it: %s%s. Let a command write into reports/, or to an address.",
+            names[0],
+            more,
+        )
 
 
 def _remove_remains(root: Path, kept: set[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job_results import Result, ResultReader, find_results, note_tree, snapshot, take_home, to_lines
+from pipeline.job_results import Result, ResultReader, find_lost, find_results, note_tree, snapshot, take_home, to_lines
 from unet_core.errors import DataError, StorageError
 
 DVC = """
@@ -161,6 +161,22 @@ def test_what_is_too_large_is_named(cluster: Path, monkeypatch: pytest.MonkeyPat
     results, left = find_results(cluster, before)
     assert [result.name for result in results] == ["dvc.lock"]
     assert left == ["reports/tune.png"]
+
+
+def test_what_neither_log_nor_dvc_takes_home_is_known(cluster: Path) -> None:
+    sent = {path for path in cluster.rglob("*") if path.is_file()}
+    for name in (
+        "reports/masks/a.png",
+        "data/shards/a.tar",
+        "models/receipt.json",
+        ".dvc/cache/a",
+        "pipeline/__pycache__/a",
+    ):
+        put(cluster, name, "new")
+    assert find_lost(cluster, sent) == []
+    put(cluster, "predictions/masks/b.png", "new")
+    put(cluster, "predictions/masks/a.png", "new")
+    assert find_lost(cluster, sent) == ["predictions/masks/a.png", "predictions/masks/b.png"]
 
 
 @pytest.mark.parametrize("name", ["../dvc.lock", "/etc/passwd", "pipeline/cli.py", "metrics/../../x", ".git/config"])

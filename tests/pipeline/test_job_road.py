@@ -150,15 +150,19 @@ def test_a_command_runs_with_its_own_exit_code(home: Path, tmp_path: Path) -> No
     assert "unet add: " in done.stderr
 
 
-def test_without_a_tracking_server_nothing_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [((), "dvc repro, unet promote"), (("rollback",), "unet rollback")],
+)
+def test_without_a_tracking_server_nothing_is_trained_or_moved(tmp_path: Path, words, shown: str) -> None:
     there = tmp_path / "there"
     (there / ".unet").mkdir(parents=True)
-    record = {"task": asdict(task()), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+    record = {"task": asdict(task(words=words)), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
     (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
     repository = str(Path(__file__).parents[2])
     done = start_job(there, PYTHONPATH=repository)
     assert done.returncode == 7
-    assert done.stdout.startswith("job unet-1: dvc repro, unet promote; outside git; Python 3.")
+    assert done.stdout.startswith(f"job unet-1: {shown}; outside git; Python 3.")
     assert done.stderr == (
         "unet job: the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
         "environment of the cluster's Ray processes, or where you submit.\n"
