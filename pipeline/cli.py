@@ -49,7 +49,11 @@ def _run_stage(words: Sequence[str]) -> int:
         paths = argparse.ArgumentParser(prog=f"unet stage {name}")
         for word in names:
             paths.add_argument(f"--{word}", type=Path, required=True)
-        module.run(**vars(paths.parse_args(words[1:])))
+        given = vars(paths.parse_args(words[1:]))
+        from pipeline.retrain_lock import alone
+
+        with alone(name, TIMINGS.parent):
+            module.run(**given)
 
     return run_command(name, run, timings=TIMINGS)
 
