@@ -14,6 +14,7 @@ from pipeline.listing import find_pairs
 from pipeline.params import load_section
 from pipeline.progress import progress
 from pipeline.source import IngestConfig, Pair
+from pipeline.storage import public
 from unet_core.errors import DataError, StorageError
 from unet_core.samples import ClassMap
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes
@@ -45,7 +46,7 @@ def record(config: IngestConfig, changes: Changes, *, allow_removal: bool = Fals
     ledger = Path(config.ledger)
     if changes.missing and not allow_removal:
         raise DataError(
-            f"recorded samples are missing from {config.source}: {changes.missing[0].key}"
+            f"recorded samples are missing from {public(config.source)}: {changes.missing[0].key}"
             f"{f' and {len(changes.missing) - 1} more' if len(changes.missing) > 1 else ''}. "
             "Restore them, or record their removal with `unet add --allow-removal`."
         )
@@ -57,7 +58,7 @@ def record(config: IngestConfig, changes: Changes, *, allow_removal: bool = Fals
             f"{len(changes.missing)} removed"
         )
     else:
-        say(f"nothing new in {config.source}")
+        say(f"nothing new in {public(config.source)}")
     # Always: an earlier attempt may have written the ledger and not reached DVC.
     _track(ledger)
 
@@ -72,7 +73,7 @@ def _track(ledger: Path) -> None:
         [sys.executable, "-m", "dvc", "add", str(ledger)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise StorageError(f"DVC can't track the ledger: {ledger}: {done.stderr.strip()}")
+        raise StorageError(f"DVC can't track the ledger: {ledger}: {public(' '.join(done.stderr.split()))}")
 
 
 def draw_source(folder: Path, *, count: int, seed: int) -> None:

@@ -20,6 +20,9 @@ METRICS = Path("metrics")
 REPORT = Path("reports/report.html")
 TIMINGS = Path(".unet/timings.jsonl")
 
+#: Not for `unet submit`: they need the cluster's address, or git.
+RUN_HERE = ("submit", "attach", "status", "stage", "retrain")
+
 Run = Callable[[argparse.Namespace], None]
 STAGES = ("ingest", "validate", "split", "shard", "train", "register", "evaluate", "report")
 
@@ -46,7 +49,11 @@ def _run_stage(words: Sequence[str]) -> int:
         paths = argparse.ArgumentParser(prog=f"unet stage {name}")
         for word in names:
             paths.add_argument(f"--{word}", type=Path, required=True)
-        module.run(**vars(paths.parse_args(words[1:])))
+        given = vars(paths.parse_args(words[1:]))
+        from pipeline.retrain_lock import alone
+
+        with alone(name, TIMINGS.parent):
+            module.run(**given)
 
     return run_command(name, run, timings=TIMINGS)
 
@@ -314,7 +321,7 @@ def _submit(parsed: argparse.Namespace) -> None:
     words = parsed.words[1:] if stage else parsed.words
     if stage and words:
         raise RecipeError(f"one stage, and nothing behind it: {' '.join(parsed.words)}. A command comes behind `--`.")
-    if words and _parser().parse_args(words).command in ("submit", "attach", "status", "stage"):
+    if words and _parser().parse_args(words).command in RUN_HERE:
         raise RecipeError(f"runs here, and not on a cluster: unet {' '.join(words)}. Type it without `unet submit`.")
     sys.exit(submit(words, stage=stage, address=parsed.address))
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,7 @@ from unet_core.hashing import hash_file
 PREFIX = "::result "
 LINE_CHARACTERS = 4000
 MAX_BYTES = 2 << 20
-#: What of a job was taken home.
+#: What the tree held when a job was submitted, and what of the job was taken home since.
 TAKEN_NAME = "taken.json"
 #: Where a job's results for people and for git lie. Nothing else is taken home: a job writes no code.
 PLACES = ("dvc.lock", "params.yaml", "metrics", "models", "arrivals", "reports")
@@ -70,6 +70,13 @@ def find_results(root: Path, before: Mapping[str, str]) -> tuple[list[Result], l
     return results, left
 
 
+def find_lost(root: Path, sent: Set[Path]) -> list[str]:
+    """What a command has written where neither the log nor DVC takes it home."""
+    apart = [*PLACES, *_kept_by_dvc(root), ".dvc", ".unet"]
+    new = [path.relative_to(root) for path in root.rglob("*") if path.is_file() and path not in sent]
+    return sorted(str(name) for name in new if "__pycache__" not in name.parts and not _is_below(str(name), apart))
+
+
 def to_lines(results: Sequence[Result]) -> Iterator[str]:
     """The results as lines of a log."""
     body = json.dumps([asdict(result) for result in results]).encode("ascii")
@@ -84,28 +91,33 @@ class ResultReader:
 
     def __init__(self) -> None:
         self.results: tuple[Result, ...] | None = None
+        self.is_cut = False
+        """Whether newer results began and did not end: the job was killed while it told of them."""
         self._rest = ""
         self._parts: list[str] = []
 
     def read(self, text: str) -> str:
         """The part of the text that is for people, in whole lines."""
         *lines, self._rest = (self._rest + text).split("\n")
-        return "".join(f"{line}\n" for line in lines if not self._take(line))
+        return "".join(f"{shown}\n" for line in lines if (shown := self._take(line)) is not None)
 
     def finish(self) -> str:
         """A last line without an end."""
         rest, self._rest = self._rest, ""
-        return "" if not rest or self._take(rest) else f"{rest}\n"
+        shown = self._take(rest) if rest else None
+        return "" if shown is None else f"{shown}\n"
 
-    def _take(self, line: str) -> bool:
-        found = re.fullmatch(rf"{PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
+    def _take(self, line: str) -> str | None:
+        """What of a line is for people: also what a program wrote before the results, without an end of its line."""
+        found = re.fullmatch(rf"(.*?){PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
         if found is None:
-            return False
-        number, count = int(found[1]), int(found[2])
-        self._parts = [*self._parts, found[3]] if number > 1 else [found[3]]
-        if len(self._parts) == number == count:
+            return line
+        number, count = int(found[2]), int(found[3])
+        self._parts = [*self._parts, found[4]] if number > 1 else [found[4]]
+        self.is_cut = not len(self._parts) == number == count
+        if not self.is_cut:
             self.results = _from_text("".join(self._parts))
-        return True
+        return found[1] or None
 
 
 def _from_text(text: str) -> tuple[Result, ...]:
@@ -127,31 +139,44 @@ def _check_name(name: str) -> None:
         raise ValueError(f"no place of a result: {name!a}")
 
 
+def note_tree(root: Path, *, aside: Path) -> None:
+    """Note in the job's own folder what the tree holds before the job begins.
+
+    Reports of an earlier job are not sent along, so the job can't tell that they were there: nobody edited them.
+    """
+    _write_whole(aside / TAKEN_NAME, json.dumps(snapshot(root)).encode("ascii"))
+
+
 def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str]:
     """Write the results into the tree, and give the names of those that were not there already.
 
     StorageError where one was changed here meanwhile: then the tree stays as it is, and all of them lie in `aside`, the
-    job's own folder, which also knows what was taken home before.
+    job's own folder, which also knows what the tree held before and what was taken home since.
     """
     record = aside / TAKEN_NAME
-    taken = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    taken = json.loads(record.read_text(encoding="ascii")) if record.exists() else {}
     here = {result.name: _hash(root / result.name) for result in results}
     there = {result.name: hashlib.sha256(base64.b64decode(result.content)).hexdigest() for result in results}
     news = [result for result in results if here[result.name] != there[result.name]]
     edited = [result.name for result in news if here[result.name] not in (result.before, taken.get(result.name))]
     for result in results if edited else news:
-        path = (aside if edited else root) / result.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(result.content))
+        _write_whole((aside if edited else root) / result.name, base64.b64decode(result.content))
     if edited:
         more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
         raise StorageError(
             f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
             f"{aside.relative_to(root)}. Compare them, and copy what you want."
         )
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({**taken, **there}), encoding="utf-8")
+    _write_whole(record, json.dumps({**taken, **there}).encode("ascii"))
     return [result.name for result in news]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Killed in between, half a file would be taken for the user's own edit by the next call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
 
 
 def _hash(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.command import run_command, say
-from pipeline.job_results import find_results, snapshot, to_lines
+from pipeline.job_results import find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
 from unet_core.errors import StorageError, TrainingError
@@ -27,8 +27,12 @@ log = logging.getLogger(__name__)
 PACKAGES = ("unet-pipeline", "ray", "torch", "numpy", "dvc", "mlflow")
 #: Stages whose results all hosts read; they are pushed before the rest begins.
 DATA_STAGES = ("ingest", "validate", "split", "shard")
+#: Commands whose work is runs, or a change of the registry.
+REGISTRY_COMMANDS = ("promote", "rollback", "search")
 #: Seconds for a stage to end by itself when the job is stopped.
 GRACE_SECONDS = 20.0
+#: And then for a push of what it had finished; submit.py has Ray wait longer than both.
+PUSH_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +95,19 @@ def run(root: Path) -> None:
     # Its .git stayed where it was packed.
     (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     before = snapshot(root)
+
+    def keep(limit_seconds: float | None = None) -> int:
+        return _keep(task, lambda: _send(root, before), limit_seconds=limit_seconds)
+
     try:
-        code = _carry_out(task, lambda: _send(root, before))
-    finally:
+        code = _carry_out(task, keep)
+        if task.words:
+            _tell_of_lost(find_lost(root, kept))
+    except KeyboardInterrupt:
         # Also what a stopped job has finished is of use.
-        _send(root, before)
+        keep(PUSH_SECONDS)
+        raise
+    finally:
         _remove_remains(root, kept)
     sys.exit(code)
 
@@ -108,27 +120,28 @@ def _describe(git: Mapping[str, str]) -> str:
 
 def _check_places(task: Task) -> None:
     """The tree goes away with the job, and a store of runs in it would too."""
-    if not task.words and task.stage not in DATA_STAGES and read_placement().tracking_uri.startswith("sqlite:"):
+    writes = task.words[0] in REGISTRY_COMMANDS if task.words else task.stage not in DATA_STAGES
+    if writes and read_placement().tracking_uri.startswith("sqlite:"):
         raise StorageError(
             "the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
             "environment of the cluster's Ray processes, or where you submit."
         )
 
 
-def _carry_out(task: Task, send: Callable[[], None]) -> int:
-    """All steps up to the first that fails; its exit code, or 0. What was finished is pushed in any case."""
+def _carry_out(task: Task, keep: Callable[[], int]) -> int:
+    """All steps up to the first that fails; its exit code, or 0. What was finished is kept in any case."""
     if task.has_remote:
         say("job: dvc pull")
         # What was never built is not there either.
         if code := _call(_dvc("pull", "--quiet", "--allow-missing")):
             return code
     if not task.words:
-        return _reproduce(task, send)
+        return _reproduce(task, keep)
     code = _call(_unet(*task.words))
-    return (_push() if task.has_remote else 0) or code
+    return keep() or code
 
 
-def _reproduce(task: Task, send: Callable[[], None]) -> int:
+def _reproduce(task: Task, keep: Callable[[], int]) -> int:
     """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
     # A source that is not here is none that has changed.
     repro = _dvc("repro", "--allow-missing")
@@ -136,10 +149,12 @@ def _reproduce(task: Task, send: Callable[[], None]) -> int:
         is_data = part in DATA_STAGES
         code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
-        if code := _push() or code:
+        if code := keep() or code:
             return code
-        send()
-    return 0 if task.stage else _call(_unet("promote"))
+    if task.stage:
+        return 0
+    code = _call(_unet("promote"))
+    return keep() or code
 
 
 def parts_of(stage: str | None) -> list[str | None]:
@@ -149,9 +164,17 @@ def parts_of(stage: str | None) -> list[str | None]:
     return ["shard", stage] if stage == "train" else ["shard", "train", stage]
 
 
-def _push() -> int:
-    say("job: dvc push")
-    return _call(_dvc("push", "--quiet"))
+def _keep(task: Task, send: Callable[[], None], *, limit_seconds: float | None) -> int:
+    """Push what there is, and then tell it home; the exit code of the push, or 0.
+
+    Never the other way round: a dvc.lock that speaks of data which nobody has would make the next `dvc repro` fail.
+    """
+    if task.has_remote:
+        say("job: dvc push")
+        if code := _call(_dvc("push", "--quiet"), limit_seconds=limit_seconds):
+            return code
+    send()
+    return 0
 
 
 def _unet(*words: str) -> list[str]:
@@ -162,13 +185,19 @@ def _dvc(*words: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *words]
 
 
-def _call(command: Sequence[str], *, alone: bool = False) -> int:
-    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files."""
+def _call(command: Sequence[str], *, alone: bool = False, limit_seconds: float | None = None) -> int:
+    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files.
+
+    Where it takes longer than its limit, it is killed.
+    """
     # The other hosts have nothing of this tree's data; where the shards lie elsewhere too, the user says so.
     elsewhere = {"UNET_SHARDS": DVC_REMOTE}
     environment = {**elsewhere, **environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
     with subprocess.Popen(command, env=environment) as process:
         try:
+            return process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
             return process.wait()
         except KeyboardInterrupt:
             # Ray tells all processes of the job to stop; stages leave a checkpoint's time for it.
@@ -187,6 +216,16 @@ def _send(root: Path, before: Mapping[str, str]) -> None:
         log.warning("too large to be sent home, and lost with the job unless DVC has it: %s", name)
     for line in to_lines(results):
         say(line)
+
+
+def _tell_of_lost(names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        log.warning(
+            "left in the job's tree, and gone with it: %s%s. Let a command write into reports/, or to an address.",
+            names[0],
+            more,
+        )
 
 
 def _remove_remains(root: Path, kept: set[Path]) -> None:

@@ -35,6 +35,8 @@ SILENCE_SECONDS = 45.0
 RETRY_SECONDS = 1.0
 #: Resources that are shown, and of how many hosts.
 COUNTED, MAX_NODES = ("CPU", "GPU"), 10_000
+#: What a gateway says in the place of a server that starts again, as Ray's client words it.
+AWAY = re.compile(r"status(?: code)? 50[234]\b")
 #: How often the log of a job that has ended is asked for, once its host is gone.
 LAST_TRIES = 3
 
@@ -162,20 +164,20 @@ class Jobs:
     async def _tail(self, name: str, on_text: Callable[[str], None]) -> bool:
         """The log from its beginning, of which only what is new is handed over; whether the server came to its end."""
         position = 0
-        try:
-            async with aclosing(self._client.tail_job_logs(name)) as stream:
-                while True:
+        async with aclosing(self._client.tail_job_logs(name)) as stream:
+            while True:
+                try:
                     text = await asyncio.wait_for(anext(stream), SILENCE_SECONDS)
-                    known = max(0, self._seen.get(name, 0) - position)
-                    position += len(text)
-                    if len(text) > known:
-                        self._seen[name] = position
-                        on_text(text[known:])
-        except StopAsyncIteration:
-            return True
-        except (OSError, RuntimeError, aiohttp.ClientError):
-            # Also asyncio's time-out. Whether the cluster is away, the next question tells.
-            return False
+                except StopAsyncIteration:
+                    return True
+                except (OSError, RuntimeError, aiohttp.ClientError):
+                    # Also asyncio's time-out. Whether the cluster is away, the next question tells.
+                    return False
+                known = max(0, self._seen.get(name, 0) - position)
+                position += len(text)
+                if len(text) > known:
+                    self._seen[name] = position
+                    on_text(text[known:])
 
     def nodes(self) -> list[Node]:
         """The hosts that are alive, the head first."""
@@ -218,8 +220,13 @@ class Jobs:
                 "8265, or correct RAY_API_SERVER_ADDRESS."
             ) from error
         except RuntimeError as error:
-            if job is not None and "404" in str(error):
+            if job is not None and re.search(r"status code 404\b", str(error)):
                 raise StorageError(f"no such job: {shown}: {job}. `unet status` lists them.") from error
+            if found := AWAY.search(str(error)):
+                raise ClusterAwayError(
+                    f"Ray's Jobs API is away: {shown}: a gateway answers with {found[0]}. Try again when the cluster "
+                    "has started."
+                ) from error
             raise StorageError(f"Ray's Jobs API refused: {shown}: {_last_line(error)}") from error
 
 

@@ -34,7 +34,9 @@ SECRET_NAMES = (
 #: Names that are about secrets and hold none.
 HARMLESS = (".env.example", ".env.sample", ".env.template", "*.py", "*.md")
 #: Options of a DVC remote that belong into .dvc/config.local.
-SECRET_OPTIONS = re.compile(r"password|secret|token|account_key|connection_string|access_key_id|client_id")
+SECRET_OPTIONS = re.compile(r"(?<!ask_)password|secret|token|account_key|connection_string|access_key_id|client_id")
+#: Of an address: a password, or a signature.
+SECRET_PARTS = re.compile(r"://[^/@\s]*:[^/@\s]*@|://\S*\?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +132,35 @@ def _check_dvc_config(root: Path, names: Iterable[str]) -> None:
         raise StorageError("no .dvc/config: the cluster gets data through DVC. Run `dvc init`, and add it to git.")
     for section, options in read_dvc_config(root).items():
         for option, value in options.items():
-            if SECRET_OPTIONS.search(option) or re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+            if _is_secret(option, value):
                 raise StorageError(
                     f"a secret would be sent: .dvc/config: {section}: {option}. Move it to .dvc/config.local "
                     "(`dvc remote modify --local`); the cluster has its own credentials, as docs/submit.md tells."
                 )
+
+
+def check_patch(patch: str) -> None:
+    """The changes since the commit go along too: StorageError where they hold a secret that was taken out since."""
+    name = ""
+    for line in patch.split("\n"):
+        if line.startswith("diff --git "):
+            # The same name twice, as a/NAME and b/NAME.
+            both = line.removeprefix("diff --git ")
+            name = both[: len(both) // 2].strip('"')[2:]
+            is_secret = _fits(name, SECRET_NAMES) and not _fits(name, HARMLESS)
+        else:
+            option, equals, value = line.removeprefix("-").partition("=")
+            is_taken_out = name.endswith(".dvc/config") and line.startswith("-") and bool(equals)
+            is_secret = is_taken_out and _is_secret(option.strip(), value)
+        if is_secret:
+            raise StorageError(
+                f"a secret would be sent: {name}: the newest commit has it, and what has changed since goes along. "
+                "Commit its removal first, and replace it: all who read the repository may have read it."
+            )
+
+
+def _is_secret(option: str, value: str) -> bool:
+    return bool(SECRET_OPTIONS.search(option) or SECRET_PARTS.search(value))
 
 
 def read_dvc_config(root: Path) -> Mapping[str, Mapping[str, str]]:

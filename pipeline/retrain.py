@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +81,18 @@ def retrain(ask: Request, paths: Paths) -> int:
             say(f"another retraining is at work in {placement.root}: {holder(path)}. Nothing done.")
             return BUSY
         with _terminated_as_interrupted():
-            return EXIT_CODES[_Retraining(ask, paths, placement, lock).run()]
+            return EXIT_CODES[_run(ask, paths, placement, lock)]
+
+
+def _run(ask: Request, paths: Paths, placement: Placement, lock: int) -> Outcome:
+    began = _now()
+    try:
+        retraining = _Retraining(ask, paths, placement, lock)
+    except Exception as error:
+        # The recipe can't be read, perhaps since somebody merged it.
+        _tell_of_failure(Summary(outcome="failed", sentence=_say(error), model="", time=began), paths, placement)
+        raise
+    return retraining.run()
 
 
 def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
@@ -115,7 +126,7 @@ class _Retraining:
         self._ask, self._paths, self._placement, self._lock = ask, paths, placement, lock
         self._record = make_record(paths, placement, ask.branch)
         self._ledger = Path(load_section("ingest", IngestConfig).ledger)
-        self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self._began = _now()
         self._seconds: dict[str, float] = {}
         self._notes: list[str] = []
         self._reasons: list[Reason] = []
@@ -132,13 +143,15 @@ class _Retraining:
             self._standing = found.standing
             self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
             if not self._reasons:
-                say(self._write("nothing to do", say_idle(found.seen, found.standing.model)).line)
+                summary = self._summarize("nothing to do", say_idle(found.seen, found.standing.model))
+                write_summary(summary, self._paths.report)
+                say(summary.line)
                 return "nothing to do"
             check_branch(self._record)
             say(f"retraining: {_join(self._reasons)}")
             return self._act(found)
-        except UnetError as error:
-            call_webhook(self._placement.webhook, self._write("failed", str(error)).body())
+        except Exception as error:
+            _tell_of_failure(self._summarize("failed", _say(error)), self._paths, self._placement)
             raise
 
     def _update(self) -> None:
@@ -186,7 +199,8 @@ class _Retraining:
         outcome, sentence = _conclude(self._standing, memory)
         # It trains nothing, so people must act: chat programs show them this sentence alone.
         sentence = "; ".join([sentence, *(reason.text for reason in self._reasons if reason.kind == "drift")])
-        summary = self._write(outcome, sentence)
+        summary = self._summarize(outcome, sentence)
+        write_summary(summary, self._paths.report)
         call_webhook(self._placement.webhook, summary.body())
         if self._standing.version is not None:
             forget(_client(found), self._standing.version)
@@ -236,9 +250,9 @@ class _Retraining:
         data = DataPaths(accepted=paths.accepted, splits=paths.splits, shards=paths.shards)
         promote(data=data, model=paths.model, receipt=paths.receipt, report=paths.report, ask=Gate())
 
-    def _write(self, outcome: Outcome, sentence: str) -> Summary:
+    def _summarize(self, outcome: Outcome, sentence: str) -> Summary:
         standing, verdict = self._standing, _verdict(self._paths.report, self._standing)
-        summary = Summary(
+        return Summary(
             outcome=outcome,
             sentence=sentence,
             model=standing.model,
@@ -254,8 +268,6 @@ class _Retraining:
             seconds={name: round(seconds, 2) for name, seconds in self._seconds.items()},
             notes=tuple(self._notes),
         )
-        write_summary(summary, self._paths.report)
-        return summary
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -264,6 +276,27 @@ class _Retraining:
             yield
         finally:
             self._seconds[step] = self._seconds.get(step, 0.0) + time.monotonic() - started
+
+
+def _tell_of_failure(summary: Summary, paths: Paths, placement: Placement) -> None:
+    # On a full disk people hear of it all the same.
+    with suppress(OSError):
+        write_summary(summary, paths.report)
+    call_webhook(placement.webhook, summary.body())
+
+
+def _say(error: Exception) -> str:
+    """A failure in a sentence, for others than who started the command."""
+    if isinstance(error, UnetError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
+    # Its text may hold anything.
+    return f"{type(error).__name__}, which nobody foresaw: the command's own output tells more"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _client(found: Look) -> Client:
@@ -283,6 +316,9 @@ def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
         return "promoted", answer.sentence if answer else "champion by other means"
     if standing.is_champion:
         return "not promoted", "the model is the same as before, and champion already"
+    if answer is not None and answer.decision == "promoted":
+        # Its sentence speaks of then.
+        return "not promoted", "it was champion before, and people made another version champion since"
     return "not promoted", answer.sentence if answer else "the gate gave no answer"
 
 

@@ -1,4 +1,5 @@
-"""One retraining at a time in a working tree: a lock on a file, which the system frees when all its holders have ended.
+"""One at a time in a working tree, a retraining, and each stage: a lock on a file, which the system frees when all its
+holders have ended.
 
 What the file says is for people. A killed holder needs no taking over: its lock died with it.
 """
@@ -8,7 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +19,23 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(path: Path, *, wait: bool) -> Iterator[int | None]:
+def alone(stage: str, folder: Path) -> Iterator[None]:
+    """Run a stage when no other process runs it in this tree.
+
+    A stage may outlive a killed `dvc repro`, whose successor would start a second training beside it. So the second
+    one waits, and then goes on from what the first one left.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / f"{stage}.lock", wait=True, what=f"process that runs stage {stage} here"))
+        except StorageError as error:
+            # By hand that is no reason to refuse a stage.
+            log.warning("unet stage %s: nothing keeps a second one away: %s", stage, error)
+        yield
+
+
+@contextmanager
+def held(path: Path, *, wait: bool, what: str = "retraining") -> Iterator[int | None]:
     """The lock's descriptor, or None where another process has it; with `wait`, as soon as that has ended.
 
     A process that inherits the descriptor (`pass_fds`) holds the lock too: a `dvc repro` that outlives its killed
@@ -27,7 +44,7 @@ def held(path: Path, *, wait: bool) -> Iterator[int | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _take(lock, path, wait=wait):
+        if not _take(lock, path, wait=wait, what=what):
             yield None
             return
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -45,14 +62,14 @@ def holder(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip() or "a process that has not said who it is yet"
 
 
-def _take(lock: int, path: Path, *, wait: bool) -> bool:
+def _take(lock: int, path: Path, *, wait: bool, what: str) -> bool:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 return False
-            log.info("waiting for another retraining: %s", holder(path))
+            log.info("waiting for another %s: %s", what, holder(path))
             fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise StorageError(

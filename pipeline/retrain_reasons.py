@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.storage import public
+
 Kind = Literal["first", "data", "recipe", "code", "results", "record", "gate", "champion", "age", "drift", "force"]
 
 #: Names that a sentence shows of many.
@@ -76,7 +78,7 @@ def say_idle(seen: Seen, model: str) -> str:
     """Why there is nothing to do, as a sentence."""
     age = "" if seen.champion_age_days is None else f", made {seen.champion_age_days:.0f} days ago"
     champion = f"version {seen.champion} is champion{age}" if seen.champion else "the gate has let no version pass"
-    return f"nothing to do: no new samples in {seen.source}, no changed recipe or code; of {model}, {champion}"
+    return f"nothing to do: no new samples in {public(seen.source)}, no changed recipe or code; of {model}, {champion}"
 
 
 def _of_data(seen: Seen) -> list[Reason]:
@@ -84,7 +86,7 @@ def _of_data(seen: Seen) -> list[Reason]:
     told = [f"{count} {word}" for word, count in counts.items() if count]
     if told:
         plural = "sample" if sum(counts.values()) == 1 else "samples"
-        return [Reason(kind="data", text=f"{', '.join(told)} {plural} in {seen.source}")]
+        return [Reason(kind="data", text=f"{', '.join(told)} {plural} in {public(seen.source)}")]
     return []
 
 
@@ -99,7 +101,7 @@ def _of_inputs(seen: Seen) -> list[Reason]:
     if seen.ledger in names and not (seen.new or seen.changed or seen.missing):
         reasons.append(Reason(kind="data", text=f"recorded samples that no stage has seen, in {seen.ledger}"))
     elif seen.source in names and not (seen.new or seen.changed or seen.missing):
-        reasons.append(Reason(kind="data", text=f"other files in {seen.source}, the same samples"))
+        reasons.append(Reason(kind="data", text=f"other files in {public(seen.source)}, the same samples"))
     if recipe:
         reasons.append(Reason(kind="recipe", text=f"changed recipe: {_some(recipe)}"))
     if code:

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 REMOTE = "origin"
 #: Below .unet/.
 PATCH_NAME = "retrain.patch"
+#: git waits for ever for a server that has fallen silent, and the lock would keep all later calls away.
+NETWORK_SECONDS = 600.0
 #: For a machine on which nobody told git who works there.
 NOBODY = {"name": "unet retrain", "email": "unet-retrain@localhost"}
 
@@ -55,6 +57,10 @@ def check_branch(record: Record) -> None:
             f"changes that are not committed: {changed.splitlines()[0][3:]}: branch {name} would hold results without "
             "what made them. Commit them, or leave out --branch."
         )
+    _check_commits(record, name)
+
+
+def _check_commits(record: Record, name: str) -> None:
     refs = [f"refs/remotes/{REMOTE}/{name}"]
     if _current_branch(record.root) != name:
         refs.append(f"refs/heads/{name}")
@@ -83,6 +89,8 @@ def write_record(record: Record, message: str) -> str:
         partial.write_bytes(patch)
         partial.replace(record.patch)
         return f"patch {record.patch.relative_to(record.root)}"
+    # Once more: while the pipeline ran, somebody may have worked here.
+    _check_commits(record, record.branch)
     _switch(record.root, record.branch)
     there = [name for name in record.results if (record.root / name).exists()]
     _must(record.root, "--literal-pathspecs", "add", "--all", "--", *there)
@@ -105,7 +113,8 @@ def unpushed_branch(record: Record) -> str | None:
 
 def push_branch(record: Record) -> None:
     """Send the branch to `origin`; never by force."""
-    _must(record.root, "push", "--quiet", REMOTE, f"refs/heads/{record.branch}:refs/heads/{record.branch}")
+    ref = f"refs/heads/{record.branch}"
+    _must(record.root, "push", "--quiet", REMOTE, f"{ref}:{ref}", limit_seconds=NETWORK_SECONDS)
 
 
 def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[str]]:
@@ -115,7 +124,8 @@ def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[s
         return False, []
     name = _ask(record.root, "rev-parse", "--abbrev-ref", upstream)
     is_remote = upstream.startswith("refs/remotes/")
-    if is_remote and _git(record.root, "fetch", "--quiet", name.partition("/")[0]).returncode:
+    fetch = ("fetch", "--quiet", name.partition("/")[0])
+    if is_remote and _git(record.root, *fetch, limit_seconds=NETWORK_SECONDS).returncode:
         return False, _warn(f"{name} can't be fetched: what lies here is used")
     if _contains(record.root, "HEAD", upstream):
         return False, []
@@ -214,24 +224,28 @@ def _ask(root: Path, *words: str) -> str:
     return _must(root, *words).rstrip("\n")
 
 
-def _must(root: Path, *words: str) -> str:
-    done = _git(root, *words)
+def _must(root: Path, *words: str, limit_seconds: float | None = None) -> str:
+    done = _git(root, *words, limit_seconds=limit_seconds)
     if done.returncode:
         shown = " ".join(word for word in words if not word.startswith("-"))[:60]
         raise StorageError(f"git refused: {shown}: {public(' '.join(done.stderr.split()))[-400:]}")
     return done.stdout
 
 
-def _git(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def _git(root: Path, *words: str, limit_seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
     # The user's hooks are for the user's own commits.
     command = ["git", "-c", f"core.hooksPath={os.devnull}", *words]
-    return subprocess.run(
-        command,
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env=environment_for_tools(),
-    )
+    try:
+        return subprocess.run(
+            command,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=environment_for_tools(),
+            timeout=limit_seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer within {limit_seconds:g} s")

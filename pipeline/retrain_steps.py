@@ -90,7 +90,7 @@ def pull(status: Status, lock: int | None) -> None:
     and the stage that makes it again goes on from there.
     """
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
-    done = _dvc_with_remote("fetch", *names, lock=lock)
+    done = dvc_with_remote("fetch", *names, lock=lock)
     if done.returncode:
         raise StorageError(f"DVC can't fetch what is recorded: {_short(done.stderr)}")
     gone = [name for name in names if not Path(name).exists()]
@@ -102,7 +102,7 @@ def pull(status: Status, lock: int | None) -> None:
 
 def push(lock: int | None) -> None:
     """Send results to the remote; StorageError where it can't be reached."""
-    done = _dvc_with_remote("push", lock=lock)
+    done = dvc_with_remote("push", lock=lock)
     if done.returncode:
         raise StorageError(
             f"DVC can't push the results: {_short(done.stderr)} They stay here; the next call tries again."
@@ -176,7 +176,7 @@ def _failure(code: int, text: str) -> UnetError:
     return kind(public(why))
 
 
-def _dvc_with_remote(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
+def dvc_with_remote(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
     """Run DVC with an empty memory: killed while it notes what there is to send, it takes half of it for all later."""
     with tempfile.TemporaryDirectory() as memory:
         return _dvc(*words, lock=lock, more={"DVC_SITE_CACHE_DIR": memory})

@@ -27,6 +27,7 @@ class Summary:
     outcome: Outcome
     sentence: str
     model: str
+    """Empty where the recipe, which names it, can't be read."""
     time: str
     """When the call began; ISO 8601, UTC."""
     reasons: tuple[Reason, ...] = ()

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,13 +19,14 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from pipeline.command import say
-from pipeline.job_results import ResultReader, take_home
+from pipeline.job_results import ResultReader, note_tree, take_home
 from pipeline.job_road import Task, versions
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
-from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
+from pipeline.packed_tree import check_patch, find_contents, hash_tree, read_dvc_config, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
+from pipeline.retrain_steps import dvc_with_remote
 from pipeline.source import IngestConfig
 from pipeline.storage import is_url, public
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -57,7 +57,8 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> i
     here = versions()
     check_ray(here["ray"], jobs.ray_version())
     if has_remote:
-        _push_data(root)
+        say("pushing what only this machine has (dvc push)")
+        _push_data()
     task = Task(
         job=f"unet-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         words=tuple(words),
@@ -70,9 +71,16 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> i
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, "tree.zip")
         write_zip(root, contents.names, package, submitted=_record(root, task))
+        note_tree(root, aside=_aside(placement, task.job))
         megabytes = package.stat().st_size / 1e6
-        jobs.submit(task.job, package, entrypoint=ENTRYPOINT, variables={**variables, **STOPPING}, metadata=tags)
-    _remember(placement, task.job, jobs.address)
+        # Before it begins: a lost answer, or a kill, must leave no job that nobody here knows of.
+        _remember(placement, task.job, jobs.address)
+        try:
+            jobs.submit(task.job, package, entrypoint=ENTRYPOINT, variables={**variables, **STOPPING}, metadata=tags)
+        except ClusterAwayError as error:
+            raise ClusterAwayError(
+                f"{error} Whether the job began is not known: before you submit again, ask `unet attach {task.job}`."
+            ) from error
     say(f"job {task.job} submitted: {task.shown}, {len(contents.names)} files in {megabytes:.1f} MB")
     return _follow(placement, jobs, task.job)
 
@@ -98,15 +106,16 @@ def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:
                 "all who may list jobs. Take it out of the address, and give it to the cluster's own environment "
                 "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_...)."
             )
-        if _is_of_this_machine(value):
+        if _is_of_this_machine(name, value):
             log.info("submit: %s stays here, as it names this machine; the cluster's own is used", name)
             continue
         chosen[name] = value
     return chosen
 
 
-def _is_of_this_machine(value: str) -> bool:
-    if value.startswith(("sqlite:", "file:")):
+def _is_of_this_machine(name: str, value: str) -> bool:
+    if value.startswith(("sqlite:", "file:")) or (name == "MLFLOW_TRACKING_URI" and not is_url(value)):
+        # MLflow takes a folder too.
         return True
     host = urlsplit(value).hostname or "" if is_url(value) else ""
     return host in ("localhost", "::1") or host.startswith("127.")
@@ -150,11 +159,9 @@ def check_remote(dvc_config: Mapping[str, Mapping[str, str]], *, needs_remote: b
     return True
 
 
-def _push_data(root: Path) -> None:
+def _push_data() -> None:
     """What only this machine has (a new batch in the ledger, say) must be where the cluster can get it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "push", "--quiet"], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = dvc_with_remote("push", "--quiet", lock=None)
     if done.returncode:
         text = public(" ".join(done.stderr.split()))
         raise StorageError(f"data can't be pushed for the cluster: {text}. Mend it, so that `dvc push` works.")
@@ -162,7 +169,9 @@ def _push_data(root: Path) -> None:
 
 def _record(root: Path, task: Task) -> bytes:
     """What the job must know: its task, and where its tree comes from, since .git stays here."""
-    body = {"task": asdict(task), "git": git_state(root), "source": asdict(source_state(root))}
+    source = source_state(root)
+    check_patch(source.patch)
+    body = {"task": asdict(task), "git": git_state(root), "source": asdict(source)}
     # ASCII: a patch may hold bytes that are no UTF-8, which stand there as lone surrogates.
     return json.dumps(body, indent=1).encode("ascii")
 
@@ -185,6 +194,11 @@ def _jobs_file(placement: Placement) -> Path:
     return placement.state_dir / "jobs.jsonl"
 
 
+def _aside(placement: Placement, job: str) -> Path:
+    """The job's own folder here."""
+    return placement.state_dir / "jobs" / job
+
+
 def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     """Show the job's log to its end, and take its results home; the job's exit code."""
     screen = Screen(sys.stdout)
@@ -197,9 +211,9 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
                 screen.close()
                 say(f"job {name} goes on. To see it again: unet attach {name}")
                 return INTERRUPTED
-            jobs.stop(name)
-            log.info("submit: the job was asked to stop")
-        except ClusterAwayError:
+            _stop(jobs, name)
+        except StorageError:
+            # Also where a new head knows nothing of the job: what the old one told is whole.
             screen.close()
             _take_home(placement, screen.reader, name)
             raise
@@ -209,9 +223,19 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
 
 
+def _stop(jobs: Jobs, name: str) -> None:
+    try:
+        jobs.stop(name)
+        log.info("submit: the job was asked to stop")
+    except ClusterAwayError as error:
+        log.warning("submit: the job could not be asked to stop, and goes on: %s", error)
+
+
 def _take_home(placement: Placement, reader: ResultReader, name: str) -> None:
+    if reader.is_cut:
+        log.warning("submit: the job's last results did not come whole: those before them are taken, if there are any")
     if reader.results:
-        taken = take_home(placement.root, reader.results, aside=placement.state_dir / "jobs" / name)
+        taken = take_home(placement.root, reader.results, aside=_aside(placement, name))
         say(f"taken home: {', '.join(taken)}" if taken else "all results are here already")
         say("`dvc pull` gets the rest; then commit")
 

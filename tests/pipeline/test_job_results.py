@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job_results import Result, ResultReader, find_results, snapshot, take_home, to_lines
+from pipeline.job_results import Result, ResultReader, find_lost, find_results, note_tree, snapshot, take_home, to_lines
 from unet_core.errors import DataError, StorageError
 
 DVC = """
@@ -104,6 +104,22 @@ def test_what_a_running_job_sent_is_no_edit_when_it_has_ended(cluster: Path, tmp
         take_home(home, find_results(cluster, before)[0], aside=home / ".unet" / "jobs" / "j")
 
 
+def test_reports_of_an_earlier_job_are_no_edit(cluster: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    put(home, "dvc.yaml", DVC)
+    put(home, "reports/promotion.html", "of the job before, and never sent")
+    before = snapshot(cluster)
+    put(cluster, "reports/promotion.html", "new")
+    results, _ = find_results(cluster, before)
+    aside = home / ".unet" / "jobs" / "j"
+    note_tree(home, aside=aside)
+    assert take_home(home, results, aside=aside) == ["reports/promotion.html"]
+    assert (home / "reports/promotion.html").read_text() == "new"
+    put(home, "reports/promotion.html", "edited")
+    with pytest.raises(StorageError, match=r"^changed here while the job ran: reports/promotion\.html\. "):
+        take_home(home, results, aside=aside)
+
+
 def test_the_last_whole_results_count_and_the_lines_of_people_stay(cluster: Path) -> None:
     before = snapshot(cluster)
     put(cluster, "dvc.lock", "shards")
@@ -115,6 +131,19 @@ def test_the_last_whole_results_count_and_the_lines_of_people_stay(cluster: Path
     reader = ResultReader()
     assert reader.read(text) + reader.finish() == "one\ntwo\nthree\n::result is a word\nfour\n"
     assert reader.results is not None
+    assert base64.b64decode(reader.results[0].content) == b"shards"
+
+
+def test_results_behind_a_line_without_an_end_count_and_those_that_were_cut_are_known(cluster: Path) -> None:
+    before = snapshot(cluster)
+    put(cluster, "dvc.lock", "shards")
+    (line,) = to_lines(find_results(cluster, before)[0])
+    reader = ResultReader()
+    assert reader.read(f"50 %{line}\nend\n") == "50 %\nend\n"
+    assert reader.results is not None
+    assert not reader.is_cut
+    reader.read("::result 1/2 AAAA\n")
+    assert reader.is_cut
     assert base64.b64decode(reader.results[0].content) == b"shards"
 
 
@@ -132,6 +161,22 @@ def test_what_is_too_large_is_named(cluster: Path, monkeypatch: pytest.MonkeyPat
     results, left = find_results(cluster, before)
     assert [result.name for result in results] == ["dvc.lock"]
     assert left == ["reports/tune.png"]
+
+
+def test_what_neither_log_nor_dvc_takes_home_is_known(cluster: Path) -> None:
+    sent = {path for path in cluster.rglob("*") if path.is_file()}
+    for name in (
+        "reports/masks/a.png",
+        "data/shards/a.tar",
+        "models/receipt.json",
+        ".dvc/cache/a",
+        "pipeline/__pycache__/a",
+    ):
+        put(cluster, name, "new")
+    assert find_lost(cluster, sent) == []
+    put(cluster, "predictions/masks/b.png", "new")
+    put(cluster, "predictions/masks/a.png", "new")
+    assert find_lost(cluster, sent) == ["predictions/masks/a.png", "predictions/masks/b.png"]
 
 
 @pytest.mark.parametrize("name", ["../dvc.lock", "/etc/passwd", "pipeline/cli.py", "metrics/../../x", ".git/config"])

@@ -3,17 +3,20 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.workspace import make_workspace, run
 from pipeline.job_results import ResultReader, take_home
-from pipeline.job_road import Task, check_versions, parts_of, versions
+from pipeline.job_road import Task, _keep, check_versions, parts_of, versions
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, write_zip
 from unet_core.errors import TrainingError
@@ -60,6 +63,16 @@ def test_each_part_of_the_road_is_safe_before_the_next_begins() -> None:
     assert parts_of("train") == ["shard", "train"]
     assert parts_of("evaluate") == ["shard", "train", "evaluate"]
     assert parts_of(None) == ["shard", "train", None]
+
+
+def test_what_could_not_be_pushed_is_not_told_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No DVC repository: its push fails.
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    assert _keep(task(), lambda: told.append("results"), limit_seconds=None) not in (0, None)
+    assert told == []
+    assert _keep(task(has_remote=False), lambda: told.append("results"), limit_seconds=None) == 0
+    assert told == ["results"]
 
 
 def pack(home: Path, there: Path, what: Task) -> Path:
@@ -137,16 +150,56 @@ def test_a_command_runs_with_its_own_exit_code(home: Path, tmp_path: Path) -> No
     assert "unet add: " in done.stderr
 
 
-def test_without_a_tracking_server_nothing_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [((), "dvc repro, unet promote"), (("rollback",), "unet rollback")],
+)
+def test_without_a_tracking_server_nothing_is_trained_or_moved(tmp_path: Path, words, shown: str) -> None:
     there = tmp_path / "there"
     (there / ".unet").mkdir(parents=True)
-    record = {"task": asdict(task()), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+    record = {"task": asdict(task(words=words)), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
     (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
     repository = str(Path(__file__).parents[2])
     done = start_job(there, PYTHONPATH=repository)
     assert done.returncode == 7
-    assert done.stdout.startswith("job unet-1: dvc repro, unet promote; outside git; Python 3.")
+    assert done.stdout.startswith(f"job unet-1: {shown}; outside git; Python 3.")
     assert done.stderr == (
         "unet job: the cluster has no MLFLOW_TRACKING_URI: runs and models would be lost with the job. Set it in the "
         "environment of the cluster's Ray processes, or where you submit.\n"
     )
+
+
+@pytest.mark.slow
+def test_what_a_stopped_job_had_finished_is_pushed_before_it_is_told_home(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / ".unet").mkdir(parents=True)
+    (there / ".dvc").mkdir()
+    remote = tmp_path / "remote"
+    (there / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
+    (there / "input").write_text("finished")
+    (there / "slow.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
+    (there / "dvc.yaml").write_text(
+        "stages:\n"
+        "  ingest: {cmd: cp input a, deps: [input], outs: [a]}\n"
+        f"  validate: {{cmd: '{sys.executable} slow.py', deps: [a], outs: [b]}}\n"
+    )
+    record = {"task": asdict(task(stage="validate")), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+    (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    words = [sys.executable, "-m", "pipeline.job_road"]
+    job = subprocess.Popen(words, cwd=there, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (there / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process = psutil.Process(job.pid)
+    # As Ray stops a job.
+    for each in [process, *process.children(recursive=True)]:
+        each.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 130
+    reader = ResultReader()
+    reader.read(output)
+    assert reader.results is not None
+    assert [result.name for result in reader.results] == ["dvc.lock"]
+    assert [path.read_text() for path in remote.rglob("*") if path.is_file()] == ["finished"]

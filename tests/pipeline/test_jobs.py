@@ -1,6 +1,7 @@
 """The door to Ray's Jobs API, against a real head; a lost connection is a proxy's."""
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -8,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,67 @@ def test_a_cluster_that_is_not_there_is_named_without_a_password() -> None:
         ClusterAwayError, match=r"^Ray's Jobs API can't be reached: http://\*\*\*@127\.0\.0\.1:9\. Start"
     ):
         Jobs("http://me:12345@127.0.0.1:9")
+
+
+class Gateway(ThreadingHTTPServer):
+    """Answers for a head, with these codes one after another for each question about a job; 200: it has ended."""
+
+    def __init__(self, *codes: int) -> None:
+        super().__init__(("127.0.0.1", 0), GatewayHandler)
+        self.codes = list(codes)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+
+class GatewayHandler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self.answer(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+        elif self.path.endswith("/logs/tail"):
+            self.answer(503, {})
+        else:
+            name = self.path.rpartition("/")[2]
+            job = {"type": "SUBMISSION", "submission_id": name, "status": "SUCCEEDED", "driver_exit_code": 0}
+            self.answer(self.server.codes.pop(0), {**job, "entrypoint": "x", "start_time": 0})
+
+    def answer(self, code: int, body: dict) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def gateway(*codes: int) -> Iterator[Gateway]:
+    with Gateway(*codes) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_gateway_that_answers_for_a_starting_head_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.jobs.RETRY_SECONDS", 0.01)
+    with gateway(502, 503, *[200] * 4) as running:
+        assert Jobs(running.address).follow("unet-1", lambda _: None).status == "SUCCEEDED"
+    with gateway(503) as running, pytest.raises(ClusterAwayError) as caught:
+        Jobs(running.address).find("unet-1")
+    assert str(caught.value) == (
+        f"Ray's Jobs API is away: {running.address}: a gateway answers with status code 503. Try again when the cluster "
+        "has started."
+    )
+
+
+def test_a_number_in_a_jobs_name_is_no_code_of_an_answer() -> None:
+    with gateway(500) as running, pytest.raises(StorageError, match=r"^Ray's Jobs API refused: "):
+        Jobs(running.address).find("unet-20260404-101500-ab12")
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,21 @@ def test_what_a_holder_started_keeps_the_lock_after_it(tmp_path: Path) -> None:
     child.wait()
     with held(path, wait=False) as lock:
         assert lock is not None
+
+
+def test_a_stage_that_outlives_its_dvc_keeps_a_second_one_waiting(tree) -> None:
+    first = start_holder(Path(".unet/split.lock"))
+    paths = ("accepted", "duplicates", "splits", "quarantined", "leaks", "metrics")
+    words = [word for name in paths for word in (f"--{name}", f"none/{name}")]
+    command = [sys.executable, "-m", "pipeline.cli", "stage", "split", *words]
+    second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    assert second.stderr.readline().startswith(
+        f"waiting for another process that runs stage split here: process {first.pid} on "
+    )
+    assert second.poll() is None
+    first.kill()
+    first.wait()
+    # On it goes; there is nothing to split here.
+    assert second.wait(60) == 3
+    assert "params.yaml" in second.stderr.read()

@@ -92,3 +92,9 @@ def test_several_reasons_stand_in_the_order_of_the_road() -> None:
     seen = replace(IDLE, new=1, inputs={"train": ["pipeline/worker.py"]}, champion_age_days=99.0)
     kinds = [kind for kind, _ in reasons_of(seen, max_age_days=7, force="by hand")]
     assert kinds == ["data", "code", "age", "force"]
+
+
+def test_a_password_in_the_sources_address_is_told_to_nobody() -> None:
+    seen = replace(IDLE, source="s3://me:12345@bucket/raw")
+    assert "12345" not in say_idle(seen, "unet")
+    assert reasons_of(replace(seen, new=1)) == [("data", "1 new sample in s3://***@bucket/raw")]

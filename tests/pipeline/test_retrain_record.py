@@ -1,5 +1,6 @@
 """Real git: a repository at `origin`, a clone that retrains, and one in which people work."""
 
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_an_origin_that_is_away_is_told_and_what_lies_here_is_used(record: Recor
         push_branch(record)
 
 
+def test_an_origin_that_falls_silent_holds_nobody_up_for_ever(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.retrain_record.NETWORK_SECONDS", 1.0)
+    write(record.root, lock="new\n")
+    write_record(record, "Retrain")
+    # Takes the connection, and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        git(record.root, "remote", "set-url", "origin", f"git://127.0.0.1:{server.getsockname()[1]}/x")
+        assert update(record, *NO_LEDGER) == (False, ["origin/main can't be fetched: what lies here is used"])
+        with pytest.raises(StorageError, match=r"^git refused: push origin .*: no answer within 1 s$"):
+            push_branch(record)
+
+
 def test_without_a_branch_a_patch_tells_all_and_touches_nothing(record: Record, people: Path) -> None:
     patchy = replace(record, branch=None)
     assert is_recorded(patchy)
@@ -230,6 +243,12 @@ def test_a_branch_with_other_commits_is_not_moved(record: Record) -> None:
         "branch retrain has commits that are not in this working tree: refs/heads/retrain. Merge them here, or choose "
         "another name."
     )
+    # Nor where they came while the pipeline ran.
+    write(record.root, lock="of today\n")
+    with pytest.raises(StorageError, match=r"^branch retrain has commits that are not in this working tree"):
+        write_record(record, "Retrain")
+    assert git(record.root, "log", "-1", "--format=%s", "retrain") == "of last week"
+    git(record.root, "checkout", "--quiet", "dvc.lock")
     git(record.root, "merge", "--quiet", "retrain")
     check_branch(record)
 

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from benchmarks.tracking_server import TrackingServer
 from benchmarks.workspace import commit, make_workspace, run, weights_of
 from pipeline import tracking
 from pipeline.cli import main
+from pipeline.job_road import versions
 from pipeline.submit import Screen, check_ray, check_remote, check_words, choose_variables
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
@@ -38,6 +41,7 @@ def test_placement_is_passed_on_and_what_names_this_machine_is_not(caplog: pytes
     with caplog.at_level("INFO"):
         assert choose_variables(given) == {"UNET_WORKERS": "2-4", "UNET_CHECKPOINTS": "s3://bucket/training"}
     assert "MLFLOW_TRACKING_URI stays here, as it names this machine; the cluster's own is used" in caplog.text
+    assert choose_variables({"MLFLOW_TRACKING_URI": "runs/of/mine"}) == {}
     server = {"MLFLOW_TRACKING_URI": "https://mlflow.example:5000"}
     assert choose_variables(server) == server
 
@@ -101,6 +105,7 @@ def test_a_remote_in_the_tree_is_refused() -> None:
     [
         (("train", "report"), "one stage, and nothing behind it: train report. A command comes behind `--`."),
         (("--", "attach"), "runs here, and not on a cluster: unet attach. Type it without `unet submit`."),
+        (("--", "retrain"), "runs here, and not on a cluster: unet retrain. Type it without `unet submit`."),
     ],
 )
 def test_a_wrong_command_is_refused_here(words, text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +145,41 @@ def test_a_cluster_that_is_not_there_is_named(tree, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().err
     assert text.startswith("unet submit: Ray's Jobs API can't be reached: http://127.0.0.1:9. Start the cluster")
     assert text.count("\n") == 1
+
+
+class HeadThatFallsSilent(BaseHTTPRequestHandler):
+    """Knows of every package, and goes away when it is given a job."""
+
+    def do_GET(self) -> None:
+        text = json.dumps({"version": "4", "ray_version": versions()["ray"]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_POST(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
+    tree, capsys: pytest.CaptureFixture[str], committed
+) -> None:
+    (tree.root / "dvc.yaml").write_text("stages: {}\n")
+    with HTTPServer(("127.0.0.1", 0), HeadThatFallsSilent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", "--address", address, "--", "history"])
+        server.shutdown()
+    assert ended.value.code == 7
+    told = json.loads((tree.root / ".unet" / "jobs.jsonl").read_text())
+    assert told["address"] == address
+    assert capsys.readouterr().err.endswith(
+        f"Whether the job began is not known: before you submit again, ask `unet attach {told['job']}`.\n"
+    )
 
 
 def test_without_a_job_there_is_nothing_to_attach_to(tree, capsys: pytest.CaptureFixture[str]) -> None:
