@@ -119,5 +119,11 @@ def test_the_retraining_workflow_gives_the_command_words_and_variables_that_it_k
     assert _parser().parse_args(words).branch.startswith("retrain/")
     placement = (ROOT / "pipeline" / "placement.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in placement for name in step["env"] if name.startswith("UNET_"))
+    # Without a server, runs and champion go away with the runner.
+    steps = workflow["jobs"]["retrain"]["steps"]
+    before = steps[steps.index(step) - 1]
+    for given, code in (("", 1), ("http://mlflow.example", 0)):
+        command = ["bash", "-e", "-c", before["run"]]
+        assert subprocess.run(command, env={"MLFLOW_TRACKING_URI": given}, check=False).returncode == code
     # Two at a time would train the same twice.
     assert workflow["concurrency"] == {"group": "retrain", "cancel-in-progress": False}
