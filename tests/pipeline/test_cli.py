@@ -193,7 +193,7 @@ def test_a_recipe_that_cannot_train_is_refused_before_a_cluster_starts(
     assert ended == code
     assert named in text
     assert "Traceback" not in text
-    assert not Path(".unet").exists()
+    assert not Path(".unet/training").exists()
 
 
 @pytest.mark.slow
