@@ -34,6 +34,14 @@ class Backward(Protocol):
         """Leave `scale` times the mean gradient in the parameters, move the running statistics, give the mean loss."""
 
 
+def _training_pass(model: Network, tree: LaneTree, device: torch.device, config: TrainConfig) -> nn.Module:
+    """The network as training calls it: compiled where the recipe says so, and with DDP's hooks in a group."""
+    network = compile_network(model, device) if config.compile else model
+    if tree.world_size == 1:
+        return network
+    return DistributedDataParallel(network, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
 class LaneByLane:
     """A forward and a backward pass for each lane: the same bits for every number of workers.
 
@@ -59,11 +67,8 @@ class LaneByLane:
         self._device = device
         self._gradients = GradientTree(model, tree)
         self._statistics = BatchStatistics(model)
-        self._network = compile_network(model, device) if config.compile else model
-        if tree.world_size > 1:
-            self._network = DistributedDataParallel(
-                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+        self._network = _training_pass(model, tree, device, config)
+        if isinstance(self._network, DistributedDataParallel):
             self._network.register_comm_hook(None, self._gradients.hook)
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
@@ -120,11 +125,7 @@ class AllAtOnce:
         self._tree = tree
         self._device = device
         self._statistics = BatchStatistics(model)
-        self._network = compile_network(model, device) if config.compile else model
-        if tree.world_size > 1:
-            self._network = DistributedDataParallel(
-                self._network, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+        self._network = _training_pass(model, tree, device, config)
 
     def run(self, batches: Sequence[Batch], step: int, *, scale: float = 1.0) -> float:
         """See `Backward`."""
