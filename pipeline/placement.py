@@ -123,6 +123,11 @@ def read_ray_token() -> str | None:
     return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
 
 
+def read_s3_endpoint() -> str | None:
+    """Where S3 is to be found by whoever reads addresses alone; None: at Amazon."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
 def passed_on() -> dict[str, str]:
     """The variables of this process that a job on a cluster is to have too."""
     return {name: value for name in PASSED_ON if (value := os.environ.get(name))}

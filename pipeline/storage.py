@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from pipeline.placement import read_s3_endpoint
 from unet_core.errors import DataError, StorageError
 from unet_core.images import FileBytes
 
@@ -153,7 +154,7 @@ def _check_remote(name: str, options: Mapping[str, Any]) -> None:
                 "another remote without it the default, or set UNET_SHARDS to a URL."
             )
     endpoint = options.get("endpointurl")
-    if endpoint and not (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
+    if endpoint and not read_s3_endpoint():
         raise StorageError(
             f"DVC's remote {name} has an endpoint of its own, which the environment lacks: {public(endpoint)}. Set "
             "AWS_ENDPOINT_URL to it, here and for Ray's processes on all hosts."
