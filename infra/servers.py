@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import tempfile
 import time
@@ -82,6 +83,8 @@ def main() -> None:
     parser.add_argument("--artifacts", help="URL below which artifacts lie; by default a folder of its own")
     parser.add_argument("--host", default="127.0.0.1", help="where MLflow listens; PostgreSQL stays on loopback")
     parsed = parser.parse_args()
+    # A service manager's way to end it, and a shell ignores Ctrl-C for what it started in the background.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with mlflow_server(parsed.artifacts, host=parsed.host) as server, contextlib.suppress(KeyboardInterrupt):
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)

@@ -96,7 +96,7 @@ def tracking_server(hosts: Hosts, store: ObjectStore) -> Iterator[dict[str, str]
         lines = [process.stdout.readline().strip() for _ in range(3)]
         yield dict(line.removeprefix("export ").split("=", 1) for line in lines)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
 
 
