@@ -161,6 +161,7 @@ def _add_cluster_commands(command: Callable[[str, str, Run], argparse.ArgumentPa
         "words", nargs="*", metavar="STAGE | -- COMMAND", help="a last stage, or any unet command; default: all stages"
     )
     submit.add_argument("--address", metavar="URL", help=address)
+    submit.add_argument("--resume", action="store_true", help="follow this tree's job if its end was not seen here")
     attach = command("attach", "follow a submitted job again, and take its results home", _attach)
     attach.add_argument("job", nargs="?", metavar="JOB", help="by default the last one submitted from this tree")
     attach.add_argument("--address", metavar="URL", help=address)
@@ -173,6 +174,7 @@ def _add_retrain(command: Callable[[str, str, Run], argparse.ArgumentParser]) ->
     retrain.add_argument(
         "--branch", metavar="NAME", help="commit the results there; without: a patch file below .unet/"
     )
+    retrain.add_argument("--submit", action="store_true", help="reproduce on a Ray cluster, as `unet submit` does")
     retrain.add_argument("--max-age", type=float, metavar="DAYS", help="act where the champion is older")
     retrain.add_argument("--force", nargs="?", const="by hand", metavar="REASON", help="act though nothing is new")
     retrain.add_argument("--wait", action="store_true", help="for another retraining to end, instead of leaving")
@@ -267,6 +269,7 @@ def _retrain(parsed: argparse.Namespace) -> None:
 
     ask = Request(
         branch=parsed.branch,
+        submit=parsed.submit,
         wait=parsed.wait,
         max_age_days=parsed.max_age,
         force=parsed.force,
@@ -323,7 +326,7 @@ def _submit(parsed: argparse.Namespace) -> None:
         raise RecipeError(f"one stage, and nothing behind it: {' '.join(parsed.words)}. A command comes behind `--`.")
     if words and _parser().parse_args(words).command in RUN_HERE:
         raise RecipeError(f"runs here, and not on a cluster: unet {' '.join(words)}. Type it without `unet submit`.")
-    sys.exit(submit(words, stage=stage, address=parsed.address))
+    sys.exit(submit(words, stage=stage, address=parsed.address, resume=parsed.resume))
 
 
 def _attach(parsed: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from pipeline.command import run_command, say
 from pipeline.job_results import find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
+from pipeline.retrain_steps import STAGE_ENDED
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _reproduce(task: Task, keep: Callable[[], int]) -> int:
     repro = _dvc("repro", "--allow-missing")
     for part in parts_of(task.stage):
         is_data = part in DATA_STAGES
-        code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
+        code = _call_dvc([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
         if code := keep() or code:
             return code
@@ -190,22 +191,49 @@ def _call(command: Sequence[str], *, alone: bool = False, limit_seconds: float |
 
     Where it takes longer than its limit, it is killed.
     """
-    # The other hosts have nothing of this tree's data; where the shards lie elsewhere too, the user says so.
-    elsewhere = {"UNET_SHARDS": DVC_REMOTE}
-    environment = {**elsewhere, **environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=_environment(alone=alone)) as process:
         try:
             return process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
         except KeyboardInterrupt:
-            # Ray tells all processes of the job to stop; stages leave a checkpoint's time for it.
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _wait_for_end(process)
             raise
+
+
+def _call_dvc(command: Sequence[str], *, alone: bool) -> int:
+    """The same for `dvc repro`, whose own exit code does not tell how a stage ended: what it says does."""
+    code = 0
+    environment = _environment(alone=alone)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+                ended = STAGE_ENDED.search(line.decode(errors="replace"))
+                code = int(ended[1]) if ended else code
+        except KeyboardInterrupt:
+            _wait_for_end(process)
+            raise
+    return process.returncode and (code or process.returncode)
+
+
+def _environment(*, alone: bool) -> dict[str, str]:
+    # The other hosts have nothing of this tree's data; where the shards lie elsewhere too, the user says so.
+    elsewhere = {"UNET_SHARDS": DVC_REMOTE}
+    return {**elsewhere, **environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
+
+
+def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
+    """Ray tells all processes of the job to stop; stages leave a checkpoint's time for it."""
+    try:
+        # Also reads what it still says, for which it would wait.
+        told, _ = process.communicate(timeout=GRACE_SECONDS)
+        sys.stdout.buffer.write(told or b"")
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _send(root: Path, before: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.arrivals import add, record, tracked_by
 from pipeline.command import say
 from pipeline.params import load_section
 from pipeline.placement import DVC_REMOTE, Placement, read_placement
+from pipeline.retrain_failure import tell_of_failure, to_sentence
 from pipeline.retrain_leftovers import clear_leftovers
 from pipeline.retrain_lock import held, holder
 from pipeline.retrain_look import Look, Paths, look, make_record
@@ -37,12 +38,12 @@ from pipeline.retrain_record import (
     write_record,
 )
 from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, remember
-from pipeline.retrain_steps import has_remote, pull, push, reproduce
+from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_there
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.source import IngestConfig
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
-from unet_core.errors import RecipeError, UnetError
+from unet_core.errors import RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Request:
 
     branch: str | None = None
     """Where results are committed; None: a patch file."""
+    submit: bool = False
+    """Whether a Ray cluster reproduces the pipeline, as a job."""
     wait: bool = False
     max_age_days: float | None = None
     """Of the champion; None: however old."""
@@ -90,7 +93,8 @@ def _run(ask: Request, paths: Paths, placement: Placement, lock: int) -> Outcome
         retraining = _Retraining(ask, paths, placement, lock)
     except Exception as error:
         # The recipe can't be read, perhaps since somebody merged it.
-        _tell_of_failure(Summary(outcome="failed", sentence=_say(error), model="", time=began), paths, placement)
+        summary = Summary(outcome="failed", sentence=to_sentence(error), model="", time=began)
+        tell_of_failure(summary, report=paths.report, webhook=placement.webhook)
         raise
     return retraining.run()
 
@@ -110,7 +114,7 @@ def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
     will_run = is_stale(found.seen) or found.must_add
     steps = {
         "unet add": found.must_add,
-        "dvc repro": will_run,
+        "unet submit" if ask.submit else "dvc repro": will_run,
         "dvc push": (will_run or not found.seen.is_recorded) and has_remote(None),
         f"a commit on branch {ask.branch}" if ask.branch else "a patch file": will_run or not found.seen.is_recorded,
         "unet promote": will_run or found.seen.is_judged is not True or ask.force is not None,
@@ -151,7 +155,8 @@ class _Retraining:
             say(f"retraining: {_join(self._reasons)}")
             return self._act(found)
         except Exception as error:
-            _tell_of_failure(self._summarize("failed", _say(error)), self._paths, self._placement)
+            summary = self._summarize("failed", to_sentence(error))
+            tell_of_failure(summary, report=self._paths.report, webhook=self._placement.webhook)
             raise
 
     def _update(self) -> None:
@@ -208,6 +213,9 @@ class _Retraining:
         return outcome
 
     def _reproduce(self, state_dir: Path) -> None:
+        if self._ask.submit:
+            reproduce_there(self._lock, state_dir / "retrain.log")
+            return
         if self._placement.shards == DVC_REMOTE:
             # From there the training's workers read.
             reproduce(self._lock, state_dir / "retrain-shard.log", stage="shard")
@@ -276,23 +284,6 @@ class _Retraining:
             yield
         finally:
             self._seconds[step] = self._seconds.get(step, 0.0) + time.monotonic() - started
-
-
-def _tell_of_failure(summary: Summary, paths: Paths, placement: Placement) -> None:
-    # On a full disk people hear of it all the same.
-    with suppress(OSError):
-        write_summary(summary, paths.report)
-    call_webhook(placement.webhook, summary.body())
-
-
-def _say(error: Exception) -> str:
-    """A failure in a sentence, for others than who started the command."""
-    if isinstance(error, UnetError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
-    # Its text may hold anything.
-    return f"{type(error).__name__}, which nobody foresaw: the command's own output tells more"
 
 
 def _now() -> str:

@@ -1,7 +1,4 @@
-"""What a retraining asks of DVC, as processes: what is stale, pull, reproduce, push.
-
-`reproduce` is the one place that knows how the pipeline is run, so that a cluster can run it instead.
-"""
+"""What a retraining asks of DVC, as processes: what is stale, pull, reproduce (here or on a cluster), push."""
 
 import json
 import logging
@@ -12,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,10 @@ from unet_core.errors import StorageError, TrainingError, UnetError
 log = logging.getLogger(__name__)
 
 DVC = (sys.executable, "-m", "dvc")
+#: All stages on a cluster, without the gate, which decides where the retraining runs.
+SUBMIT = (sys.executable, "-m", "pipeline.cli", "submit", "--resume", "report")
+#: What DVC says of a stage that failed: DVC's own exit code tells nothing.
+STAGE_ENDED = re.compile(r"exited with (\d+)")
 #: Seconds in which an interrupted training may write its checkpoint.
 GRACE_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -114,11 +115,24 @@ def reproduce(lock: int | None, told: Path, *, stage: str | None = None) -> None
 
     A stage's own error keeps its exit code. Interrupted, it lets the training write a checkpoint.
     """
+    _run_to_end([*DVC, "repro", *([stage] if stage else [])], lock, told)
+
+
+def reproduce_there(lock: int | None, told: Path) -> None:
+    """The same as a job on a Ray cluster, which goes on where this process is stopped or killed; then get its results.
+
+    Called again for the same tree, it follows that job.
+    """
+    _run_to_end(SUBMIT, lock, told)
+    pull(read_status(start_status()), lock)
+
+
+def _run_to_end(command: Sequence[str], lock: int | None, told: Path) -> None:
     told.parent.mkdir(parents=True, exist_ok=True)
     # A file, not a pipe: if this process is killed, the pipeline ends its stage undisturbed.
     with told.open("wb") as stream:
         process = subprocess.Popen(
-            [*DVC, "repro", *([stage] if stage else [])],
+            command,
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment_for_tools(),
@@ -167,12 +181,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _failure(code: int, text: str) -> UnetError:
-    """The error that a stage ended with, as its exit code tells, with its own sentence."""
-    ended = re.search(r"exited with (\d+)", text)
+    """The error that a stage (or the submission) ended with, as its exit code tells, with its own sentence."""
+    ended = STAGE_ENDED.search(text)
     kinds = {kind.exit_code: kind for kind in UnetError.__subclasses__()}
-    kind = kinds.get(int(ended[1]), TrainingError) if ended else TrainingError
+    kind = kinds.get(int(ended[1]) if ended else code, TrainingError)
     sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
-    why = sentences[-1] if sentences else f"`dvc repro` ended with {code}: {_short(text)}"
+    why = sentences[-1] if sentences else f"the pipeline ended with {code}: {_short(text)}"
     return kind(public(why))
 
 

@@ -38,12 +38,17 @@ ENTRYPOINT = "python -m pipeline.job_road"
 PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 #: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
+#: Lies in a job's own folder once it was followed to its end, and its results are here.
+ENDED_NAME = "ended"
 #: What a shell says of an interrupted command; the exit code for a job that was stopped.
 INTERRUPTED = 130
 
 
-def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> int:
-    """Run `unet WORDS`, or `dvc repro` up to a stage, on the cluster, and follow it; the job's exit code."""
+def submit(words: Sequence[str], *, stage: str | None, address: str | None, resume: bool = False) -> int:
+    """Run `unet WORDS`, or `dvc repro` up to a stage, on the cluster, and follow it; the job's exit code.
+
+    With `resume`, a job of this very tree whose end nobody here has seen is followed in the place of another one.
+    """
     placement = read_placement()
     root = placement.root
     variables = choose_variables(passed_on())
@@ -68,6 +73,9 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None) -> i
         versions=here,
     )
     tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
+    if resume and (name := _find_same(placement, jobs, tags)) is not None:
+        say(f"job {name} was submitted from this very tree before, and is followed")
+        return _follow(placement, jobs, name)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, "tree.zip")
         write_zip(root, contents.names, package, submitted=_record(root, task))
@@ -190,6 +198,22 @@ def _last_job(placement: Placement) -> dict[str, str] | None:
     return found
 
 
+def _find_same(placement: Placement, jobs: Jobs, tags: Mapping[str, str]) -> str | None:
+    """The last job that was submitted here, where it does the same and its end was not seen."""
+    last = _last_job(placement)
+    if last is None or last["address"] != jobs.address or (_aside(placement, last["job"]) / ENDED_NAME).exists():
+        return None
+    try:
+        known = jobs.find(last["job"]).metadata
+    except ClusterAwayError:
+        raise
+    except StorageError:
+        # A new head does not know it, or it never began.
+        return None
+    is_same = all(known.get(tag) == tags[tag] for tag in (COMMAND_TAG, TREE_TAG))
+    return last["job"] if is_same else None
+
+
 def _jobs_file(placement: Placement) -> Path:
     return placement.state_dir / "jobs.jsonl"
 
@@ -220,6 +244,9 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     screen.close()
     _tell_of_end(job)
     _take_home(placement, screen.reader, name)
+    aside = _aside(placement, name)
+    aside.mkdir(parents=True, exist_ok=True)
+    (aside / ENDED_NAME).touch()
     return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
 
 

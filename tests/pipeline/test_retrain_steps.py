@@ -77,7 +77,7 @@ def test_a_stage_that_fails_keeps_its_code_and_its_sentence(pipeline: Path) -> N
         reproduce(None, LOG)
     assert str(caught.value) == "a mask is missing: raw/masks/a.png."
     (pipeline / "b.py").write_text("raise SystemExit(77)")
-    with pytest.raises(TrainingError, match=r"^`dvc repro` ended with 255: .*exited with 77"):
+    with pytest.raises(TrainingError, match=r"^the pipeline ended with 255: .*exited with 77"):
         reproduce(None, LOG)
 
 
@@ -123,7 +123,7 @@ def test_when_dvc_is_killed_its_stage_is_ended_too(pipeline: Path) -> None:
         "reproduce(None, Path('l'))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    assert "TrainingError: `dvc repro` ended with -9" in done.stderr
+    assert "TrainingError: the pipeline ended with -9" in done.stderr
     assert not psutil.pid_exists(int((pipeline / "begun").read_text()))
 
 
