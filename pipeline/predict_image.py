@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.memory import keep_freed_memory
+from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.model_files import ModelFiles
 from pipeline.pictures import overlay
 from pipeline.prediction_log import Logbook, append_entry, small_copy
@@ -196,6 +196,7 @@ def _predict_large(  # noqa: PLR0913 each says one thing of the work
                 if folder not in files:
                     files[folder] = make(out / folder / f"{name}.tif", (height, *part.shape[1:]), part.dtype)
                 files[folder].append(part)
+            give_back_memory()
         results = [file.finish() for file in files.values()]
     picture, small_mask = thumbnail.picture()
     if witness is not None:
@@ -224,7 +225,9 @@ class Thumbnail:
 
     def note_mask(self, band: Band, mask: Array) -> None:
         """The mask of the next rows."""
-        self._masks += [mask[row - band.top, :: self._step] for row in self._kept(band.top, band.top + len(mask))]
+        self._masks += [
+            mask[row - band.top, :: self._step].copy() for row in self._kept(band.top, band.top + len(mask))
+        ]
 
     def picture(self) -> tuple[Array, Array]:
         """The small image and its mask, when all rows have passed."""

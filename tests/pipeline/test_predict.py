@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.parallel import map_parallel
 from pipeline.predict import predict
-from pipeline.predict_image import Options
+from pipeline.predict_image import Options, Thumbnail
 from unet_core.errors import DataError, ModelError, RecipeError
+from unet_core.image_rows import open_image_rows
+from unet_core.inference import Band
 from unet_core.samples import ClassMap, ImageConfig
 
 OUT = Path("out")
@@ -403,6 +406,19 @@ def test_large_overlapping_classes_have_a_file_each_and_a_small_overlay(
     run([Path("a.tif")])
     assert (tifffile.imread("out/masks/plus/a.tif") == np.where(bright, 100, 0)).all()
     assert read(Path("out/overlays/a.png")).shape == (34, 37, 3)
+
+
+def test_the_small_overlay_of_a_large_image_keeps_none_of_its_rows(tree) -> None:
+    """A view of them would, and 20,000 rows of 20,000 pixels would stay in memory."""
+    tifffile.imwrite("a.tif", np.zeros((100, 110), np.uint8), tile=(32, 32), photometric="minisblack")
+    with open_image_rows(Path("a.tif"), ImageConfig(channels=1), min_pixels=5000) as rows:
+        assert rows is not None
+        thumbnail = Thumbnail(rows)
+        pixels, mask = thumbnail.read_rows(0, 60), np.zeros((60, 110), np.uint8)
+        thumbnail.note_mask(Band(top=0, logits=torch.zeros(2, 60, 110)), mask)
+        gone = [weakref.ref(pixels), weakref.ref(mask)]
+        del pixels, mask
+        assert [reference() for reference in gone] == [None, None]
 
 
 @pytest.mark.parametrize(("save", "tta", "what"), [("mask,polygons", False, "polygons"), ("mask", True, "--tta")])
