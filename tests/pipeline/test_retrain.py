@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks.retraining import CALL, Place, make_place
@@ -334,6 +335,27 @@ def test_a_fresh_clone_takes_what_was_pushed(first: Place, tmp_path: Path) -> No
     assert said.startswith("nothing to do: ")
     assert "pull" in place.summary()["seconds"]
     assert (place.tree / "models" / "final" / "model.safetensors").exists()
+
+
+def test_githubs_next_runner_does_not_train_again_what_nobody_has_merged(first: Place, tmp_path: Path) -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "retrain.yaml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["retrain"]["steps"]
+    (take,) = (step["run"] for step in steps if step.get("name") == "take what was not merged")
+    place = first.copy_to(tmp_path / "place")
+    place.git("push", "--quiet", "origin", "--delete", "retrain")
+    run(place.folder, "git", "clone", "--quiet", "origin.git", "before")
+    before = place.folder / "before"
+    run(before, "bash", "-e", "-c", take)
+    assert run(before, "git", "rev-parse", "HEAD").strip() == place.git("rev-parse", "main"), "there is nothing to take"
+    place.git("push", "--quiet", "origin", "retrain:refs/heads/retrain/1")
+    run(place.folder, "git", "clone", "--quiet", "origin.git", "runner")
+    runner = place.folder / "runner"
+    shutil.copytree(place.tree / "data" / "raw", runner / "data" / "raw")
+    run(runner, "bash", "-e", "-c", take)
+    registry = {"MLFLOW_TRACKING_URI": f"sqlite:///{place.tree / 'mlflow.db'}"}
+    said = run(runner, "unet", "retrain", "--branch", "retrain/2", env=registry)
+    assert "nothing to do: " in said
+    assert run(runner, "git", "rev-parse", "HEAD").strip() == place.git("rev-parse", "retrain")
 
 
 def test_without_a_branch_and_a_remote_a_patch_is_left(first: Place, tmp_path: Path) -> None:
