@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.secret_files import is_secret_file
 from unet_core.hashing import hash_file
 
 #: Files that git does not know yet count as source below these folders, and elsewhere with these endings.
@@ -31,7 +32,7 @@ class Source:
     """Where the working tree lies in its repository: empty, or a folder with a slash at its end."""
     patch: str
     """Binary-safe `git diff` against the commit, with files that git does not know yet; bytes that are no UTF-8
-    stand as lone surrogates."""
+    stand as lone surrogates. Without files that may hold secrets: all who see the model may read it."""
 
 
 def git_state(root: Path) -> dict[str, str]:
@@ -73,6 +74,8 @@ def source_state(root: Path) -> Source:
         if unknown:
             names = b"\0".join(unknown)
             _git_bytes(root, apart, "add", "--pathspec-from-file=-", "--pathspec-file-nul", given=names)
+        changed = _git_bytes(root, apart, "diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD")
+        held_back = [name for name in map(os.fsdecode, changed.split(b"\0")) if _may_hold_secrets(name)]
         options = (
             "--cached",
             "--binary",
@@ -82,7 +85,9 @@ def source_state(root: Path) -> Source:
             "--no-textconv",
             "--no-color",
         )
-        patch = _git_bytes(root, apart, "-c", "diff.noprefix=false", "diff", *options, "HEAD")
+        del apart["GIT_LITERAL_PATHSPECS"]
+        places = (":(top)", *(f":(top,exclude,literal){name}" for name in held_back))
+        patch = _git_bytes(root, apart, "-c", "diff.noprefix=false", "diff", *options, "HEAD", "--", *places)
     return Source(
         commit=commit,
         prefix=_git(root, "rev-parse", "--show-prefix") or "",
@@ -97,6 +102,11 @@ def _submitted(root: Path) -> dict[str, Any] | None:
 
 def _is_source(name: str) -> bool:
     return name.split("/", maxsplit=1)[0] in SOURCE_FOLDERS or name.endswith(SOURCE_ENDINGS)
+
+
+def _may_hold_secrets(name: str) -> bool:
+    # DVC's configuration decides nothing of a model, and its passwords stand there by mistake.
+    return is_secret_file(name) or name.endswith(".dvc/config")
 
 
 def _git_bytes(root: Path, environment: Mapping[str, str], *arguments: str, given: bytes = b"") -> bytes:

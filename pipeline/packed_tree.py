@@ -12,10 +12,10 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from pipeline.lineage import SUBMITTED
+from pipeline.secret_files import fits, is_secret_file
 from unet_core.errors import StorageError
 
 MAX_FILE_BYTES = 5 << 20
@@ -26,13 +26,6 @@ DATA_FOLDERS = ("data", "models/final", "plots", "reports", "predictions", "mlru
 ABOUT_DATA = ("*.dvc", ".gitignore")
 #: Of tools on this machine; git ignores them, as a rule.
 OF_TOOLS = (".git", ".venv", ".dvc/cache", ".dvc/tmp", ".unet")
-SECRET_NAMES = (
-    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_ecdsa*", "id_ed25519*"),
-    *("credentials*", "*credentials.json", "secret.*", "secrets.*", "kubeconfig*", "*.tfvars", "auth_token"),
-    *(".netrc", ".pgpass", ".pypirc", ".htpasswd", "config.local"),
-)
-#: Names that are about secrets and hold none.
-HARMLESS = (".env.example", ".env.sample", ".env.template", "*.py", "*.md")
 #: Options of a DVC remote that belong into .dvc/config.local.
 SECRET_OPTIONS = re.compile(r"(?<!ask_)password|secret|token|account_key|connection_string|access_key_id|client_id")
 #: Of an address: a password, or a signature.
@@ -58,7 +51,7 @@ def find_contents(root: Path, *, source: str) -> Contents:
     folders = [*DATA_FOLDERS, *filter(None, [_inside(root, source)])]
     # A file that git tracks and that is gone is not part of the working tree.
     there = [name for name in found if not _is_below(name, OF_TOOLS) and os.path.lexists(root / name)]
-    data = [name for name in there if _is_below(name, folders) and not _fits(name, ABOUT_DATA)]
+    data = [name for name in there if _is_below(name, folders) and not fits(name, ABOUT_DATA)]
     names = [name for name in there if name not in set(data)]
     for name in names:
         _check_file(root, name)
@@ -110,7 +103,7 @@ def _check_file(root: Path, name: str) -> None:
     path = root / name
     if "\\" in name or not _is_text(name):
         raise StorageError(f"a name that can't be sent: {name!a}. Rename the file.")
-    if _fits(name, SECRET_NAMES) and not _fits(name, HARMLESS):
+    if is_secret_file(name):
         raise StorageError(
             f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository); the cluster has "
             "its own credentials, as docs/submit.md tells."
@@ -139,26 +132,6 @@ def _check_dvc_config(root: Path, names: Iterable[str]) -> None:
                 )
 
 
-def check_patch(patch: str) -> None:
-    """The changes since the commit go along too: StorageError where they hold a secret that was taken out since."""
-    name = ""
-    for line in patch.split("\n"):
-        if line.startswith("diff --git "):
-            # The same name twice, as a/NAME and b/NAME.
-            both = line.removeprefix("diff --git ")
-            name = both[: len(both) // 2].strip('"')[2:]
-            is_secret = _fits(name, SECRET_NAMES) and not _fits(name, HARMLESS)
-        else:
-            option, equals, value = line.removeprefix("-").partition("=")
-            is_taken_out = name.endswith(".dvc/config") and line.startswith("-") and bool(equals)
-            is_secret = is_taken_out and _is_secret(option.strip(), value)
-        if is_secret:
-            raise StorageError(
-                f"a secret would be sent: {name}: the newest commit has it, and what has changed since goes along. "
-                "Commit its removal first, and replace it: all who read the repository may have read it."
-            )
-
-
 def _is_secret(option: str, value: str) -> bool:
     return bool(SECRET_OPTIONS.search(option) or SECRET_PARTS.search(value))
 
@@ -183,11 +156,6 @@ def _inside(root: Path, source: str) -> str | None:
 
 def _is_below(name: str, folders: Iterable[str]) -> bool:
     return any(PurePosixPath(name).is_relative_to(folder) for folder in folders)
-
-
-def _fits(name: str, patterns: Iterable[str]) -> bool:
-    base = PurePosixPath(name).name.lower()
-    return any(fnmatchcase(base, pattern) for pattern in patterns)
 
 
 def _is_text(name: str) -> bool:

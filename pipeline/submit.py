@@ -23,7 +23,7 @@ from pipeline.job_results import ResultReader, note_tree, take_home
 from pipeline.job_road import Task, versions
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
-from pipeline.packed_tree import check_patch, find_contents, hash_tree, read_dvc_config, write_zip
+from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
 from pipeline.retrain_steps import dvc_with_remote
@@ -177,9 +177,7 @@ def _push_data() -> None:
 
 def _record(root: Path, task: Task) -> bytes:
     """What the job must know: its task, and where its tree comes from, since .git stays here."""
-    source = source_state(root)
-    check_patch(source.patch)
-    body = {"task": asdict(task), "git": git_state(root), "source": asdict(source)}
+    body = {"task": asdict(task), "git": git_state(root), "source": asdict(source_state(root))}
     # ASCII: a patch may hold bytes that are no UTF-8, which stand there as lone surrogates.
     return json.dumps(body, indent=1).encode("ascii")
 

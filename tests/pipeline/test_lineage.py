@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_a_tree_that_was_submitted_comes_from_where_it_was_packed(committed: Pat
     assert git_state(packed) == {"git.commit": git(committed, "rev-parse", "HEAD"), "git.dirty": "true"}
     assert source_state(packed) == source_state(committed)
     assert "+new" in source_state(packed).patch
+
+
+@pytest.mark.parametrize("name", [".env", "lib/secrets.yaml", "a [b]/Key.PEM", ".dvc/config"])
+def test_no_secret_stands_in_the_patch_whether_it_was_written_changed_or_taken_out(committed: Path, name: str) -> None:
+    path = committed / name
+    path.parent.mkdir(exist_ok=True)
+    (committed / "code.py").write_text("new", encoding="utf-8")
+    path.write_text("12345", encoding="utf-8")
+    patches = [source_state(committed).patch]
+    git(committed, "add", name)
+    git(committed, "commit", "--quiet", "-m", "by mistake")
+    path.write_text("67890", encoding="utf-8")
+    patches.append(source_state(committed).patch)
+    path.unlink()
+    patches.append(source_state(committed).patch)
+    for patch in patches:
+        assert not {"12345", "67890"} & set(re.findall(r"\d{5}", patch))
+        assert "+new" in patch
 
 
 def test_before_the_first_commit_nothing_is_known(tmp_path: Path) -> None:

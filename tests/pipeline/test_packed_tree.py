@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.lineage import source_state
-from pipeline.packed_tree import MAX_FILE_BYTES, check_patch, find_contents, hash_tree, write_zip
+from pipeline.packed_tree import MAX_FILE_BYTES, find_contents, hash_tree, write_zip
 from unet_core.errors import StorageError
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
@@ -127,27 +126,6 @@ def test_a_question_for_a_password_and_a_users_name_are_no_secrets(root: Path) -
     lines = "['remote \"store\"']\n    url = ssh://me@host/dvc\n    ask_password = true\n"
     write(root, ".dvc/config", text=lines)
     assert names_of(root) == PROJECT
-
-
-def test_a_secret_that_was_taken_out_since_the_commit_is_refused(root: Path) -> None:
-    config = (root / ".dvc/config").read_text()
-    write(root, "lib/secrets.yaml", "a.py", text="12345\n")
-    write(root, ".dvc/config", text=f"{config}    password = 12345\n")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "-m", "by mistake")
-    write(root, ".dvc/config", text=config)
-    write(root, "a.py", text="token = 1\n")
-    for name in (".dvc/config", "lib/secrets.yaml"):
-        with pytest.raises(StorageError) as caught:
-            check_patch(source_state(root).patch)
-        assert str(caught.value) == (
-            f"a secret would be sent: {name}: the newest commit has it, and what has changed since goes along. Commit its "
-            "removal first, and replace it: all who read the repository may have read it."
-        )
-        git(root, "add", "--all")
-        git(root, "commit", "--quiet", "-m", "out")
-        (root / "lib/secrets.yaml").unlink(missing_ok=True)
-    check_patch(source_state(root).patch)
 
 
 def test_a_large_file_is_refused_by_name(root: Path) -> None:
