@@ -276,13 +276,7 @@ def _retrain(parsed: argparse.Namespace) -> None:
         dry_run=parsed.dry_run,
     )
     paths = Paths(
-        accepted=ACCEPTED,
-        splits=SPLITS,
-        shards=SHARDS,
-        model=MODEL,
-        receipt=RECEIPT,
-        metrics=METRICS,
-        report=REPORT,
+        accepted=ACCEPTED, splits=SPLITS, shards=SHARDS, model=MODEL, receipt=RECEIPT, metrics=METRICS, report=REPORT
     )
     code = retrain(ask, paths)
     if parsed.exit_code:

@@ -30,6 +30,7 @@ import numpy as np
 
 from unet_core.codecs import Pixels
 from unet_core.errors import DataError, StorageError
+from unet_core.file_lock import FileLock
 from unet_core.hashing import hash_file
 from unet_core.index import ShardEntry, sidecar_name
 from unet_core.reader import OpenShard, map_shard, open_shard
@@ -91,7 +92,7 @@ class CachedShards:
         """
         key = _key(entry)
         while True:
-            hold = _Lock(self._lock_path(key), fcntl.LOCK_SH)
+            hold = FileLock(self._lock_path(key), fcntl.LOCK_SH)
             folder = self._directory / key
             if key in self._whole and folder.is_dir():
                 os.utime(folder)
@@ -129,7 +130,7 @@ class CachedShards:
     def _fetch_to_disk(self, entry: ShardEntry, key: str) -> bool:
         """Whether the shard is in the cache now, whole; False where there is no room."""
         partial = self._directory / f"{key}.partial"
-        with _Lock(self._make_lock_path(key), fcntl.LOCK_EX):
+        with FileLock(self._make_lock_path(key), fcntl.LOCK_EX):
             if self._found_whole(entry, key):
                 return True
             try:
@@ -220,7 +221,7 @@ class CachedShards:
 
     def _reserve(self, path: Path, num_bytes: int) -> bool:
         """Make a file of that size within the cache's limit, for which the longest unused shards are removed."""
-        with _Lock(self._directory / "cache.lock", fcntl.LOCK_EX):
+        with FileLock(self._directory / "cache.lock", fcntl.LOCK_EX):
             while True:
                 if self._used_bytes() + num_bytes <= self._limit_bytes:
                     try:
@@ -250,7 +251,7 @@ class CachedShards:
                 continue
             key = folder.name.partition(".")[0]
             paths = (self._lock_path(key), self._make_lock_path(key))
-            locks = [lock for path in paths if (lock := _Lock.if_free(path))]
+            locks = [lock for path in paths if (lock := FileLock.if_free(path))]
             try:
                 if len(locks) == len(paths):
                     _remove(folder)
@@ -317,40 +318,3 @@ def _time(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-class _Lock:
-    """An advisory lock of a file, between threads and processes; freed with the object at the latest."""
-
-    def __init__(self, path: Path, kind: int) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._file, kind)
-        except OSError:
-            self.free()
-            raise
-
-    @classmethod
-    def if_free(cls, path: Path) -> Self | None:
-        """The lock for oneself alone, or None if anybody has it."""
-        try:
-            return cls(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-
-    def free(self) -> None:
-        """Give it back."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.free()
-
-    def __del__(self) -> None:
-        # Of one whose file could not be opened, nothing is there to free.
-        if hasattr(self, "_file"):
-            self.free()
