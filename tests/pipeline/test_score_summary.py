@@ -1,8 +1,15 @@
+import math
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from pipeline.score_summary import calibration, confusion, ece, summarise
-from pipeline.scores import ScoreRow
+from pipeline.scores import ScoreRow, read_rows, write_rows
+from unet_core.calibration import NUM_BINS
 from unet_core.errors import DataError
 from unet_core.objects import IOU_LIMITS
 
@@ -48,6 +55,53 @@ def test_the_summary_is_the_mean_over_images_beside_pooled_scores() -> None:
     assert body["confusion"] == {"soil": {"soil": 14, "crop": 2}, "crop": {"soil": 0, "crop": 2}}
     # Two images say next to nothing of how far another test would give another mean.
     assert body["interval_95"] == [0.0, 1.0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_tables_of_parts_put_together_in_any_order_have_the_summary_of_the_whole(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 12), "images")
+    rng = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
+    images = []
+    for number in range(count):
+        hit, extra, missed = (int(value) for value in rng.integers(0, 9, 3))
+        dice = 2 * hit / (2 * hit + extra + missed) if hit + extra + missed else None
+        about = {"group": str(number // 2), "slices": {"site": "ab"[number % 2]}}
+        bins = [tuple(int(value) for value in rng.integers(0, 9, NUM_BINS)) for _ in range(2)]
+        measured = {"decisions": bins[0], "right": bins[1], "confidence": tuple(rng.random(NUM_BINS).tolist())}
+        images.append(
+            [
+                row(
+                    str(number),
+                    "soil",
+                    (8 - hit, missed, extra),
+                    0.5,
+                    scored=False,
+                    confusion=(8 - hit, extra),
+                    **about,
+                ),
+                row(str(number), "crop", (hit, extra, missed), dice, confusion=(missed, hit), **measured, **about),
+            ]
+        )
+    assume(any(rows[1].dice is not None for rows in images))
+    whole = summary([row for rows in images for row in rows])
+    order = data.draw(st.permutations(images), "order")
+    cut = data.draw(st.integers(0, count), "cut")
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, part in enumerate((order[:cut], order[cut:])):
+            path = Path(folder, f"{number}.parquet")
+            write_rows(path, [row for rows in part for row in rows])
+            parts += read_rows(path)
+    assert flat(summary(parts)) == pytest.approx(flat(whole), rel=1e-9, nan_ok=True)
+
+
+def flat(body, name: str = "") -> dict[str, float]:
+    """Each number by its place; NaN where it is undefined."""
+    if isinstance(body, dict | list):
+        parts = body.items() if isinstance(body, dict) else enumerate(body)
+        return {place: value for key, part in parts for place, value in flat(part, f"{name}/{key}").items()}
+    return {name: math.nan if body is None else body}
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_images_not_with_copies() -> None:
