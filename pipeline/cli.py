@@ -161,7 +161,7 @@ def _add_cluster_commands(command: Callable[[str, str, Run], argparse.ArgumentPa
         "words", nargs="*", metavar="STAGE | -- COMMAND", help="a last stage, or any unet command; default: all stages"
     )
     submit.add_argument("--address", metavar="URL", help=address)
-    submit.add_argument("--resume", action="store_true", help="follow this tree's job if its end was not seen here")
+    submit.add_argument("--resume", action="store_true", help="follow a job that does the same with this tree")
     attach = command("attach", "follow a submitted job again, and take its results home", _attach)
     attach.add_argument("job", nargs="?", metavar="JOB", help="by default the last one submitted from this tree")
     attach.add_argument("--address", metavar="URL", help=address)

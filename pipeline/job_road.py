@@ -11,9 +11,11 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pipeline.command import run_command, say
 from pipeline.job_results import find_lost, find_results, snapshot, to_lines
@@ -32,6 +34,8 @@ DATA_STAGES = ("ingest", "validate", "split", "shard")
 REGISTRY_COMMANDS = ("promote", "rollback", "search")
 #: Seconds for a stage to end by itself when the job is stopped.
 GRACE_SECONDS = 20.0
+#: For what a process said to be read, once it has ended.
+LAST_WORDS_SECONDS = 5.0
 #: And then for a push of what it had finished; submit.py has Ray wait longer than both.
 PUSH_SECONDS = 15.0
 
@@ -139,7 +143,8 @@ def _carry_out(task: Task, keep: Callable[[], int]) -> int:
     if not task.words:
         return _reproduce(task, keep)
     code = _call(_unet(*task.words))
-    return keep() or code
+    kept = keep()
+    return code or kept
 
 
 def _reproduce(task: Task, keep: Callable[[], int]) -> int:
@@ -150,12 +155,14 @@ def _reproduce(task: Task, keep: Callable[[], int]) -> int:
         is_data = part in DATA_STAGES
         code = _call_dvc([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
-        if code := keep() or code:
+        kept = keep()
+        if code := code or kept:
             return code
     if task.stage:
         return 0
     code = _call(_unet("promote"))
-    return keep() or code
+    kept = keep()
+    return code or kept
 
 
 def parts_of(stage: str | None) -> list[str | None]:
@@ -204,20 +211,28 @@ def _call(command: Sequence[str], *, alone: bool = False, limit_seconds: float |
 
 def _call_dvc(command: Sequence[str], *, alone: bool) -> int:
     """The same for `dvc repro`, whose own exit code does not tell how a stage ended: what it says does."""
-    code = 0
-    environment = _environment(alone=alone)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-                ended = STAGE_ENDED.search(line.decode(errors="replace"))
-                code = int(ended[1]) if ended else code
-        except KeyboardInterrupt:
-            _wait_for_end(process)
-            raise
-    return process.returncode and (code or process.returncode)
+    codes: list[int] = []
+    process = subprocess.Popen(command, env=_environment(alone=alone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    reader = threading.Thread(target=_pass_on, args=(process.stdout, codes), daemon=True)
+    reader.start()
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        _wait_for_end(process)
+        raise
+    finally:
+        # Not for ever: what a killed DVC left behind may hold the pipe open.
+        reader.join(LAST_WORDS_SECONDS)
+    return code and (codes[-1] if codes else code)
+
+
+def _pass_on(stream: IO[bytes], codes: list[int]) -> None:
+    """Let people read what DVC says, and collect the exit codes of stages that failed."""
+    for line in stream:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        codes += map(int, STAGE_ENDED.findall(line.decode(errors="replace")))
 
 
 def _environment(*, alone: bool) -> dict[str, str]:
@@ -229,9 +244,7 @@ def _environment(*, alone: bool) -> dict[str, str]:
 def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
     """Ray tells all processes of the job to stop; stages leave a checkpoint's time for it."""
     try:
-        # Also reads what it still says, for which it would wait.
-        told, _ = process.communicate(timeout=GRACE_SECONDS)
-        sys.stdout.buffer.write(told or b"")
+        process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
 

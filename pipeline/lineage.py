@@ -57,34 +57,27 @@ def source_state(root: Path) -> Source:
     objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects")
     if commit is None or objects is None:
         return Source(commit="", prefix="", patch="")
-    listed = subprocess.run(
-        ["git", "ls-files", "--others", "--exclude-standard", "-z"], cwd=root, capture_output=True, check=True
-    )
-    unknown = [name for name in listed.stdout.split(b"\0") if name and _is_source(os.fsdecode(name))]
     with tempfile.TemporaryDirectory() as scratch:
         apart = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.endswith("_PATHSPECS")},
             "GIT_INDEX_FILE": str(Path(scratch, "index")),
             "GIT_OBJECT_DIRECTORY": scratch,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
             "GIT_LITERAL_PATHSPECS": "1",
         }
         _git_bytes(root, apart, "read-tree", "HEAD")
+        # Beside what HEAD has: also files that the user's index knows already.
+        listed = _git_bytes(root, apart, "ls-files", "--others", "--exclude-standard", "-z")
+        unknown = [name for name in listed.split(b"\0") if name and _is_source(os.fsdecode(name))]
         _git_bytes(root, apart, "add", "--update", "--", ".")
         if unknown:
             names = b"\0".join(unknown)
             _git_bytes(root, apart, "add", "--pathspec-from-file=-", "--pathspec-file-nul", given=names)
-        changed = _git_bytes(root, apart, "diff", "--cached", "--name-only", "--no-renames", "-z", "HEAD")
+        # Whatever the user's configuration says.
+        plain = ("--cached", "--no-renames", "--no-relative", "--submodule=short")
+        changed = _git_bytes(root, apart, "diff", *plain, "--name-only", "-z", "HEAD")
         held_back = [name for name in map(os.fsdecode, changed.split(b"\0")) if _may_hold_secrets(name)]
-        options = (
-            "--cached",
-            "--binary",
-            "--full-index",
-            "--no-renames",
-            "--no-ext-diff",
-            "--no-textconv",
-            "--no-color",
-        )
+        options = (*plain, "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color")
         del apart["GIT_LITERAL_PATHSPECS"]
         places = (":(top)", *(f":(top,exclude,literal){name}" for name in held_back))
         patch = _git_bytes(root, apart, "-c", "diff.noprefix=false", "diff", *options, "HEAD", "--", *places)

@@ -29,8 +29,8 @@ from pipeline.retrain_lock import held, holder
 from pipeline.retrain_look import Look, Paths, look, make_record
 from pipeline.retrain_reasons import Reason, find_reasons, is_stale, say_idle
 from pipeline.retrain_record import (
+    added_samples,
     check_branch,
-    committed_text,
     is_recorded,
     push_branch,
     unpushed_branch,
@@ -43,7 +43,7 @@ from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.source import IngestConfig
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
-from unet_core.errors import RecipeError
+from unet_core.errors import RecipeError, RegistryError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ class Request:
 def retrain(ask: Request, paths: Paths) -> int:
     """Do what there is to do and say why; the exit code that tells a scheduler what came of it."""
     placement = read_placement()
+    if ask.submit and placement.tracking_uri.startswith("sqlite:"):
+        raise RegistryError(
+            "--submit without MLFLOW_TRACKING_URI: the cluster's models would be judged in a registry of this machine. "
+            "Set it to the server that the cluster uses."
+        )
     if ask.dry_run:
         _explain(ask, paths, placement)
         return EXIT_CODES["nothing to do"]
@@ -231,7 +236,7 @@ class _Retraining:
         standing, earlier = self._standing, self._standing.memory
         memory = Memory(
             reasons=earlier.reasons if earlier else tuple(reason.text for reason in self._reasons),
-            samples=_added_samples(self._placement.root, self._paths.metrics) or (earlier.samples if earlier else {}),
+            samples=added_samples(self._placement.root, self._paths.metrics) or (earlier.samples if earlier else {}),
             was_champion=earlier.was_champion if earlier else standing.is_champion,
         )
         if earlier is None and standing.version is not None:
@@ -321,18 +326,6 @@ def _verdict(report: Path, standing: Standing) -> dict[str, Any]:
         return {}
     is_mine = standing.version is not None and found.get("model_sha256") == standing.version.model_sha256
     return found if is_mine else {}
-
-
-def _added_samples(root: Path, metrics: Path) -> dict[str, int]:
-    """New, changed and removed samples of the batches that the newest commit does not have."""
-    path = metrics / "ingest.json"
-    try:
-        now = json.loads((root / path).read_text(encoding="utf-8"))["batches"]
-        before = json.loads(committed_text(root, str(path)) or '{"batches": []}')["batches"]
-    except (OSError, ValueError, KeyError):
-        return {}
-    fresh = now[len(before) :]
-    return {word: sum(batch[word] for batch in fresh) for word in ("new", "changed", "removed")} if fresh else {}
 
 
 def _join(reasons: list[Reason]) -> str:

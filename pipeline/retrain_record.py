@@ -4,6 +4,7 @@ Only what the pipeline writes and git tracks is recorded: dvc.lock, the ledger's
 """
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -136,6 +137,18 @@ def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[s
     _must(record.root, "merge", "--quiet", "--ff-only", upstream)
     log.info("updated to %s", name)
     return True, []
+
+
+def added_samples(root: Path, metrics: Path) -> dict[str, int]:
+    """New, changed and removed samples of the batches that the newest commit does not have."""
+    path = metrics / "ingest.json"
+    try:
+        now = json.loads((root / path).read_text(encoding="utf-8"))["batches"]
+        before = json.loads(committed_text(root, str(path)) or '{"batches": []}')["batches"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    fresh = now[len(before) :]
+    return {word: sum(batch[word] for batch in fresh) for word in ("new", "changed", "removed")} if fresh else {}
 
 
 def committed_text(root: Path, name: str) -> str | None:

@@ -24,7 +24,9 @@ DVC = (sys.executable, "-m", "dvc")
 #: All stages on a cluster, without the gate, which decides where the retraining runs.
 SUBMIT = (sys.executable, "-m", "pipeline.cli", "submit", "--resume", "report")
 #: What DVC says of a stage that failed: DVC's own exit code tells nothing.
-STAGE_ENDED = re.compile(r"exited with (\d+)")
+STAGE_ENDED = re.compile(r"failed to run: .*exited with (\d+)")
+#: What a shell says of an interrupted command; the exit code for a job that was stopped.
+INTERRUPTED = 130
 #: Seconds in which an interrupted training may write its checkpoint.
 GRACE_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -125,6 +127,12 @@ def reproduce_there(lock: int | None, told: Path) -> None:
     """
     _run_to_end(SUBMIT, lock, told)
     pull(read_status(start_status()), lock)
+    status = read_status(start_status())
+    if left := sorted({*status.inputs, *status.absent}):
+        raise StorageError(
+            f"the job ended, and not all of its results are here: {', '.join(left)}. {told.name} has its log; the next "
+            "call submits what is left."
+        )
 
 
 def _run_to_end(command: Sequence[str], lock: int | None, told: Path) -> None:
@@ -182,9 +190,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _failure(code: int, text: str) -> UnetError:
     """The error that a stage (or the submission) ended with, as its exit code tells, with its own sentence."""
-    ended = STAGE_ENDED.search(text)
+    if code == INTERRUPTED:
+        return TrainingError("the pipeline was stopped, and not from here. The next call goes on, or submits it anew.")
     kinds = {kind.exit_code: kind for kind in UnetError.__subclasses__()}
-    kind = kinds.get(int(ended[1]) if ended else code, TrainingError)
+    codes = [code, *map(int, reversed(STAGE_ENDED.findall(text)))]
+    kind = next((kinds[each] for each in codes if each in kinds), TrainingError)
     sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
     why = sentences[-1] if sentences else f"the pipeline ended with {code}: {_short(text)}"
     return kind(public(why))

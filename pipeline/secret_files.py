@@ -5,7 +5,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 SECRET_NAMES = (
-    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_ecdsa*", "id_ed25519*"),
+    *(".env", ".env.*", "*.env", ".envrc", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
+    *("id_rsa*", "id_ecdsa*", "id_ed25519*"),
     *("credentials*", "*credentials.json", "secret.*", "secrets.*", "kubeconfig*", "*.tfvars", "auth_token"),
     *(".netrc", ".pgpass", ".pypirc", ".htpasswd", "config.local"),
 )

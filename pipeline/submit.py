@@ -26,7 +26,7 @@ from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
-from pipeline.retrain_steps import dvc_with_remote
+from pipeline.retrain_steps import INTERRUPTED, dvc_with_remote
 from pipeline.source import IngestConfig
 from pipeline.storage import is_url, public
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -40,14 +40,13 @@ PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
 #: Lies in a job's own folder once it was followed to its end, and its results are here.
 ENDED_NAME = "ended"
-#: What a shell says of an interrupted command; the exit code for a job that was stopped.
-INTERRUPTED = 130
 
 
 def submit(words: Sequence[str], *, stage: str | None, address: str | None, resume: bool = False) -> int:
     """Run `unet WORDS`, or `dvc repro` up to a stage, on the cluster, and follow it; the job's exit code.
 
-    With `resume`, a job of this very tree whose end nobody here has seen is followed in the place of another one.
+    With `resume`, a job that does the same with this very tree is followed in the place of another one, unless it
+    failed or its end was seen here.
     """
     placement = read_placement()
     root = placement.root
@@ -74,6 +73,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
     )
     tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
     if resume and (name := _find_same(placement, jobs, tags)) is not None:
+        _remember(placement, name, jobs.address)
         say(f"job {name} was submitted from this very tree before, and is followed")
         return _follow(placement, jobs, name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -192,24 +192,22 @@ def _remember(placement: Placement, job: str, address: str) -> None:
 def _last_job(placement: Placement) -> dict[str, str] | None:
     path = _jobs_file(placement)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found: dict[str, str] | None = json.loads(lines[-1]) if lines else None
-    return found
+    for line in reversed(lines):
+        # A full disk may have cut one.
+        with suppress(json.JSONDecodeError):
+            found: dict[str, str] = json.loads(line)
+            return found
+    return None
 
 
 def _find_same(placement: Placement, jobs: Jobs, tags: Mapping[str, str]) -> str | None:
-    """The last job that was submitted here, where it does the same and its end was not seen."""
-    last = _last_job(placement)
-    if last is None or last["address"] != jobs.address or (_aside(placement, last["job"]) / ENDED_NAME).exists():
-        return None
-    try:
-        known = jobs.find(last["job"]).metadata
-    except ClusterAwayError:
-        raise
-    except StorageError:
-        # A new head does not know it, or it never began.
-        return None
-    is_same = all(known.get(tag) == tags[tag] for tag in (COMMAND_TAG, TREE_TAG))
-    return last["job"] if is_same else None
+    """The newest job that does the same with the same files, whose end was not seen here; none that failed."""
+    for job in jobs.newest():
+        is_same = all(job.metadata.get(tag) == tags[tag] for tag in (COMMAND_TAG, TREE_TAG))
+        is_seen = (_aside(placement, job.name) / ENDED_NAME).exists()
+        if is_same and not is_seen and job.status not in ("FAILED", "STOPPED"):
+            return job.name
+    return None
 
 
 def _jobs_file(placement: Placement) -> Path:
@@ -234,6 +232,10 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
                 say(f"job {name} goes on. To see it again: unet attach {name}")
                 return INTERRUPTED
             _stop(jobs, name)
+        except ClusterAwayError:
+            # The job may go on: with half of its results this tree would be another one than it was submitted from.
+            screen.close()
+            raise
         except StorageError:
             # Also where a new head knows nothing of the job: what the old one told is whole.
             screen.close()
@@ -245,6 +247,11 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     aside = _aside(placement, name)
     aside.mkdir(parents=True, exist_ok=True)
     (aside / ENDED_NAME).touch()
+    if screen.reader.is_cut and job.exit_code == 0:
+        raise StorageError(
+            f"the job's last results did not come whole: {name}. Try `unet attach {name}`, or submit it again: what it "
+            "has pushed is not made anew."
+        )
     return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
 
 

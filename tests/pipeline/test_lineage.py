@@ -113,6 +113,31 @@ def test_no_secret_stands_in_the_patch_whether_it_was_written_changed_or_taken_o
         assert "+new" in patch
 
 
+@pytest.mark.parametrize("setting", ["diff.relative=true", "diff.submodule=diff", "diff.noprefix=true"])
+def test_no_secret_stands_in_the_patch_of_a_sub_directory_whatever_git_is_told(committed: Path, setting: str) -> None:
+    git(committed, "config", *setting.split("="))
+    below = committed / "project"
+    below.mkdir()
+    (below / "secrets.yaml").write_text("old", encoding="utf-8")
+    (below / "code.py").write_text("old", encoding="utf-8")
+    git(committed, "add", ".")
+    git(committed, "commit", "--quiet", "-m", "second")
+    (below / "secrets.yaml").write_text("12345", encoding="utf-8")
+    (below / "code.py").write_text("new", encoding="utf-8")
+    state = source_state(below)
+    assert state.prefix == "project/"
+    assert "12345" not in state.patch
+    assert state.patch.startswith("diff --git a/project/code.py b/project/code.py\n")
+
+
+def test_a_new_file_stands_in_the_patch_before_and_after_it_is_staged(committed: Path) -> None:
+    (committed / "more.py").write_text("new", encoding="utf-8")
+    before = source_state(committed).patch
+    assert "+++ b/more.py" in before
+    git(committed, "add", "more.py")
+    assert source_state(committed).patch == before
+
+
 def test_before_the_first_commit_nothing_is_known(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     assert git_state(tmp_path) == {}

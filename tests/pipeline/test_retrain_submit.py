@@ -73,6 +73,15 @@ def test_a_cluster_that_is_away_is_an_error_in_its_own_words(team: Team, tmp_pat
     assert place.summary()["sentence"].startswith("Ray's Jobs API can't be reached: http://127.0.0.1:9. ")
 
 
+def test_without_the_clusters_registry_nothing_begins(team: Team) -> None:
+    code, said = team.place.call(*CALL, env=team.head.environment())
+    assert code == 6
+    assert said == (
+        "unet retrain: --submit without MLFLOW_TRACKING_URI: the cluster's models would be judged in a registry of this "
+        "machine. Set it to the server that the cluster uses.\n"
+    )
+
+
 def test_a_dry_run_names_the_submission(team: Team) -> None:
     code, said = team.place.call(*CALL, "--dry-run", env=team.environment)
     assert code == 0
