@@ -34,9 +34,9 @@ DATA_STAGES = ("ingest", "validate", "split", "shard")
 REGISTRY_COMMANDS = ("promote", "rollback", "search")
 #: Seconds for a stage to end by itself when the job is stopped.
 GRACE_SECONDS = 20.0
-#: For what a process said to be read, once it has ended.
+#: Then for what it said to be read.
 LAST_WORDS_SECONDS = 5.0
-#: And then for a push of what it had finished; submit.py has Ray wait longer than both.
+#: And then for a push of what it had finished; submit.py has Ray wait longer than all three.
 PUSH_SECONDS = 15.0
 
 

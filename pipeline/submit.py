@@ -37,8 +37,8 @@ ENTRYPOINT = "python -m pipeline.job_road"
 #: As progress.py writes it where there is no terminal.
 PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 #: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
-STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "40"}
-#: Lies in a job's own folder once it was followed to its end, and its results are here.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "50"}
+#: Lies in a job's own folder once it was followed to its end, and what came of its results is here.
 ENDED_NAME = "ended"
 
 
