@@ -87,7 +87,7 @@ def predict_bands(
         _check_exact(spec, height, width, tile_px)
         tiles = list(exact_tiles(height, width, spec.config, tile_px=tile_px))
     else:
-        stride = 2**spec.config.depth
+        stride = spec.config.stride
         tiles = list(fading_tiles(height, width, tile_px=tile_px, overlap_px=overlap_px, stride=stride))
     down = fading({(tile.kept.top, tile.kept.height) for tile in tiles}, height, overlap_px)
     across = fading({(tile.kept.left, tile.kept.width) for tile in tiles}, width, overlap_px)

@@ -4,6 +4,7 @@ The recipe names the file and its content, so that what training gives is still 
 """
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -56,6 +57,30 @@ def read_encoder_weights(encoder: nn.Module, path: Path, sha256: str) -> dict[st
             "Change model.encoder to the network that they belong to."
         )
     return {name: weights.get(name, tensor) for name, tensor in own.items()}
+
+
+def tutorial_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of the tutorial's network (e11 ... outconv) to those of our U-Net.
+
+    They fit width 64, depth 4, no normalisation; load them with `strict=False`, since the tutorial's
+    network has no input normalisation. Raises ModelError for weights of another network.
+    """
+    names = {"outconv": "head"}
+    for level in range(5):
+        for conv in range(2):
+            names[f"e{level + 1}{conv + 1}"] = f"encoder.{level}.{2 * conv}"
+    for level in range(4):
+        names[f"upconv{level + 1}"] = f"upsample.{level}"
+        for conv in range(2):
+            names[f"d{level + 1}{conv + 1}"] = f"decoder.{level}.{2 * conv}"
+    expected = {f"{old}.{part}": f"{new}.{part}" for old, new in names.items() for part in ("weight", "bias")}
+    odd = sorted(set(weights) ^ set(expected))
+    if odd:
+        raise ModelError(
+            f"not the tutorial's network: {odd[0]} is {'unknown' if odd[0] in weights else 'missing'}. "
+            "Expected the layers e11 to e52, upconv1 to upconv4, d11 to d42, outconv."
+        )
+    return {expected[name]: tensor for name, tensor in weights.items()}
 
 
 def _check_file(what: str, path: Path, sha256: str, *, key: str) -> None:

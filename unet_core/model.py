@@ -6,7 +6,7 @@ blocks, attention gates, another activation or way up, the paper's form without 
 of U-Net++, and heads at several levels (docs/model.md).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +17,7 @@ from unet_core.errors import ModelError
 from unet_core.model_config import Activation, ModelConfig, ModelSpec, Norm
 
 # Who builds a network needs its description, too.
-__all__ = ["AttentionGate", "InputNormalisation", "ModelConfig", "ModelSpec", "Network", "UNet", "tutorial_state"]
+__all__ = ["AttentionGate", "InputNormalisation", "ModelConfig", "ModelSpec", "Network", "UNet"]
 
 
 class InputNormalisation(nn.Module):
@@ -146,6 +146,18 @@ def _block(in_channels: int, out_channels: int, config: ModelConfig) -> nn.Modul
     return block(in_channels, out_channels, config)
 
 
+class MaskHead(nn.Conv2d):
+    """Logits from a feature map, each pixel of which stands for a square of them (Shi et al. 2016)."""
+
+    def __init__(self, channels: int, num_classes: int, *, square_px: int) -> None:
+        super().__init__(channels, num_classes * square_px**2, kernel_size=1)
+        self.square_px = square_px
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        logits = super().forward(feature_map)
+        return F.pixel_shuffle(logits, self.square_px) if self.square_px > 1 else logits
+
+
 class NestedDecoder(nn.Module):
     """The grid of U-Net++ (Zhou et al. 2018): the block at (level, step) sees all earlier ones of its level, and the
     one before it of the level below, upsampled. Step 0 is the encoder.
@@ -179,7 +191,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = spec.config
         self.channels = spec.channels
-        self.stride = 2**spec.config.depth
+        self.stride = spec.config.stride
         # Instance norm needs more than one pixel at the deepest level.
         self.smallest = self.stride * (2 if spec.config.norm == "instance" else 1)
         self.normalise = InputNormalisation(spec.mean, spec.deviation, white=spec.images.white)
@@ -208,8 +220,9 @@ class UNet(Network):
         super().__init__(spec)
         config = spec.config
         widths = [config.width * 2**level for level in range(config.depth + 1)]
+        first = spec.channels * config.stem_stride**2
         self.encoder = nn.ModuleList(
-            _block(before, after, config) for before, after in zip([spec.channels, *widths], widths, strict=False)
+            _block(before, after, config) for before, after in zip([first, *widths], widths, strict=False)
         )
         # At the end of the contracting path, as in the paper's network.
         self.dropout = nn.Dropout(config.dropout)
@@ -220,10 +233,13 @@ class UNet(Network):
             self.upsample = nn.ModuleList(_upsample(below, level, config) for below, level in pairs)
             self.gates = nn.ModuleList(AttentionGate(level) for _, level in pairs) if config.attention else None
             self.decoder = nn.ModuleList(_block(2 * level, level, config) for _, level in pairs)
-        self.head = nn.Conv2d(config.width, spec.class_map.num_classes, kernel_size=1)
+        num_classes = spec.class_map.num_classes
+        self.head = MaskHead(config.width, num_classes, square_px=config.stem_stride)
         self.coarse_heads = nn.ModuleList(
-            nn.Conv2d(config.width * stride, spec.class_map.num_classes, kernel_size=1)
-            for stride in config.head_strides[1:]
+            MaskHead(config.width, num_classes, square_px=config.stem_stride)
+            if config.nested
+            else MaskHead(config.width * 2**level, num_classes, square_px=1)
+            for level in range(1, config.deep_supervision + 1)
         )
         self._initialise()
 
@@ -240,7 +256,7 @@ class UNet(Network):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         self.check_channels(images)
-        encoded = self._encode(self._frame(self.normalise(images)))
+        encoded = self._encode(_squares_as_pixels(self._frame(self.normalise(images)), self.config.stem_stride))
         *coarse, finest = self.nested(encoded) if self.config.nested else self._decode(encoded)
         height, width = images.shape[-2:]
         logits: Tensor = self.head(finest)[..., :height, :width]
@@ -299,6 +315,11 @@ class UNet(Network):
         return repeat_border(images, below, right)
 
 
+def _squares_as_pixels(images: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) -> (N, C * side * side, H / side, W / side); nothing is lost, as it is where images are shrunk."""
+    return F.pixel_unshuffle(images, side) if side > 1 else images
+
+
 def repeat_border(images: Tensor, below: int, right: int) -> Tensor:
     """Images with so many rows and columns more, the last one repeated."""
     return F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
@@ -318,27 +339,3 @@ def _centre(feature_map: Tensor, like: Tensor) -> Tensor:
     (height, width), (rows, columns) = like.shape[2:], feature_map.shape[2:]
     top, left = (rows - height) // 2, (columns - width) // 2
     return feature_map[..., top : top + height, left : left + width]
-
-
-def tutorial_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the tutorial's network (e11 ... outconv) to those of our U-Net.
-
-    They fit width 64, depth 4, no normalisation; load them with `strict=False`, since the tutorial's
-    network has no input normalisation. Raises ModelError for weights of another network.
-    """
-    names = {"outconv": "head"}
-    for level in range(5):
-        for conv in range(2):
-            names[f"e{level + 1}{conv + 1}"] = f"encoder.{level}.{2 * conv}"
-    for level in range(4):
-        names[f"upconv{level + 1}"] = f"upsample.{level}"
-        for conv in range(2):
-            names[f"d{level + 1}{conv + 1}"] = f"decoder.{level}.{2 * conv}"
-    expected = {f"{old}.{part}": f"{new}.{part}" for old, new in names.items() for part in ("weight", "bias")}
-    odd = sorted(set(weights) ^ set(expected))
-    if odd:
-        raise ModelError(
-            f"not the tutorial's network: {odd[0]} is {'unknown' if odd[0] in weights else 'missing'}. "
-            "Expected the layers e11 to e52, upconv1 to upconv4, d11 to d42, outconv."
-        )
-    return {expected[name]: tensor for name, tensor in weights.items()}

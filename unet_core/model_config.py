@@ -75,6 +75,9 @@ class ModelConfig:
     """What follows each convolution and its normalisation."""
     upsampling: Upsampling = "transposed"
     """The way up: a 2x2 transposed convolution, or repeated pixels and a 3x3 convolution."""
+    stem_stride: int = 1
+    """Side in pixels of the squares that the network takes as one pixel of more channels, and whose mask it gives at
+    once: it looks so many times as far, for less than a like part of the time."""
     residual: bool = False
     """Each level adds its input to its output."""
     attention: bool = False
@@ -115,6 +118,7 @@ class ModelConfig:
             raise RecipeError(f"model.dropout: {self.dropout}: must be from 0 to below 1.")
         if self.norm == "group" and self.width % 8:
             raise RecipeError(f"model: group norm makes 8 groups, width {self.width} does not divide. Choose 8, 16 ...")
+        self._check_stem()
         self._check_nested()
         self._check_deep_supervision()
         self._check_encoder()
@@ -140,6 +144,15 @@ class ModelConfig:
                     "Remove the key."
                 )
 
+    def _check_stem(self) -> None:
+        if self.stem_stride not in (1, 2, 4):
+            raise RecipeError(f"model.stem_stride: {self.stem_stride}: must be 1, 2 or 4.")
+        if self.stem_stride > 1 and self.padding == "none":
+            raise RecipeError(
+                "model.stem_stride: the paper's form takes single pixels. Set model.padding: zeros, or "
+                "model.stem_stride: 1."
+            )
+
     def _check_nested(self) -> None:
         if self.nested and self.attention:
             raise RecipeError("model.nested: U-Net++ has no attention gates. Set model.attention: false.")
@@ -159,9 +172,15 @@ class ModelConfig:
             )
 
     @property
+    def stride(self) -> int:
+        """Side, in pixels of the image, of what a pixel of the deepest level stands for."""
+        return self.stem_stride * 2**self.depth
+
+    @property
     def head_strides(self) -> tuple[int, ...]:
         """Sides, in pixels of the image, of what a pixel of each head's logits stands for; the prediction's first."""
-        return tuple(1 if self.nested else 2**level for level in range(self.deep_supervision + 1))
+        coarse = (1 if self.nested else self.stem_stride * 2**level for level in range(1, self.deep_supervision + 1))
+        return (1, *coarse)
 
     @property
     def cropped_px(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def receptive_radius(config: ModelConfig) -> int:
 
     True of networks whose normalisation has no statistics of the image (norm none, or batch in prediction).
     """
-    spans = [(place, *span_seen(config, place)) for place in range(2**config.depth)]
+    spans = [(place, *span_seen(config, place)) for place in range(config.stride)]
     return max(max(place - first, last - place) for place, first, last in spans)
 
 
@@ -30,8 +30,9 @@ def span_seen(config: ModelConfig, place: int) -> tuple[int, int]:
     """First and last pixel of the image, along one axis, that the logits at `place` depend on."""
     if config.encoder is not None:
         return _around_encoder(ENCODERS[config.encoder], place)
-    first, last = _through_decoder(config, 0, config.depth, place, place)
-    return first - config.margin_px, last - config.margin_px
+    square = place // config.stem_stride
+    first, last = _through_decoder(config, 0, config.depth, square, square)
+    return first * config.stem_stride - config.margin_px, (last + 1) * config.stem_stride - 1 - config.margin_px
 
 
 def _through_decoder(config: ModelConfig, level: int, step: int, first: int, last: int) -> tuple[int, int]:
@@ -118,7 +119,7 @@ def exact_tiles(height: int, width: int, config: ModelConfig, *, tile_px: int) -
     A tile begins at multiples of the network's stride, where pooling pairs the pixels that it pairs in the whole image.
     Where the network looks so far that tiles would keep nothing, they are larger and keep a third of their side.
     """
-    stride, radius = 2**config.depth, receptive_radius(config)
+    stride, radius = config.stride, receptive_radius(config)
     border = 2 * (radius + stride)
     if tile_px < border + stride:
         tile_px = border + border // 2

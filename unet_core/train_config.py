@@ -195,7 +195,7 @@ class TrainConfig:
         height = augment.crop_px or max(shard.heights[1] for shard in train.shards)
         width = augment.crop_px or max(shard.widths[1] for shard in train.shards)
         # Without padding, the image is mirrored to a larger one.
-        has_one_pixel = max(height, width) <= 2**spec.config.depth and spec.config.padding == "zeros"
+        has_one_pixel = max(height, width) <= spec.config.stride and spec.config.padding == "zeros"
         if spec.config.norm == "batch" and has_one_pixel and self._smallest_pass(plan) == 1:
             raise RecipeError(
                 f"model.norm: batch: images of {height}x{width} pixels have one pixel left at depth "

@@ -54,7 +54,9 @@ def test_a_network_that_mirrors_its_image_is_refused(tree) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [{"norm": "batch"}, {"norm": "instance"}, {"nested": True, "deep_supervision": 1}])
+@pytest.mark.parametrize(
+    "config", [{"norm": "batch"}, {"norm": "instance"}, {"stem_stride": 2}, {"nested": True, "deep_supervision": 1}]
+)
 def test_onnx_file_gives_the_models_logits_for_images_of_any_size(
     tree, capsys: pytest.CaptureFixture[str], config: dict[str, Any]
 ) -> None:

@@ -203,6 +203,7 @@ def test_exact_tiles_give_the_logits_of_the_whole_image(
 
 
 VARIANTS: tuple[dict[str, Any], ...] = (
+    {"stem_stride": 2},
     {"residual": True, "attention": True, "upsampling": "resize"},
     {"nested": True, "deep_supervision": 1},
     {"padding": "none"},
@@ -219,7 +220,8 @@ def test_exact_tiles_suit_every_network(variant: dict[str, Any], height: int, wi
     model = UNet(spec).eval()
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     whole = predict_logits(model, spec, image, tile_px=1000)
-    tile_px = 2 * (receptive_radius(spec.config) + 4) + 4 + more
+    stride = spec.config.stride
+    tile_px = 2 * (receptive_radius(spec.config) + stride) + stride + more
     # Without padding, tiles are exact without being asked for it.
     exact = predict_logits(model, spec, image, exact=spec.config.padding == "zeros", tile_px=tile_px)
     torch.testing.assert_close(exact, whole, rtol=0, atol=1e-4 * max(1, float(whole.abs().max())))

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from unet_core.backward import batch_loss
 from unet_core.errors import ModelError, RecipeError
 from unet_core.hashing import hash_file
+from unet_core.initial_weights import tutorial_state
 from unet_core.loader import Batch
-from unet_core.model import ModelConfig, ModelSpec, UNet, tutorial_state
+from unet_core.model import ModelConfig, ModelSpec, UNet
 from unet_core.model_config import IMAGENET_DEVIATION, IMAGENET_MEAN, PRESETS
 from unet_core.reduction import LaneTree
 from unet_core.samples import ClassMap, ImageConfig

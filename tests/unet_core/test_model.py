@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unet_core.errors import ModelError, RecipeError
-from unet_core.model import AttentionGate, InputNormalisation, ModelConfig, ModelSpec, UNet, tutorial_state
+from unet_core.initial_weights import tutorial_state
+from unet_core.model import AttentionGate, InputNormalisation, ModelConfig, ModelSpec, UNet
 from unet_core.samples import ClassMap, ImageConfig
 
 NORMS = ("none", "batch", "group", "instance")
@@ -44,6 +45,9 @@ def test_every_weight_is_trained(make_spec: Callable[..., ModelSpec], norm: str)
 VARIANTS = (
     *({"activation": name} for name in ("leaky_relu", "elu", "silu", "gelu")),
     {"upsampling": "resize"},
+    {"stem_stride": 2},
+    {"stem_stride": 4, "upsampling": "resize", "residual": True, "attention": True, "norm": "instance"},
+    {"stem_stride": 2, "nested": True},
     {"residual": True},
     {"attention": True},
     {"nested": True},
@@ -265,13 +269,51 @@ def test_knobs_that_nested_skips_have_no_place_for_are_refused(
     assert str(caught.value) == message
 
 
+# The stem
+
+
+def test_a_stem_computes_on_squares_and_gives_their_masks(make_spec: Callable[..., ModelSpec]) -> None:
+    model, image = UNet(make_spec(norm="none", channels=3, stem_stride=2)), images(1, 3, 16, 24)
+    seen: list[Tensor] = []
+    model.encoder[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for parameter in model.head.parameters():
+        parameter.data.zero_()
+    model.head.bias.data = torch.arange(6 * 4.0)  # type: ignore[union-attr]
+    logits = model(image)
+    assert seen[0].shape == (1, 12, 8, 12)
+    # Channel by channel, and in each the square's pixels row by row.
+    torch.testing.assert_close(seen[0][0, 4:8, 3, 5].view(2, 2), model.normalise(image)[0, 1, 6:8, 10:12])
+    assert logits[0, 1, 6:8, 10:12].tolist() == [[4, 5], [6, 7]]
+    assert (model.stride, model.smallest) == (8, 8)
+
+
+@pytest.mark.parametrize("stride", [0, 3, 8])
+def test_a_stem_of_another_stride_is_refused(make_spec: Callable[..., ModelSpec], stride: int) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(stem_stride=stride)
+    assert str(caught.value) == f"model.stem_stride: {stride}: must be 1, 2 or 4."
+
+
+def test_a_stem_without_padding_is_refused(make_spec: Callable[..., ModelSpec]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_spec(stem_stride=2, padding="none")
+    assert str(caught.value) == (
+        "model.stem_stride: the paper's form takes single pixels. Set model.padding: zeros, or model.stem_stride: 1."
+    )
+
+
 # Deep supervision
 
 
 @pytest.mark.parametrize(
     ("knobs", "sizes"),
-    [({}, [(21, 27), (11, 14), (6, 7)]), ({"nested": True}, [(21, 27)] * 3)],
-    ids=["plain", "nested"],
+    [
+        ({}, [(21, 27), (11, 14), (6, 7)]),
+        ({"nested": True}, [(21, 27)] * 3),
+        ({"stem_stride": 2}, [(21, 27), (6, 7), (3, 4)]),
+        ({"stem_stride": 2, "nested": True}, [(21, 27)] * 3),
+    ],
+    ids=["plain", "nested", "stem", "nested stem"],
 )
 def test_coarse_levels_give_the_mask_in_training_and_only_there(
     make_spec: Callable[..., ModelSpec], knobs: dict[str, Any], sizes: list[tuple[int, int]]

@@ -16,6 +16,9 @@ KNOBS: tuple[dict[str, Any], ...] = (
     {},
     {"depth": 1},
     {"depth": 3},
+    {"stem_stride": 2},
+    {"stem_stride": 4, "depth": 1, "residual": True, "upsampling": "resize"},
+    {"stem_stride": 2, "nested": True},
     {"upsampling": "resize"},
     {"residual": True, "attention": True, "upsampling": "resize"},
     {"padding": "none"},
@@ -33,7 +36,7 @@ def test_the_radius_is_as_far_as_a_gradient_reaches(make_spec: Callable[..., Mod
     # Positive weights: nothing cancels, and no unit sleeps.
     for parameter in model.parameters():
         parameter.data = parameter.data.abs() + 0.01
-    side, stride = 256, 2**spec.config.depth
+    side, stride = 256, spec.config.stride
     farthest = 0
     for place in range(side // 2, side // 2 + stride):
         # Along a line: rows and columns are treated alike. Averages instead of maxima pass a gradient to all they see.
