@@ -202,6 +202,7 @@ model:
   width: 16
   depth: 4
   norm: group                   # batch is faster, and does well where all images look alike
+  stem_stride: 1                # 2 looks twice as far: for large objects, known by their surroundings
   input_statistics: train
 augment:
   crop_px: {crop}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -13,10 +14,11 @@ from typing import Any
 from pipeline.secret_files import is_secret_file
 from unet_core.hashing import hash_file
 
+log = logging.getLogger(__name__)
+
 #: Files that git does not know yet count as source below these folders, and elsewhere with these endings.
 SOURCE_FOLDERS = ("pipeline", "unet_core", "recipes")
 SOURCE_ENDINGS = (".py", ".yaml", ".yml", ".toml", ".txt", ".lock", ".dvc")
-
 
 #: In a tree that `unet submit` packed, which has no .git: what the functions below gave where it was packed.
 SUBMITTED = Path(".unet/submitted.json")
@@ -77,6 +79,8 @@ def source_state(root: Path) -> Source:
         plain = ("--cached", "--no-renames", "--no-relative", "--submodule=short")
         changed = _git_bytes(root, apart, "diff", *plain, "--name-only", "-z", "HEAD")
         held_back = [name for name in map(os.fsdecode, changed.split(b"\0")) if _may_hold_secrets(name)]
+        if held_back:
+            log.warning("lineage: %s may hold secrets: the change stays out of the model's patch", ", ".join(held_back))
         options = (*plain, "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color")
         del apart["GIT_LITERAL_PATHSPECS"]
         places = (":(top)", *(f":(top,exclude,literal){name}" for name in held_back))

@@ -44,6 +44,8 @@ def describe_version(spec: ModelSpec, params: Mapping[str, str], tags: Mapping[s
     ]
     trained += [f"workers {tags['train.workers']}"] if "train.workers" in tags else []
     shape = f"of width {config.width}, depth {config.depth}, norm {config.norm}"
+    if config.stem_stride > 1:
+        shape += f", at 1/{config.stem_stride} of the resolution inside"
     if config.encoder is not None:
         begun = config.encoder_weights and f", begun with weights of sha256 {config.encoder_weights['sha256'][:12]}"
         shape = f"with encoder {config.encoder}{begun or ''}"

@@ -96,7 +96,9 @@ def test_a_tree_that_was_submitted_comes_from_where_it_was_packed(committed: Pat
 
 
 @pytest.mark.parametrize("name", [".env", "lib/secrets.yaml", "a [b]/Key.PEM", ".dvc/config"])
-def test_no_secret_stands_in_the_patch_whether_it_was_written_changed_or_taken_out(committed: Path, name: str) -> None:
+def test_no_secret_stands_in_the_patch_whether_it_was_written_changed_or_taken_out(
+    committed: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = committed / name
     path.parent.mkdir(exist_ok=True)
     (committed / "code.py").write_text("new", encoding="utf-8")
@@ -105,7 +107,9 @@ def test_no_secret_stands_in_the_patch_whether_it_was_written_changed_or_taken_o
     git(committed, "add", name)
     git(committed, "commit", "--quiet", "-m", "by mistake")
     path.write_text("67890", encoding="utf-8")
+    caplog.clear()
     patches.append(source_state(committed).patch)
+    assert caplog.messages == [f"lineage: {name} may hold secrets: the change stays out of the model's patch"]
     path.unlink()
     patches.append(source_state(committed).patch)
     for patch in patches:

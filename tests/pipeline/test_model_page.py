@@ -45,6 +45,11 @@ def test_a_version_says_what_it_segments_and_how_it_was_trained() -> None:
     ]
 
 
+def test_a_version_says_that_it_computes_at_half_the_resolution() -> None:
+    text = describe_version(replace(SPEC, config=replace(SPEC.config, stem_stride=2)), {}, {})
+    assert "U-Net of width 8, depth 3, norm batch, at 1/2 of the resolution inside, in float32." in text
+
+
 def test_a_version_names_its_encoder() -> None:
     config = ModelConfig(**ModelConfig.complete({"encoder": "resnet18", "input_statistics": "train"}))
     text = describe_version(replace(SPEC, config=config), {}, {})
