@@ -5,6 +5,7 @@ No file tells how far a call came, so doing by hand what it had done is the same
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -461,14 +462,47 @@ def test_inputs_that_drift_are_a_reason_that_people_hear_of_and_that_trains_noth
 
 
 def test_crons_line_works_under_its_bare_environment(first: Place) -> None:
-    lines = (ROOT / "infra" / "schedules" / "crontab").read_text().splitlines()
-    command = lines[-1].split(maxsplit=5)[5].replace("cd /srv/unet", f"cd {first.tree}")
-    command = command.replace(".venv/bin/unet", str(Path(sys.executable).with_name("unet")))
-    bare = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(first.folder),
-        "SHELL": "/bin/sh",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(["/bin/sh", "-c", command], cwd="/", env=bare, capture_output=True, text=True, check=False)
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(first.folder), "SHELL": "/bin/sh", "PYTHONPATH": str(ROOT)}
+    words = ["/bin/sh", "-c", cron_command(first)]
+    done = subprocess.run(words, cwd="/", env=bare, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:15]) == (0, "nothing to do: "), done.stderr
+
+
+#: Runs the daemon $1 with root's crontab $2 where the machine's own crontabs are out of sight.
+CRON = """
+for place in /etc/cron.d /var/spool /run; do mount -t tmpfs none "$place"; done
+install -d -m 1730 /var/spool/cron/crontabs
+install -m 600 "$2" /var/spool/cron/crontabs/root
+exec "$1" -f
+"""
+
+
+@pytest.mark.chaos
+def test_a_cron_daemon_calls_it_each_minute_and_only_one_call_trains(first: Place, tmp_path: Path) -> None:
+    daemon = shutil.which("cron", path=f"{os.environ['PATH']}:/usr/sbin")
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if daemon is None or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no cron daemon (Debian: apt install cron), or no rights to hide the machine's crontabs from it")
+    place, said = first.copy_to(tmp_path / "place"), tmp_path / "said"
+    place.add_shapes(72)
+    settings = f"SHELL=/bin/sh\nHOME={tmp_path}\nPYTHONPATH={ROOT}\n"
+    tab = tmp_path / "crontab"
+    tab.write_text(f"{settings}* * * * * ({cron_command(place)}) >>{said} 2>&1\n")
+    with subprocess.Popen([*apart, "sh", "-e", "-c", CRON, "sh", daemon, str(tab)]) as cron:
+        try:
+            deadline = time.monotonic() + 400
+            while time.monotonic() < deadline and not (said.exists() and "nothing to do: " in said.read_text()):
+                time.sleep(1)
+        finally:
+            cron.kill()
+    told = said.read_text()
+    assert told.count("retraining: 12 new samples in data/raw/shapes") == 1, told
+    assert told.count("promoted: ") == 1, told
+    place.check_all_done()
+
+
+def cron_command(place: Place) -> str:
+    """What stands in infra/schedules/crontab behind the time."""
+    lines = (ROOT / "infra" / "schedules" / "crontab").read_text().splitlines()
+    command = lines[-1].split(maxsplit=5)[5].replace("cd /srv/unet", f"cd {place.tree}")
+    return command.replace(".venv/bin/unet", str(Path(sys.executable).with_name("unet")))
