@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -72,7 +72,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
         versions=here,
     )
     tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
-    if resume and (name := _find_same(placement, jobs, tags)) is not None:
+    if resume and (name := find_same_job(placement, jobs.newest(), tags)) is not None:
         _remember(placement, name, jobs.address)
         say(f"job {name} was submitted from this very tree before, and is followed")
         return _follow(placement, jobs, name)
@@ -200,13 +200,16 @@ def _last_job(placement: Placement) -> dict[str, str] | None:
     return None
 
 
-def _find_same(placement: Placement, jobs: Jobs, tags: Mapping[str, str]) -> str | None:
-    """The newest job that does the same with the same files, whose end was not seen here; none that failed."""
-    for job in jobs.newest():
+def find_same_job(placement: Placement, newest_first: Iterable[Job], tags: Mapping[str, str]) -> str | None:
+    """The newest job that does the same with the same files and whose end was not seen here; failed ones are named."""
+    for job in newest_first:
         is_same = all(job.metadata.get(tag) == tags[tag] for tag in (COMMAND_TAG, TREE_TAG))
         is_seen = (_aside(placement, job.name) / ENDED_NAME).exists()
-        if is_same and not is_seen and job.status not in ("FAILED", "STOPPED"):
+        if not is_same or is_seen:
+            continue
+        if job.status not in ("FAILED", "STOPPED"):
             return job.name
+        say(f"job {job.name} did the same and {job.status.lower()}: `unet attach {job.name}` shows its log")
     return None
 
 

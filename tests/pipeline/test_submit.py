@@ -25,7 +25,18 @@ from benchmarks.workspace import commit, make_workspace, run, weights_of
 from pipeline import tracking
 from pipeline.cli import main
 from pipeline.job_road import versions
-from pipeline.submit import Screen, check_ray, check_remote, check_words, choose_variables
+from pipeline.jobs import Job
+from pipeline.placement import read_placement
+from pipeline.submit import (
+    COMMAND_TAG,
+    TREE_TAG,
+    Screen,
+    check_ray,
+    check_remote,
+    check_words,
+    choose_variables,
+    find_same_job,
+)
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
 SECRET = "of-no-use-elsewhere"
@@ -64,6 +75,21 @@ def test_a_password_in_the_command_is_refused_and_not_shown() -> None:
         "a word of the command holds a password or a signature, which all who list jobs could read: "
         "s3://***@bucket/images. Give it to the cluster's own environment."
     )
+
+
+def test_a_job_of_the_same_tree_is_found_again_and_one_that_failed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(name: str, status: str, tree: str = "tree") -> Job:
+        metadata = {COMMAND_TAG: "report", TREE_TAG: tree}
+        return Job(name=name, status=status, exit_code=None, message="", began=0, ended=None, metadata=metadata)
+
+    monkeypatch.chdir(tmp_path)
+    tags = {COMMAND_TAG: "report", TREE_TAG: "tree"}
+    newest_first = [job("new", "FAILED"), job("other", "RUNNING", "another tree"), job("old", "RUNNING")]
+    assert find_same_job(read_placement(), newest_first, tags) == "old"
+    assert capsys.readouterr().out == "job new did the same and failed: `unet attach new` shows its log\n"
+    assert find_same_job(read_placement(), newest_first, {**tags, TREE_TAG: "a third"}) is None
 
 
 def test_another_ray_is_refused() -> None:
