@@ -86,7 +86,7 @@ fmt: install-dev ## format and mend what can be mended
 ui: install ## MLflow's pages on this machine, at http://127.0.0.1:5000
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port 5000
 
-servers: install-dev ## PostgreSQL and an MLflow server with passwords on this machine, to try out; nothing is kept
+servers: install-dev ## PostgreSQL, MLflow with passwords and an S3 store on this machine, to try out; nothing is kept
 	python -m infra.servers
 
 .PHONY: help run install install-dev torch-cpu torch-cuda test test-fast cluster chaos check check-infra fmt ui servers

@@ -1,7 +1,7 @@
 """An S3-compatible server (SeaweedFS), for benchmarks and tests; nothing of it is left afterwards.
 
-`python -m benchmarks.object_store put FOLDER URL` copies a folder and `... list URL` prints names, in a process of its
-own: one that can run in another network namespace, and keeps no listing from before.
+`python -m benchmarks.object_store put FOLDER URL` copies a folder, `... bucket NAME` makes a bucket and `... list URL`
+prints names, in a process of its own: one that can run in another network namespace, and keeps no listing from before.
 """
 
 import argparse
@@ -63,6 +63,10 @@ class ObjectStore:
         """Copy all files of a folder; the bucket is made."""
         self._run("put", str(folder), url)
 
+    def make_bucket(self, name: str) -> None:
+        """An empty one; one that is there stays as it is."""
+        self._run("bucket", name)
+
     def names(self, url: str) -> list[str]:
         """All files below a URL."""
         return self._run("list", url).split()
@@ -87,7 +91,9 @@ class ObjectStore:
 
 
 @contextlib.contextmanager
-def object_store(address: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> Iterator[ObjectStore]:
+def object_store(
+    address: str = "127.0.0.1", inside: tuple[str, ...] = (), *, secret: str = SECRET
+) -> Iterator[ObjectStore]:
     """A server at an address of this machine, or of the namespace that `inside` enters."""
     program = find_program()
     if program is None:
@@ -95,11 +101,11 @@ def object_store(address: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> It
     with tempfile.TemporaryDirectory(prefix="unet-s3-") as scratch:
         folder = Path(scratch)
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
-        _write_identity(folder / "s3.json")
+        _write_identity(folder / "s3.json", secret)
         words = [*inside, program, *_arguments(folder, address, ports)]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log)
-        store = ObjectStore(f"http://{address}:{ports['s3.port']}", process, inside)
+        store = ObjectStore(f"http://{address}:{ports['s3.port']}", process, inside, secret=secret)
         try:
             _wait_until_it_answers(store, folder / "log")
             yield store
@@ -115,7 +121,8 @@ def object_store(address: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> It
 
 def _arguments(folder: Path, address: str, ports: dict[str, str]) -> list[str]:
     return [
-        *("server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-s3"),
+        # Its log files, too.
+        *(f"-logdir={folder}", "server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-s3"),
         *(f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         # Each bucket takes several at once, and a session has many buckets.
         *("-volume.max=1000", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
@@ -123,9 +130,9 @@ def _arguments(folder: Path, address: str, ports: dict[str, str]) -> list[str]:
     ]
 
 
-def _write_identity(path: Path) -> None:
+def _write_identity(path: Path, secret: str) -> None:
     identity = {"name": KEY, "actions": ["Admin", "Read", "Write", "List"]}
-    credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+    credentials = [{"accessKey": KEY, "secretKey": secret}]
     path.write_text(json.dumps({"identities": [{**identity, "credentials": credentials}]}), encoding="utf-8")
 
 
@@ -164,6 +171,8 @@ def main() -> None:
             system = s3fs.S3FileSystem()
             system.makedirs(path.partition("/")[0], exist_ok=True)
             system.put(folder.rstrip("/") + "/", path + "/", recursive=True)
+        case ["bucket", name]:
+            s3fs.S3FileSystem().makedirs(name, exist_ok=True)
         case ["list", url]:
             path = url.removeprefix("s3://").rstrip("/")
             # This server names a folder that is empty now as if it were a file.
@@ -171,7 +180,7 @@ def main() -> None:
                 if name.startswith(f"{path}/"):
                     print(f"s3://{name}")
         case words:
-            parser.error(f"put FOLDER URL or list URL, not {' '.join(words)}")
+            parser.error(f"put FOLDER URL, bucket NAME or list URL, not {' '.join(words)}")
 
 
 if __name__ == "__main__":

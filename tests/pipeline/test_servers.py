@@ -3,12 +3,14 @@
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks.postgres import find_programs
 from benchmarks.promotions import DIES, WRONG, make_versions, measure
+from benchmarks.workspace import ROOT
 from infra.servers import mlflow_server
 from pipeline import tracking
 from pipeline.history import Move, move_champion
@@ -66,6 +68,41 @@ def test_a_model_goes_to_the_object_store_and_comes_back_and_the_champion_moves(
     with pytest.raises(RegistryError) as caught:
         tracking.connect(server.uri)
     assert "not the password" not in str(caught.value)
+
+
+@pytest.mark.chaos
+def test_make_servers_brings_all_parts_and_leaves_nothing_when_it_is_terminated(
+    write_model_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not below tmp_path, which PostgreSQL's user may not enter.
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch).chmod(0o755)
+        monkeypatch.setenv("TMPDIR", scratch)
+        _try_make_servers(write_model_dir, tmp_path, monkeypatch)
+        assert list(Path(scratch).iterdir()) == []
+
+
+def _try_make_servers(write_model_dir, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-m", "infra.servers"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(7)]
+            told = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
+            for name, value in told.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.chdir(folder)
+            write_model_dir(MODEL)
+            ensure_version(tracking.connect(told["MLFLOW_TRACKING_URI"]), "cells", MODEL)
+            store = [sys.executable, "-m", "benchmarks.object_store", "list"]
+            kept = subprocess.run([*store, "s3://mlflow"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            assert "/model.safetensors\n" in kept
+            subprocess.run([*store, "s3://dvc"], cwd=ROOT, capture_output=True, check=True)
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the key")
+            assert subprocess.run([*store, "s3://mlflow"], cwd=ROOT, capture_output=True, check=False).returncode
+        finally:
+            process.terminate()
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.chaos
