@@ -239,6 +239,7 @@ def test_scores(folder: Path, data: str, num_fresh: int) -> dict[str, Any]:
 
 def measures_of(data: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """What metrics/evaluate.json says of the data set's measure."""
+    # The interval is that of the mean over images.
     about = {name: body[name] for name in ("interval_95", "images", "groups")}
     if data == "dsb2018":
         return {"dice": body["dice"], **about}

@@ -287,7 +287,8 @@ def _predict(parsed: argparse.Namespace) -> None:
     from pipeline.predict import predict
     from pipeline.predict_image import Options
 
-    options = Options(exact=parsed.exact, tta=parsed.tta, save=frozenset(filter(None, parsed.save.split(","))))
+    save = frozenset(word.strip() for word in parsed.save.split(",") if word.strip())
+    options = Options(exact=parsed.exact, tta=parsed.tta, save=save)
     predict(parsed.paths, out=parsed.out, model=parsed.model, options=options, log_what=parsed.log)
 
 

@@ -140,10 +140,15 @@ def judge(scores: PairedScores, config: GateConfig, *, score: str, measured: Mea
         *_broken_limits(measured, config),
     )
     decision: Decision = "not promoted" if reasons else "promoted"
-    claim = [_claim(config)] if config.margin and not reasons else []
+    said = [
+        _say(found.whole, score),
+        *([] if reasons else _say_claim(found.whole, confidence, config)),
+        *_say_worst(found),
+        *_say_unjudged(found, config),
+    ]
     return Verdict(
         decision=decision,
-        sentence="; ".join([f"{decision}: {_say(found.whole, score)}", *claim, *_say_worst(found), *reasons]),
+        sentence=f"{decision}: {'; '.join([*said, *reasons])}",
         images=found.whole.images,
         groups=found.whole.groups,
         challenger=found.whole.challenger,
@@ -189,6 +194,14 @@ def _claim(config: GateConfig) -> str:
     return f"not worse by more than {config.margin:g}" if config.margin else "better"
 
 
+def _say_claim(whole: Comparison, confidence: float, config: GateConfig) -> list[str]:
+    """What was shown, where the interval of both sides does not show it."""
+    if config.margin:
+        return [_claim(config)]
+    assert whole.interval_95 is not None, "two groups at least"
+    return [f"{_claim(config)} with {confidence:.1%} confidence"] if whole.interval_95[0] <= 0 else []
+
+
 def _falls(parts: Sequence[Comparison], kind: str, allowed: float | None) -> list[str]:
     """Parts that fall too far, surely: the whole interval lies beyond what is allowed."""
     if allowed is None:
@@ -228,6 +241,18 @@ def _say_worst(found: Comparisons) -> list[str]:
     worst = [(kind, min(parts, key=lambda part: part.difference)) for kind, parts in kinds if parts]
     parts = (*found.classes, *found.slices)
     return [f"worst {kind} {_name(part, parts)} {part.difference:+.3f}" for kind, part in worst]
+
+
+def _say_unjudged(found: Comparisons, config: GateConfig) -> list[str]:
+    """Parts that a limit speaks of and that have too few groups for an interval."""
+    kinds = (("class", found.classes, config.max_class_drop), ("slice", found.slices, config.max_slice_drop))
+    return [
+        f"{kind} {_name(part, parts)} has too few groups to be judged"
+        for kind, parts, allowed in kinds
+        if allowed is not None
+        for part in parts
+        if part.interval_95 is None
+    ]
 
 
 def _name(part: Comparison, parts: Sequence[Comparison]) -> str:

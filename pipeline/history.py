@@ -50,6 +50,8 @@ class Move:
     version: str | None
     """None: no champion was found."""
     reason: str
+    model_sha256: str = ""
+    """Of the version's model: numbers are given anew where a registered model was deleted. Empty in old entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,14 @@ def champions(entries: Sequence[Entry]) -> list[str | None]:
 
 def earlier_champions(entries: Sequence[Entry]) -> list[str]:
     """Champions before the present one (or before there was none), the last one first."""
-    return [version for version in reversed(champions(entries)[:-1]) if version is not None]
+    *earlier, present = champions(entries) or [None]
+    return [version for version in reversed(earlier) if version not in (None, present)]
+
+
+def is_another_model(entries: Sequence[Entry], version: tracking.Version) -> bool:
+    """Whether a version has the number of a former champion, and is not that model."""
+    known = [entry.model_sha256 for entry in entries if entry.version == version.number and entry.is_done]
+    return bool(known) and known[-1] not in ("", version.model_sha256)
 
 
 def _title(name: str) -> str:
@@ -159,7 +168,8 @@ def _settle(client: tracking.Client, name: str, log_: AppendLog) -> tuple[Entry,
         number = alias.number if alias else None
         if number == (champions(entries) or [None])[-1]:
             return entries
-        found = Move(action="found", version=number, reason="not by this command")
+        model = alias.model_sha256 if alias else ""
+        found = Move(action="found", version=number, reason="not by this command", model_sha256=model)
         if _claim(log_, entries, found) is not None:
             log.warning("champion of %s was moved by other means: version %s", name, number)
 

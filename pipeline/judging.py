@@ -3,9 +3,7 @@
 Old numbers are never compared with new ones.
 """
 
-import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +11,15 @@ from pathlib import Path
 from pipeline import tracking
 from pipeline.comparison import PairedScores
 from pipeline.gate import GateConfig, Measured, Verdict, judge, judge_first, refuse_seen
-from pipeline.lineage import data_state
-from pipeline.membership import Membership, groups_in, read_memberships, todays_groups
+from pipeline.membership import Membership, groups_in, read_memberships
 from pipeline.params import load_section
 from pipeline.placement import Placement
 from pipeline.question import TEST_SET_TAG, hash_test_set
 from pipeline.score_summary import ece
 from pipeline.scores import SCORE_NAMES, ScoreRow, image_rows, score_matrix, scored_classes
 from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
-from pipeline.stages.evaluate import TRAINING_GROUPS, EvaluateConfig, training_groups
+from pipeline.seen import seen_groups
+from pipeline.stages.evaluate import EvaluateConfig
 from pipeline.stages.split import read_splits
 from unet_core.checkpoint import read_model, read_spec
 from unet_core.errors import RegistryError
@@ -52,7 +50,7 @@ class Judgement:
     versions_judged_before: int
     """On just these images, of this model: each choice by the same images makes their scores flatter a little more."""
     training_unknown: tuple[str, ...]
-    """Versions of which nobody recorded what they were trained on."""
+    """The champion, where nobody recorded what it was trained on."""
 
 
 def judge_versions(
@@ -65,13 +63,19 @@ def judge_versions(
     """Score both and compare; RegistryError where they can't be compared, or one was trained on a test group."""
     evaluate = load_section("evaluate", EvaluateConfig)
     memberships = read_memberships(data.accepted, load_section("split", SplitConfig), evaluate.slice_by)
-    versions = [challenger, *([champion] if champion else [])]
-    seen = {_name(version): _training_groups(client, version, data, memberships) for version in versions}
     splits = read_splits(data.splits)
+    versions = [challenger, *([champion] if champion else [])]
+    seen = {_name(version): seen_groups(client, version, data.shards, splits, memberships) for version in versions}
     test_groups = groups_in(splits, memberships, "test").values()
     refuse_seen(test_groups, {name: groups for name, groups in seen.items() if groups is not None})
+    if seen[_name(challenger)] is None:
+        raise RegistryError(
+            f"can't be judged: nobody recorded what {_name(challenger)} was trained on: it may have seen test images. "
+            "Run `dvc repro -f -s register evaluate` where it was trained, or say --force --reason."
+        )
     unknown = tuple(name for name, groups in seen.items() if groups is None)
     for name in unknown:
+        # It can only have become too good by that, and keep its place.
         log.warning("promote: nobody recorded what %s was trained on: it may have seen test images", name)
     test_set = hash_test_set(data.shards)
     judged = tracking.versions_tagged(client, challenger.name, TEST_SET_TAG, test_set)
@@ -150,35 +154,6 @@ def _say_classes(class_map: ClassMap) -> str:
 
 def _say_images(images: ImageConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in asdict(images).items() if value is not None)
-
-
-def _training_groups(
-    client: tracking.Client, version: tracking.Version, data: DataPaths, memberships: Mapping[str, Membership]
-) -> set[str] | None:
-    """Groups of the samples that a version has seen; None where nobody recorded them."""
-    recorded = _recorded_groups(client, version)
-    if recorded is None and version.tags.get("data.index_sha256") == data_state(data.shards)["data.index_sha256"]:
-        recorded = training_groups(read_splits(data.splits), memberships)
-    return None if recorded is None else set(todays_groups(recorded, memberships))
-
-
-def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
-    """Key -> group; None where the run lacks the file. One that can't be read is an error: it may name test groups."""
-    name = f"evaluation/{TRAINING_GROUPS}"
-    if version.run_id is None or name not in tracking.list_run_files(client, version.run_id, "evaluation"):
-        return None
-    with tempfile.TemporaryDirectory() as scratch:
-        path = tracking.fetch_run_file(client, version.run_id, name, Path(scratch))
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not all(isinstance(group, str) for group in found.values()):
-                raise ValueError("not a group for each key")
-        except ValueError as error:
-            raise RegistryError(
-                f"can't be judged: what {_name(version)} was trained on can't be read: {name} of run {version.run_id}: "
-                f"{error}. Run `dvc repro -f -s evaluate` where it was trained."
-            ) from error
-        return found
 
 
 def _name(version: tracking.Version) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import tracking
 from pipeline.catalog import read_catalog
 from pipeline.lineage import Source, data_state, source_state
-from pipeline.params import RECIPE, read_sections
+from pipeline.params import RECIPE, keep_stages, read_sections
 from pipeline.tracking import WORKERS_TAG
 from unet_core.errors import RegistryError
 from unet_core.splits import Split
@@ -31,7 +31,11 @@ RECORD_TAG = "lineage.record_sha256"
 #: As identity.py writes it; read as plain JSON, since its module brings the trainer along.
 IDENTITY_NAME = "identity.json"
 #: What a record that is damaged, or that others wrote, ends in.
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError)
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+#: What a lineage takes from there.
+OF_IDENTITY = ("source", "recipe", "processor", "versions", "scores")
+#: The stages that lead to a model.
+TRAINING_STAGES = ("ingest", "validate", "split", "shard", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Lineage:
     recipe: str
     """Text of params.yaml."""
     lock: str | None
-    """Text of dvc.lock."""
+    """Text of dvc.lock, up to the stage that trained the model."""
     index_sha256: str
     test_set_sha256: str
     """Over keys, images and masks of the test split."""
@@ -149,21 +153,24 @@ def _all_tags(lineage: Lineage, text: bytes) -> dict[str, str]:
 
 
 def _read_identity(client: tracking.Client, run_id: str, scratch: Path) -> dict[str, Any] | None:
-    """What the training recorded of itself; None where this registry does not have the training."""
+    """What the training recorded of itself; None where this registry does not have the training, or it is damaged."""
     if IDENTITY_NAME not in tracking.list_run_files(client, run_id):
         return None
-    text = tracking.fetch_run_file(client, run_id, IDENTITY_NAME, scratch).read_text(encoding="ascii")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    path = tracking.fetch_run_file(client, run_id, IDENTITY_NAME, scratch)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+        Source(**found["source"])
+        return {name: found[name] for name in OF_IDENTITY}
+    except UNREADABLE as error:
+        log.warning("lineage: the working tree stands in: %s of run %s can't be read: %s", path.name, run_id, error)
+        return None
 
 
 def _lineage(version: tracking.Version, inputs: Inputs, identity: Mapping[str, Any] | None, *, workers: str) -> Lineage:
     samples = _samples(inputs)
-    lock = inputs.root / "dvc.lock"
     here: dict[str, Any] = {
         "source": asdict(source_state(inputs.root)),
         "recipe": (inputs.root / RECIPE).read_text(encoding="utf-8"),
-        "lock": lock.read_text(encoding="utf-8") if lock.exists() else None,
         "processor": "",
         "versions": {},
         "scores": {},
@@ -175,12 +182,20 @@ def _lineage(version: tracking.Version, inputs: Inputs, identity: Mapping[str, A
         run_id=version.run_id or "",
         recorded_at="registration" if identity is None else "training",
         source=Source(**told["source"]),
-        **{name: told[name] for name in here if name != "source"},
+        **{name: told[name] for name in OF_IDENTITY if name != "source"},
+        lock=_training_lock(inputs.root / "dvc.lock"),
         index_sha256=data_state(inputs.shards)["data.index_sha256"],
         test_set_sha256=_sha256(json.dumps(samples["test"], sort_keys=True)),
         workers=workers,
         samples=samples,
     )
+
+
+def _training_lock(path: Path) -> str | None:
+    """Of the lock as it is now: when the training began, it still spoke of the model before."""
+    if not path.exists():
+        return None
+    return keep_stages(path.read_text(encoding="utf-8"), TRAINING_STAGES)
 
 
 def _samples(inputs: Inputs) -> dict[str, dict[str, tuple[str, str]]]:

@@ -42,7 +42,8 @@ def describe_version(spec: ModelSpec, params: Mapping[str, str], tags: Mapping[s
     trained += [
         f"{key.replace('_', ' ')} {params[key]}" for key in ("optimizer", "learning_rate", "seed") if key in params
     ]
-    trained += [f"workers {tags['train.workers']}"] if "train.workers" in tags else []
+    # Such as "2 workers from step 0; 1 worker from step 7".
+    trained += [tags["train.workers"]] if "train.workers" in tags else []
     shape = f"of width {config.width}, depth {config.depth}, norm {config.norm}"
     if config.stem_stride > 1:
         shape += f", at 1/{config.stem_stride} of the resolution inside"

@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +87,13 @@ def change_recipe(text: str, changes: Mapping[str, Any]) -> str:
     if found != expected:
         raise RecipeError(f"can't be changed: {RECIPE}: {', '.join(changes)}. Write each of them in one line.")
     return changed
+
+
+def keep_stages(lock: str, names: Collection[str]) -> str:
+    """Text of a dvc.lock -> that of some of its stages alone."""
+    body = yaml.safe_load(lock)
+    stages = {name: stage for name, stage in body["stages"].items() if name in names}
+    return yaml.safe_dump({**body, "stages": stages}, sort_keys=False)
 
 
 def _change_line(text: str, section: str, key: str, value: str) -> str:

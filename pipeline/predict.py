@@ -15,7 +15,7 @@ from pipeline.predict_image import Job, Options, Outcome, died, load_model, pred
 from pipeline.prediction_log import Logbook, What
 from pipeline.results import FOLDERS
 from pipeline.results_record import has_others, is_done
-from pipeline.storage import split_address, version_of
+from pipeline.storage import version_at
 from unet_core.checkpoint import model_hash
 from unet_core.errors import DataError, RecipeError, UnetError
 
@@ -31,7 +31,7 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options, l
     """
     unknown = sorted(options.save - set(FOLDERS))
     if unknown or not options.save:
-        raise RecipeError(f"unet predict: --save: unknown: {', '.join(unknown)!r}. Choose among {', '.join(FOLDERS)}.")
+        raise RecipeError(f"--save: unknown: {', '.join(unknown)!r}. Choose among {', '.join(FOLDERS)}.")
     images = name_results(find_images(places, outside=out))
     placement = read_placement()
     with open_model_files(model) as files:
@@ -98,7 +98,7 @@ def _jobs(images: dict[str, str], model: ModelFiles, options: Options) -> list[J
 
 def _about(address: str, made: dict[str, Any]) -> dict[str, Any]:
     try:
-        version = version_of(*split_address(address))
+        version = version_at(address)
     except UnetError:
         # Reading it will tell why.
         version = "unknown"

@@ -1,10 +1,12 @@
 """One image -> its results, in whichever process. Large TIFF files go through by rows."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,12 @@ from pipeline.results import (
     write_results,
 )
 from pipeline.results_record import forget, record
-from pipeline.storage import public, read_file, split_address
+from pipeline.storage import RESTORE, fetch_file, is_url, public, read_file, split_address
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, UnetError
 from unet_core.folding import fold_batch_norm
 from unet_core.image_rows import FileRows, open_image_rows
-from unet_core.images import read_image
+from unet_core.images import FileBytes, read_image
 from unet_core.inference import Band, predict_bands, predict_logits, predict_mask, predict_symmetric
 from unet_core.model import ModelSpec, Network
 from unet_core.samples import Array
@@ -152,16 +154,34 @@ def _predict_and_log(
 def _predict(
     job: Job, network: Network, spec: ModelSpec, out: Path, options: Options, witness: Witness | None
 ) -> list[Path]:
-    if Path(job.address).is_file():
-        with open_image_rows(Path(job.address), spec.images, min_pixels=LARGE_PIXELS) as rows:
-            if rows is not None:
-                return _predict_large(job.name, rows, network, spec, out, options=options, witness=witness)
-    image = read_image(read_file(*split_address(job.address)), spec.images)
+    with _copy_of_tiff(job.address) as path:
+        if path.is_file():
+            with open_image_rows(path, spec.images, min_pixels=LARGE_PIXELS, where=public(job.address)) as rows:
+                if rows is not None:
+                    return _predict_large(job.name, rows, network, spec, out, options=options, witness=witness)
+            file = FileBytes(name=job.address, data=read_file("", str(path)).data)
+        else:
+            file = read_file(*split_address(job.address))
+    image = read_image(file, spec.images)
     predict = predict_symmetric if options.tta else predict_logits
     logits = predict(network, spec, image, exact=options.exact)
     if witness is not None:
         witness.note(image, predict_mask(logits, spec))
     return write_results(out, job.name, image, logits, spec, options.save)
+
+
+@contextmanager
+def _copy_of_tiff(address: str) -> Iterator[Path]:
+    """The path of a copy, on this machine for the time, of a TIFF file at a URL; any other address is its own path.
+
+    The rows of a large one are read here and there. Errors are those of `read_file`.
+    """
+    if not is_url(address) or not public(address).lower().endswith((".tif", ".tiff")):
+        yield Path(address)
+        return
+    with TemporaryDirectory(prefix="unet-predict-") as folder:
+        fetch_file(*split_address(address), Path(folder, "image.tif"), missing=RESTORE)
+        yield Path(folder, "image.tif")
 
 
 def _predict_large(  # noqa: PLR0913 each says one thing of the work

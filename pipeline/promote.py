@@ -16,6 +16,7 @@ from pipeline.history import (
     champions,
     check_reason,
     earlier_champions,
+    is_another_model,
     move_champion,
     settle,
 )
@@ -53,14 +54,15 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     entries = settle(client, known.model)
     challenger = _challenger(client, known, model, ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
-    if champion is not None and champion.model_sha256 == challenger.model_sha256:
+    if champion is not None and _is_same(champion, challenger):
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
         return
     if ask.force:
         # Nothing may make the champion a model that nobody can load.
         with registered_model(challenger):
             pass
-        move = Move(action="forced", version=challenger.number, reason=ask.reason)
+        sha256 = challenger.model_sha256
+        move = Move(action="forced", version=challenger.number, reason=ask.reason, model_sha256=sha256)
         entry = move_champion(client, challenger.name, lambda _: move)
         announce(placement.on_promotion, challenger.name, entry)
         say(f"{challenger.name} version {challenger.number} is champion, without the gate: {entry.reason}")
@@ -75,7 +77,8 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     write_json(verdict_path, _record(judgement, challenger, champion))
     tracking.set_version_tags(client, challenger, {**asked, **_tags(judgement, champion)})
     if verdict.decision == "promoted":
-        move = Move(action="promoted", version=challenger.number, reason=verdict.sentence[:MAX_REASON])
+        reason, sha256 = verdict.sentence[:MAX_REASON], challenger.model_sha256
+        move = Move(action="promoted", version=challenger.number, reason=reason, model_sha256=sha256)
         entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
         announce(placement.on_promotion, challenger.name, entry)
     say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
@@ -84,6 +87,11 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
     else:
         say(f"verdict: {verdict_path}")
+
+
+def _is_same(champion: tracking.Version, challenger: tracking.Version) -> bool:
+    """The same version, or another with the same model; who registered it by other means left no hash."""
+    return champion.number == challenger.number or champion.model_sha256 == challenger.model_sha256 != ""
 
 
 def _record(judgement: Judgement, challenger: tracking.Version, champion: tracking.Version | None) -> dict[str, Any]:
@@ -123,7 +131,8 @@ def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Reque
 def _refuse_lost_champion(client: tracking.Client, model: str, entries: Sequence[Entry]) -> None:
     """RegistryError where there was a champion: a first one needs little, and would be chosen without a comparison."""
     for number in earlier_champions(entries):
-        if tracking.version_by_number(client, model, number) is not None:
+        version = tracking.version_by_number(client, model, number)
+        if version is not None and not is_another_model(entries, version):
             raise RegistryError(
                 f"{model} has no champion now, but had one: version {number} is still there. Bring it back by "
                 "`unet rollback`, or say --force --reason."

@@ -9,6 +9,7 @@ from pipeline import tracking
 from pipeline.json_file import write_json
 from pipeline.lineage_record import restore_lineage
 from pipeline.registration import ensure_version
+from pipeline.seen import INDEX_TAG
 from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import RegistryError
 
@@ -22,6 +23,8 @@ class Receipt:
     model: str
     model_sha256: str
     weights_sha256: str
+    index_sha256: str = ""
+    """Of the index of shards that it was trained on; receipts of earlier versions do not say."""
 
 
 def read_receipt(path: Path) -> Receipt:
@@ -32,9 +35,14 @@ def read_receipt(path: Path) -> Receipt:
         raise RegistryError(f"nothing is registered: {path} can't be read. Run `dvc repro` first.") from error
 
 
-def write_receipt(path: Path, *, model: str, model_dir: Path) -> None:
+def write_receipt(path: Path, *, model: str, model_dir: Path, index_sha256: str = "") -> None:
     """Write what does not change with the registry: the model's name and hashes."""
-    known = Receipt(model=model, model_sha256=model_hash(model_dir), weights_sha256=weights_hash(model_dir))
+    known = Receipt(
+        model=model,
+        model_sha256=model_hash(model_dir),
+        weights_sha256=weights_hash(model_dir),
+        index_sha256=index_sha256,
+    )
     write_json(path, asdict(known))
 
 
@@ -54,5 +62,8 @@ def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Pat
     log.warning("the registry lacks model %s: registering it anew", receipt.model_sha256[:12])
     version, _ = ensure_version(client, receipt.model, model_dir)
     tracking.set_alias(client, version, tracking.CHALLENGER)
+    if receipt.index_sha256 and INDEX_TAG not in version.tags:
+        # Of what it has seen, this is all that is known until `register` runs again.
+        tracking.set_version_tags(client, version, {INDEX_TAG: receipt.index_sha256})
     restore_lineage(client, version)
     return tracking.version_by_number(client, version.name, version.number) or version

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline import history, tracking
 from pipeline.announce import announce
 from pipeline.command import say
-from pipeline.history import Entry, Move, check_reason, earlier_champions, move_champion
+from pipeline.history import Entry, Move, check_reason, earlier_champions, is_another_model, move_champion
 from pipeline.params import load_section
 from pipeline.placement import Placement, read_placement
 from pipeline.scoring import registered_model
@@ -20,9 +20,11 @@ def rollback(*, reason: str) -> None:
 
     def decide(entries: Sequence[Entry]) -> Move:
         for number in earlier_champions(entries):
-            why = _why_not(client, name, number)
-            if why is None:
-                return Move(action="rolled back", version=number, reason=reason)
+            version = tracking.version_by_number(client, name, number)
+            why = _why_not(entries, version) if version else f"{name} version {number} is not in the registry any more"
+            if version is not None and why is None:
+                sha256 = version.model_sha256
+                return Move(action="rolled back", version=number, reason=reason, model_sha256=sha256)
             say(f"left out: {why}")
         raise RegistryError(f"no earlier champion of {name} to go back to. Look with `unet history`.")
 
@@ -31,11 +33,10 @@ def rollback(*, reason: str) -> None:
     say(f"{name} version {done.version} is champion again, before it was version {done.before}")
 
 
-def _why_not(client: tracking.Client, name: str, number: str) -> str | None:
+def _why_not(entries: Sequence[Entry], version: tracking.Version) -> str | None:
     """Why a version can't be champion again, or None: nothing may make the champion a model that nobody can load."""
-    version = tracking.version_by_number(client, name, number)
-    if version is None:
-        return f"{name} version {number} is not in the registry any more"
+    if is_another_model(entries, version):
+        return f"{version.name} version {version.number} is another model than the champion that had this number"
     try:
         with registered_model(version):
             return None

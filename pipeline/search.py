@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline import cluster, tracking, tuning
@@ -30,8 +31,11 @@ from unet_core.index import read_index
 from unet_core.model_config import ModelConfig
 from unet_core.reader import ShardReader
 from unet_core.train_config import TrainConfig
+from unet_core.transforms import AugmentConfig
 
 JOURNAL = "trials.jsonl"
+#: What a trial may change, each with the defaults and presets that complete it.
+SECTIONS: Mapping[str, type] = {"model": ModelConfig, "augment": AugmentConfig, "train": TrainConfig}
 
 
 def search(*, shards: Path, out: Path, apply: bool) -> SearchRuns:
@@ -39,8 +43,9 @@ def search(*, shards: Path, out: Path, apply: bool) -> SearchRuns:
     placement = read_placement()
     config, train = load_section("search", SearchConfig), load_section("train", TrainConfig)
     config.check_score(train.select_by)
+    config.check_epochs(train.epochs)
     text = RECIPE.read_text(encoding="utf-8")
-    trials = draw_trials(config)
+    trials = _draw_different(text, config)
     recipes = [change_recipe(text, changes) for changes in trials]
     key = hashlib.sha256(f"{text}{data_state(shards)}{code_hash(placement.root)}".encode()).hexdigest()[:32]
     work_dir = placement.state_dir / "search" / key
@@ -140,6 +145,27 @@ class Record:
         if self.best_epoch(first)[0] == NO_SCORE:
             raise TrainingError(f"no trial has a score: {self.failure(first) or 'no class occurs in validation'}.")
         return first
+
+
+def _draw_different(text: str, config: SearchConfig) -> list[Changes]:
+    """Trials whose whole recipes differ, the recipe's own first; says where these are fewer than were asked for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, RECIPE.name)
+
+        def complete(changes: Changes) -> Any:
+            path.write_text(changed := change_recipe(text, changes), encoding="utf-8")
+            try:
+                return [load_section(name, cls, path) for name, cls in SECTIONS.items()]
+            except RecipeError:
+                # Refused with the trial's number, once all are drawn.
+                return changed
+
+        trials = draw_trials(config, complete)
+    if len(trials) == 1:
+        raise RecipeError("search.space: no trial would differ from the recipe as it is. Add other values.")
+    if len(trials) < config.trials:
+        say(f"{len(trials)} trials, not {config.trials}: search.space has no more that differ from each other")
+    return trials
 
 
 def _check(shards: Path, recipes: Sequence[str], work_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,17 +53,33 @@ class SearchConfig:
                     "Set train.select_by: dice."
                 )
 
+    def check_epochs(self, epochs: int) -> None:
+        """RecipeError where trials would be over before any may be ended."""
+        if self.grace_epochs > epochs:
+            raise RecipeError(
+                f"search.grace_epochs: {self.grace_epochs}: more than train.epochs, {epochs}: a trial would be over "
+                f"before. Give {epochs} at most; with {epochs}, no trial is ended early."
+            )
 
-def draw_trials(config: SearchConfig) -> list[Changes]:
+
+def draw_trials(config: SearchConfig, complete: Callable[[Changes], Any] = dict) -> list[Changes]:
     """What each trial changes in the recipe: nothing in the first, then one draw after the other, none of them twice.
 
-    More trials of the same space and seed begin with the same ones. There are fewer where the space has no more.
+    `complete` gives the whole recipe of such changes: where two are equal, the trials would be one training. More
+    trials of the same recipe, space and seed begin with the same ones. There are fewer where the space has no more.
     """
     trials: list[Changes] = [{}]
+    recipes, seen = [complete({})], list[Changes]()
     for number in range(MAX_DRAWS * config.trials):
         drawn = {name: _draw(values, config.seed, number, name) for name, values in config.space.items()}
-        if drawn not in trials:
+        if drawn in seen:
+            # A small space gives the same ones again and again, and to complete a recipe takes a while.
+            continue
+        seen.append(drawn)
+        recipe = complete(drawn)
+        if recipe not in recipes:
             trials.append(drawn)
+            recipes.append(recipe)
         if len(trials) == config.trials:
             break
     return trials

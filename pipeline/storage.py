@@ -207,6 +207,20 @@ def version_of(root: str, name: str) -> str:
     return f"{found.st_mtime_ns} {found.st_size}"
 
 
+def version_at(address: str) -> str:
+    """What changes when a file does: of a URL what its store tells (ETag, size, times); errors as read_file's."""
+    root, name = split_address(address)
+    if not is_url(address):
+        return version_of(root, name)
+    with _foreseen(address):
+        system, base = _file_system(root)
+        path = join(base, name)
+        if "https" in system.protocol:
+            # The checksum would take in where a redirect leads to, which may be signed anew each time.
+            return str(sorted((key, value) for key, value in system.info(path).items() if key != "url"))
+        return str(system.checksum(path))
+
+
 def list_files(root: str, *, follow_links: bool = False) -> list[str]:
     """Names of all files below `root`, sorted; a hidden folder counts as one entry that ends in a slash.
 

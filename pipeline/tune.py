@@ -12,6 +12,7 @@ from pipeline.command import say
 from pipeline.memory import give_back_memory
 from pipeline.progress import progress
 from pipeline.worker import read_recipe, settle_process
+from unet_core.errors import RecipeError
 from unet_core.index import read_index
 from unet_core.loader import Batch, LaneLoader
 from unet_core.model import ModelSpec
@@ -20,6 +21,7 @@ from unet_core.reduction import LaneTree
 from unet_core.sweep import Load, Sweep, endless_batches, suggested_load, sweep_rates
 from unet_core.train_config import TrainConfig
 from unet_core.trainer import Trainer
+from unet_core.transforms import AugmentConfig
 
 #: Steps of the sweep, and timed steps of each number of samples: thorough and quick.
 THOROUGH, QUICK = (300, 8), (80, 3)
@@ -41,7 +43,7 @@ def tune(*, shards: Path, out: Path, quick: bool) -> None:
     settle_process(config, _device())
     border = config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
-    loads = measure_loads(spec, config, loader, timed_steps)
+    loads = measure_loads(spec, config, augment, loader, timed_steps)
     best = suggested_load(loads)
     accumulate, config = config.accumulate, with_samples(config, best.samples_per_lane)
     batches = progress(endless_batches(loader, config, spec.class_map), total=sweep_steps, label="tune", unit="steps")
@@ -64,20 +66,46 @@ def with_samples(config: TrainConfig, samples_per_lane: int) -> TrainConfig:
     return replace(config, samples_per_lane=samples_per_lane, accumulate=1)
 
 
-def measure_loads(spec: ModelSpec, config: TrainConfig, loader: LaneLoader, timed_steps: int) -> list[Load]:
-    """Speed and memory of one lane with 1, 2, 4 ... samples, as long as data and memory last."""
+def measure_loads(
+    spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, loader: LaneLoader, timed_steps: int
+) -> list[Load]:
+    """Speed and memory of one lane with 1, 2, 4 ... samples, as long as data and memory last.
+
+    Numbers with which batch norm would see a single value are left out; RecipeError where that is so of all.
+    """
     loads: list[Load] = []
+    refused: RecipeError | None = None
     samples = 1
     while samples <= min(MAX_SAMPLES, len(loader.reader) // config.lanes):
-        one = replace(with_samples(config, samples), lanes=1)
-        plan = one.plan(loader.reader, spec.class_map, epoch=0)
-        (batch,) = next(loader.steps(plan, epoch=0, lanes=range(1)))
-        loads.append(measure(spec, one, batch, timed_steps))
-        peak = loads[-1].peak_mb
-        if peak is not None and 2 * peak > MEMORY_FRACTION * _free_mb():
-            break
+        try:
+            check_load(spec, with_samples(config, samples), augment, loader.reader)
+        except RecipeError as error:
+            refused = error
+            say(f"samples_per_lane {samples}: left out: batch norm would see a single value")
+        else:
+            loads.append(measure_lane(spec, with_samples(config, samples), loader, timed_steps))
+            peak = loads[-1].peak_mb
+            if peak is not None and 2 * peak > MEMORY_FRACTION * _free_mb():
+                break
         samples *= 2
+    if not loads and refused is not None:
+        raise refused
     return loads
+
+
+def check_load(spec: ModelSpec, config: TrainConfig, augment: AugmentConfig, train: ShardReader) -> None:
+    """RecipeError where batch norm would see a single value, in training or while one lane is measured."""
+    # Of several samples, a measured lane has all in one pass; in training an epoch's last step has what is left.
+    checked = replace(config, lanes=1) if config.samples_per_lane == 1 else config
+    checked.check_norm(spec, augment, train, checked.plan(train, spec.class_map, epoch=0))
+
+
+def measure_lane(spec: ModelSpec, config: TrainConfig, loader: LaneLoader, timed_steps: int) -> Load:
+    """Time one lane's first step of an epoch."""
+    one = replace(config, lanes=1)
+    plan = one.plan(loader.reader, spec.class_map, epoch=0)
+    (batch,) = next(loader.steps(plan, epoch=0, lanes=range(1)))
+    return measure(spec, one, batch, timed_steps)
 
 
 def measure(spec: ModelSpec, config: TrainConfig, batch: Batch, timed_steps: int) -> Load:

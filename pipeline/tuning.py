@@ -77,7 +77,7 @@ def run_trials(
         metric="score",
         mode="max",
         max_t=rungs.epochs,
-        grace_period=min(rungs.grace_epochs, rungs.epochs),
+        grace_period=rungs.grace_epochs,
         reduction_factor=rungs.reduction,
     )
     gpus = 1 if ray.cluster_resources().get("GPU") else 0

@@ -60,7 +60,7 @@ def read_spec(directory: Path) -> ModelSpec:
             deviation=tuple(body["deviation"]),
             precision=body["precision"],
         )
-    except (KeyError, TypeError, RecipeError) as error:
+    except (KeyError, TypeError, AttributeError, RecipeError) as error:
         raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {error}.") from error
 
 
@@ -299,7 +299,7 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"not a model directory: {path}: {error}.") from error
 
 

@@ -42,17 +42,21 @@ class FileRows:
 
 
 @contextmanager
-def open_image_rows(path: Path, config: ImageConfig, *, min_pixels: int) -> Iterator[FileRows | None]:
+def open_image_rows(
+    path: Path, config: ImageConfig, *, min_pixels: int, where: str | None = None
+) -> Iterator[FileRows | None]:
     """The rows of a TIFF file of more than `min_pixels`; None for any other file, and one that must be read whole.
 
-    Percentiles of the whole image are counted first, in a pass of its own. Raises DataError where `read_image` does.
+    Percentiles of the whole image are counted first, in a pass of its own. Raises DataError where `read_image` does;
+    it calls the file `where`, by default its path.
     """
+    where = where or str(path)
     with path.open("rb") as stream:
         is_tiff = stream.read(4).startswith(TIFF_SIGNATURES)
     if not is_tiff:
         yield None
         return
-    with _open(path) as rows:
+    with _open(path, where) as rows:
         if rows is None or rows.height * rows.width <= min_pixels:
             yield None
             return
@@ -61,14 +65,14 @@ def open_image_rows(path: Path, config: ImageConfig, *, min_pixels: int) -> Iter
             if rows.page.dtype not in (np.uint8, np.uint16):
                 yield None
                 return
-            limits = _count_limits(rows, config, str(path))
-        yield FileRows(rows=rows, config=config, where=str(path), limits=limits)
+            limits = _count_limits(rows, config, where)
+        yield FileRows(rows=rows, config=config, where=where, limits=limits)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[TiffRows | None]:
+def _open(path: Path, where: str) -> Iterator[TiffRows | None]:
     with ExitStack() as opened:
-        with _foreseen(str(path)):
+        with _foreseen(where):
             rows = opened.enter_context(open_tiff_rows(path))
         yield rows
 

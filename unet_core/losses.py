@@ -226,6 +226,11 @@ def _read_term(name: str, told: Any, class_map: ClassMap) -> tuple[float, Callab
         fits, wanted = ARGUMENTS[argument]
         if not fits(value):
             raise RecipeError(f"wrong value: train.loss.{name}: {argument}: {value}. Give {wanted}.")
+    if arguments.get("alpha") == arguments.get("beta") == 0:
+        raise RecipeError(
+            f"wrong value: train.loss.{name}: alpha and beta: both 0, so that no wrong pixel counts. Give one of "
+            "them a number above 0."
+        )
     if "weight" not in arguments:
         raise RecipeError(f"missing argument: train.loss.{name}: weight. Say how much it counts, such as weight: 1.0.")
     return float(arguments.pop("weight")), partial(LOSSES[name], **arguments)

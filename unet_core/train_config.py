@@ -100,8 +100,10 @@ class TrainConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}: {getattr(self, name)}: must be at least 1, or null.")
         for name in ("seed", "warmup_steps", "weight_decay"):
-            if not 0 <= getattr(self, name) < 2**63:
-                raise RecipeError(f"train.{name}: {getattr(self, name)}: must not be negative.")
+            value = getattr(self, name)
+            if not 0 <= value < 2**63:
+                wanted = "not be negative" if value < 0 else f"be a number below {2**63}"
+                raise RecipeError(f"train.{name}: {value}: must {wanted}.")
         if not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"train.learning_rate: {self.learning_rate}: must be above 0.")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
@@ -197,10 +199,14 @@ class TrainConfig:
         # Without padding, the image is mirrored to a larger one.
         has_one_pixel = max(height, width) <= spec.config.stride and spec.config.padding == "zeros"
         if spec.config.norm == "batch" and has_one_pixel and self._smallest_pass(plan) == 1:
+            depth, stem = f"depth {spec.config.depth}", spec.config.stem_stride
+            where = (
+                depth if stem == 1 else f"{depth} behind a stem of stride {stem}, {spec.config.stride} pixels a side"
+            )
             raise RecipeError(
-                f"model.norm: batch: images of {height}x{width} pixels have one pixel left at depth "
-                f"{spec.config.depth}, and a pass of one image has one value to normalise. Lower model.depth, train on "
-                "larger crops or images, take more samples a pass (train.samples_per_lane, train.accumulate), or "
+                f"model.norm: batch: images of {height}x{width} pixels have one pixel left at {where}, and a pass of "
+                f"one image has one value to normalise. Lower model.depth{' or model.stem_stride' * (stem > 1)}, train "
+                "on larger crops or images, take more samples a pass (train.samples_per_lane, train.accumulate), or "
                 "choose norm group."
             )
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from pipeline import tracking
 from pipeline.cases import write_cases
+from pipeline.gate import refuse_seen
 from pipeline.json_file import write_json
-from pipeline.membership import Membership, SliceColumn, groups_in, read_memberships
+from pipeline.membership import SliceColumn, groups_in, read_memberships
 from pipeline.model_page import describe_scores
 from pipeline.params import load_section
 from pipeline.pictures import write_picture
@@ -24,17 +25,15 @@ from pipeline.score_plots import write_plots
 from pipeline.score_summary import summarise
 from pipeline.scores import Score, image_scores, write_rows
 from pipeline.scoring import ScoringJob, registered_model, score_split
+from pipeline.seen import TRAINING_GROUPS, is_trained_here, seen_groups, training_groups
 from pipeline.stages.split import read_splits
 from unet_core.checkpoint import read_model
 from unet_core.errors import RecipeError
 from unet_core.index import read_index
 from unet_core.reader import ShardReader
-from unet_core.splits import Split, SplitConfig
+from unet_core.splits import SplitConfig
 
 log = logging.getLogger(__name__)
-
-#: What a model has seen, beside its run: the gate looks there.
-TRAINING_GROUPS = "training_groups.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +77,34 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = registered_version(client, read_receipt(receipt), model)
+    split_of = read_splits(splits)
+    seen = seen_groups(client, version, shards, split_of, memberships)
+    name = f"{version.name} version {version.number}"
+    refuse_seen(groups_in(split_of, memberships, "test").values(), {name: seen or ()})
     with registered_model(version) as directory:
         job = ScoringJob(model=directory, shards=shards, split="test", tolerance_px=config.tolerance_px)
         rows = score_split(job, memberships, name="evaluate", placement=placement)
         network, spec = read_model(directory)
     body = summarise(rows, config.score, draws=config.bootstrap_draws, seed=config.seed)
-    table, seen = evaluation / "scores.parquet", evaluation / TRAINING_GROUPS
-    write_rows(table, rows)
-    write_json(seen, training_groups(read_splits(splits), memberships))
+    tables = [metrics, evaluation / "scores.parquet"]
+    write_rows(tables[-1], rows)
     write_json(metrics, body)
+    if is_trained_here(version, shards):
+        tables.append(evaluation / TRAINING_GROUPS)
+        write_json(tables[-1], training_groups(split_of, memberships))
+    else:
+        # Whatever was recorded of its training stays.
+        log.warning("evaluate: %s was trained on other shards than these", name)
     reader = ShardReader(shards, read_index(shards).of_split("test"))
     cases = write_cases(evaluation / "cases", image_scores(rows, config.score), reader, network, spec)
     figures = [*write_plots(plots, rows, body, config.score), plots / "cases.png"]
     write_picture(figures[-1], np.concatenate([np.asarray(Image.open(path)) for path in cases]))
     if version.run_id:
-        tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[metrics, table, seen, *figures])
+        tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[*tables, *figures])
     put_section(client, version, "Test scores", describe_scores(body, config.score, version.run_id))
     if body["interval_95"] is None:
         log.warning("evaluate: all test images belong to one group: how far the score would vary can't be told")
     log.info("evaluate: %s %.4f on %d test images", config.score, body[config.score], body["images"])
-
-
-def training_groups(splits: Mapping[str, Split | None], memberships: Mapping[str, Membership]) -> dict[str, str]:
-    """Key -> group of all samples that the model has seen: it learnt from train, and val chose its weights."""
-    return groups_in(splits, memberships, "train", "val")
 
 
 def _numbers(body: Mapping[str, Any]) -> dict[str, float]:

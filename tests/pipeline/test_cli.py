@@ -110,6 +110,21 @@ def test_a_path_that_does_not_exist_ends_with_4(tree, capsys: pytest.CaptureFixt
     assert text.startswith("unet predict: no images: none.png. ")
 
 
+def test_blanks_beside_what_is_to_be_saved_are_nothing_and_the_command_is_named_once(
+    tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.add_pair("a")
+    write_model_dir(Path("model"))
+    words = ["predict", "raw/images", "--out", "out", "--model", "model", "--save"]
+    assert call(capsys, *words, "mask, polygons ,") == (0, "")
+    assert Path("out/polygons/a.geojson").is_file()
+    assert call(capsys, *words, "mask, heatmap") == (
+        3,
+        "unet predict: --save: unknown: 'heatmap'. Choose among mask, overlay, probabilities, uncertainty, polygons, "
+        "instances.\n",
+    )
+
+
 @pytest.mark.parametrize("command", ["register", "predict"])
 def test_a_tracking_server_that_is_away_ends_with_6(
     tree, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str

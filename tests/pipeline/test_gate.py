@@ -93,6 +93,24 @@ def test_a_challenger_that_is_worse_everywhere_is_not_promoted() -> None:
     )
 
 
+def test_an_interval_that_includes_zero_is_not_left_to_speak_alone() -> None:
+    drawn = np.random.default_rng(0).normal(size=63)
+    # 1.8 standard errors above 0: between the 95 % of one side and those of both.
+    gains = 0.04 * ((drawn - drawn.mean()) / drawn.std(ddof=1) + 1.8 / np.sqrt(63))
+    verdict = ask(pair(gains + 0.5, np.full(63, 0.5)))
+    assert verdict.decision == "promoted"
+    assert verdict.interval_95 is not None
+    assert verdict.interval_95[0] <= 0
+    assert verdict.sentence.endswith(f" on 63 images; better with {verdict.confidence:.1%} confidence")
+
+
+def test_a_slice_that_is_too_small_for_its_limit_is_named() -> None:
+    scores = pair(np.full(10, 0.9), np.full(10, 0.8), slices={"stain": ["rare", *["pink"] * 9]})
+    assert "has too few groups" not in ask(scores).sentence
+    sentence = ask(scores, dataclasses.replace(CONFIG, max_slice_drop=0.01)).sentence
+    assert sentence.endswith("; slice rare has too few groups to be judged")
+
+
 def test_equal_scores_are_not_promoted() -> None:
     same = [0.9, 0.8, 0.7, 0.6, 0.5]
     verdict = ask(pair(same, same))

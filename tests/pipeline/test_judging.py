@@ -92,17 +92,53 @@ def test_a_model_that_was_trained_on_what_is_test_today_is_refused(registered, c
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_nobody_recorded_is_taken_from_an_equal_index_or_said_to_be_unknown(
-    registered, client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_nobody_recorded_is_taken_from_an_equal_index_or_refused(registered, client) -> None:
     # Never evaluated here, but registered with today's index.
     assert judge_now(client).training_unknown == ()
     client.set_model_version_tag("unet", "1", "data.index_sha256", "of other data")
+    with pytest.raises(RegistryError) as caught:
+        judge_now(client)
+    assert str(caught.value) == (
+        "can't be judged: nobody recorded what unet version 1 was trained on: it may have seen test images. "
+        "Run `dvc repro -f -s register evaluate` where it was trained, or say --force --reason."
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_champion_whose_training_nobody_recorded_is_judged_with_a_word(
+    registered, client, write_model_dir, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = challenger(client)
+    client.set_model_version_tag("unet", old.number, "data.index_sha256", "of other data")
+    write_model_dir(Path("models/final"), seed=1)
+    registered.run("register")
+    champion = tracking.version_by_number(client, "unet", old.number)
     with caplog.at_level(logging.WARNING):
-        judgement = judge_now(client)
+        judgement = judge_versions(client, challenger(client), champion, DATA, read_placement())
     assert judgement.training_unknown == ("unet version 1",)
     assert "nobody recorded what unet version 1 was trained on" in caplog.text
-    assert judgement.verdict.decision == "promoted"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_evaluating_on_other_splits_neither_scores_what_was_seen_nor_forgets_it(registered, client) -> None:
+    registered.run("evaluate")
+    splits, recorded = SPLITS.read_text(encoding="utf-8"), _recorded(client)
+    key = move("train", "test")
+    with pytest.raises(RegistryError, match=f"unet version 1 was trained on 1 of .* such as '{key}'"):
+        registered.run("evaluate")
+    # As if the shards were others, too; nothing is test that the model has seen.
+    SPLITS.write_text(splits, encoding="utf-8")
+    move("test", "train")
+    client.set_model_version_tag("unet", "1", "data.index_sha256", "of other data")
+    registered.run("evaluate")
+    assert _recorded(client) == recorded
+
+
+def _recorded(client) -> str:
+    run = challenger(client).run_id
+    return Path(client.download_artifacts(run, "evaluation/training_groups.json")).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -118,7 +154,7 @@ def test_a_damaged_record_of_the_training_is_an_error_and_not_unknown(registered
         "can't be judged: what unet version 1 was trained on can't be read: evaluation/training_groups.json of run "
         f"{version.run_id}: "
     )
-    assert str(caught.value).endswith(". Run `dvc repro -f -s evaluate` where it was trained.")
+    assert str(caught.value).endswith(". Run `dvc repro -f -s evaluate` on the splits of its training.")
 
 
 @pytest.mark.slow

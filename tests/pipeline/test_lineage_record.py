@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import identity, tracking
 from pipeline.lineage_record import RECORD_NAME, RECORD_TAG, read_lineage
@@ -56,6 +57,32 @@ def test_a_version_carries_what_its_training_recorded(sharded, client, write_mod
     for name, value in {"data.index_sha256": lineage.index_sha256, "recipe.seed": "0"}.items():
         assert version.tags[name] == value
     assert {"recipe.sha256", "data.test_set_sha256", "identity.processor", "lock.sha256"} <= set(version.tags)
+
+
+def test_the_lock_is_that_of_this_training_and_ends_with_it(sharded, client, write_model_dir) -> None:
+    write_model_dir(MODEL)
+    # As DVC has it: when a training begins, its stage's entry is that of the model before.
+    lock = {"schema": "2.0", "stages": {"shard": {"cmd": "s"}, "train": {"cmd": "old"}, "evaluate": {"cmd": "old"}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    train(client)
+    lock["stages"]["train"] = {"cmd": "new"}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    sharded.run("register")
+    recorded = yaml.safe_load(read_lineage(client, challenger(client)).lock)
+    assert recorded == {"schema": "2.0", "stages": {"shard": {"cmd": "s"}, "train": {"cmd": "new"}}}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"source": {}}'])
+def test_what_a_training_recorded_may_be_damaged(
+    sharded, client, write_model_dir, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_model_dir(MODEL)
+    train(client)
+    (stored,) = sharded.root.glob("mlruns/**/identity.json")
+    stored.write_text(text, encoding="ascii")
+    sharded.run("register")
+    assert "lineage: the working tree stands in: identity.json of run " in caplog.text
+    assert read_lineage(client, challenger(client)).recorded_at == "registration"
 
 
 def test_without_the_training_the_registration_stands_in_and_says_so(registered, client) -> None:

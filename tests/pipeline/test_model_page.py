@@ -35,12 +35,12 @@ BODY = {
 
 def test_a_version_says_what_it_segments_and_how_it_was_trained() -> None:
     params = {"epochs": "12", "optimizer": "adamw", "learning_rate": "0.01", "seed": "0"}
-    tags = {"git.commit": "0123456789abcdef", "git.dirty": "true", "train.workers": "2 from step 0"}
+    tags = {"git.commit": "0123456789abcdef", "git.dirty": "true", "train.workers": "2 workers from step 0"}
     assert describe_version(SPEC, params, tags).split("\n\n") == [
         "Gives a mask to each of 2 classes, which may overlap: ring, filled\\_circle.",
         "Takes gray images of 8 bits and any size.",
         "U-Net of width 8, depth 3, norm batch, in float32.",
-        "Trained with 12 epochs, optimizer adamw, learning rate 0.01, seed 0, workers 2 from step 0.",
+        "Trained with 12 epochs, optimizer adamw, learning rate 0.01, seed 0, 2 workers from step 0.",
         "Source: commit `0123456789ab` with changes.",
     ]
 

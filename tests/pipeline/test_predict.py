@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +42,17 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def run(places: list[Path], *, out: Path = OUT, model: str = "model", save: str = "mask,overlay", **how: bool) -> None:
+def run(
+    places: list[Path],
+    *,
+    urls: Sequence[str] = (),
+    out: Path = OUT,
+    model: str = "model",
+    save: str = "mask,overlay",
+    **how: bool,
+) -> None:
     options = Options(exact=how.get("exact", False), tta=how.get("tta", False), save=frozenset(save.split(",")))
-    predict([str(place) for place in places], out=out, model=model, options=options)
+    predict([*map(str, places), *urls], out=out, model=model, options=options)
 
 
 def test_two_images_of_one_name_are_refused_before_anything_is_written(tree, write_model_dir) -> None:
@@ -278,8 +287,7 @@ def test_what_can_not_be_saved_is_refused(tree) -> None:
     with pytest.raises(RecipeError) as caught:
         run([Path("a.png")], save="mask,heatmap")
     assert str(caught.value) == (
-        "unet predict: --save: unknown: 'heatmap'. Choose among mask, overlay, probabilities, uncertainty, polygons, "
-        "instances."
+        "--save: unknown: 'heatmap'. Choose among mask, overlay, probabilities, uncertainty, polygons, instances."
     )
 
 
@@ -366,6 +374,21 @@ def test_images_at_a_url_are_predicted(tree, write_model_dir) -> None:
     assert (read(OUT / "masks" / "url_a.png") == np.where(bright, 255, 0)).all()
 
 
+def test_an_image_at_a_url_that_has_changed_is_predicted_anew(
+    tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model_dir(Path("model"))
+    put(Path("a.png"))
+    address = f"file://{Path.cwd()}/a.png"
+    for _ in range(2):
+        run([], urls=[address])
+    assert "1 of 1 images have results of this model with these options: skipped" in capsys.readouterr().out
+    bright = put(Path("a.png"), (12, 6))
+    run([], urls=[address])
+    assert "older file: predicted anew" in capsys.readouterr().out
+    assert (read(OUT / "masks" / "a.png") == np.where(bright, 255, 0)).all()
+
+
 def write_large(path: Path, side: int = 100) -> np.ndarray:
     """A tiled TIFF with a bright rectangle."""
     bright = np.zeros((side, side + 10), dtype=bool)
@@ -394,6 +417,38 @@ def test_large_tiff_goes_through_by_rows_with_the_results_of_a_small_one(
     assert (tifffile.imread("large/probabilities/a.tif") == tifffile.imread("small/probabilities/a.tif")).all()
     assert (tifffile.imread("large/uncertainty/a.tif") == read(Path("small/uncertainty/a.png"))).all()
     assert (read(Path("large/overlays/a.png")) == read(Path("small/overlays/a.png"))).all()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF"])
+def test_large_tiff_at_a_url_has_the_results_of_a_local_one(
+    tree, write_model_dir, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("pipeline.predict_image.LARGE_PIXELS", 5000)
+    write_model_dir(Path("model"), INDEXED)
+    write_large(Path(name))
+    run([Path(name)], out=Path("here"), save="mask,overlay,probabilities")
+    run([], urls=[f"file://{Path.cwd()}/{name}"], out=Path("url"), save="mask,overlay,probabilities")
+    here, there = (
+        {path.relative_to(out): path.read_bytes() for path in Path(out).rglob("*.*") if path.suffix != ".json"}
+        for out in ("here", "url")
+    )
+    assert Path("masks/a.tif") in here
+    assert there == here
+
+
+def test_a_small_tiff_at_a_url_is_predicted_and_a_damaged_one_is_called_by_its_address(
+    tree, write_model_dir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model_dir(Path("model"), INDEXED)
+    root = f"file://{Path.cwd()}"
+    bright = write_large(Path("a.tif"))
+    run([], urls=[f"{root}/a.tif"])
+    assert (read(OUT / "masks" / "a.png") == np.where(bright, 7, 3)).all()
+    Path("a.tif").write_bytes(b"II*\0 no picture")
+    for least in (5000, 10**6):
+        monkeypatch.setattr("pipeline.predict_image.LARGE_PIXELS", least)
+        with pytest.raises(DataError, match=rf"\n  {root}/a\.tif: image can't be read: {root}/a\.tif: "):
+            run([], urls=[f"{root}/a.tif"])
 
 
 def test_large_overlapping_classes_have_a_file_each_and_a_small_overlay(

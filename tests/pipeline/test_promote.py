@@ -45,6 +45,15 @@ def reported(registered):
     return registered
 
 
+def test_two_versions_that_others_registered_are_not_the_same_model(reported, client) -> None:
+    source = tracking.version_by_number(client, "unet", "1")
+    for _ in range(2):
+        client.create_model_version("unet", source=client.get_model_version("unet", "1").source, run_id=source.run_id)
+    tracking.set_alias(client, tracking.version_by_number(client, "unet", "2"), tracking.CHAMPION)
+    with pytest.raises(RegistryError, match=r"^not a model of this project: unet version 3 has no tag "):
+        ask(version="3", force=True, reason="it is another one")
+
+
 def test_a_first_good_model_becomes_champion_and_says_so(reported, client, capsys: pytest.CaptureFixture[str]) -> None:
     ask()
     assert champion(client) == challenger()

@@ -215,6 +215,8 @@ def assert_registers_anew(promoted: str, uri: str) -> None:
     version = tracking.version_by_alias(tracking.connect(uri), "unet", tracking.CHAMPION)
     assert version is not None
     assert version.model_sha256 == known.model_sha256
+    # What it was trained on is known, so that no test asks it about that.
+    assert version.tags["data.index_sha256"] == known.index_sha256 != ""
 
 
 def empty(empty_store: Path, path: Path) -> str:

@@ -1,8 +1,10 @@
 """Against real SQLite stores."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline import tracking
 from pipeline.history import MAX_REASON, Move, move_champion
@@ -84,6 +86,39 @@ def test_times_without_a_champion_are_left_out_silently(three, capsys: pytest.Ca
     rollback(reason="")
     assert champion(three) == "3"
     assert capsys.readouterr().out == "unet version 3 is champion again, before it was version 1\n"
+
+
+def test_a_champion_that_others_took_away_and_gave_back_is_not_its_own_predecessor(three) -> None:
+    champion_3 = tracking.version_by_alias(three, "unet", tracking.CHAMPION)
+    three.delete_registered_model_alias("unet", tracking.CHAMPION)
+    show_history()
+    tracking.set_alias(three, champion_3, tracking.CHAMPION)
+    show_history()
+    for earlier in ("2", "1"):
+        rollback(reason="")
+        assert champion(three) == earlier
+    with pytest.raises(RegistryError, match=r"^no earlier champion of unet to go back to"):
+        rollback(reason="")
+
+
+def test_a_number_that_was_given_anew_to_another_model_is_left_out(
+    client, tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.write_recipe()
+    for seed, number in enumerate(("1", "2", "1")):
+        if number == "1":
+            with contextlib.suppress(MlflowException):
+                client.delete_registered_model("unet")
+        write_model_dir(Path("models/final"), seed=seed)
+        made, _ = ensure_version(client, "unet", Path("models/final"))
+        assert made.number == number
+        if seed < 2:
+            move = Move(action="promoted", version=number, reason="better", model_sha256=made.model_sha256)
+            move_champion(client, "unet", lambda _, move=move: move)
+    with pytest.raises(RegistryError, match=r"^no earlier champion of unet to go back to"):
+        rollback(reason="")
+    told = "left out: unet version 1 is another model than the champion that had this number"
+    assert told in capsys.readouterr().out
 
 
 def test_without_a_champion_there_is_nothing_to_go_back_to(client, tree) -> None:

@@ -64,6 +64,32 @@ def test_presets_that_the_recipes_own_keys_make_equal_are_refused(sharded) -> No
     )
 
 
+def test_grace_that_is_longer_than_training_is_refused(sharded) -> None:
+    from pipeline.search import search
+
+    sharded.write_recipe(train={"epochs": 3})
+    add_search(sharded, grace_epochs=4)
+    with pytest.raises(RecipeError, match=r"^search\.grace_epochs: 4: more than train\.epochs, 3: "):
+        search(shards=SHARDS, out=OUT, apply=False)
+
+
+def test_what_the_recipe_has_already_is_no_other_trial(sharded, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.search import _draw_different
+
+    # A knob that the recipe does not write, with its default among the values, and one that it writes in other digits.
+    sharded.write_recipe(train={"learning_rate": 0.01})
+    space = {"model.stem_stride": [1, 2], "train.learning_rate": [1e-2]}
+    add_search(sharded, space=space, trials=5)
+    config = load_section("search", SearchConfig)
+    drawn = _draw_different(Path("params.yaml").read_text(), config)
+    assert drawn == [{}, {"model.stem_stride": 2, "train.learning_rate": 0.01}]
+    assert capsys.readouterr().out == "2 trials, not 5: search.space has no more that differ from each other\n"
+    add_search(sharded, space={"model.stem_stride": [1]})
+    with pytest.raises(RecipeError) as caught:
+        _draw_different(Path("params.yaml").read_text(), load_section("search", SearchConfig))
+    assert str(caught.value) == "search.space: no trial would differ from the recipe as it is. Add other values."
+
+
 @pytest.mark.slow
 def test_the_best_trial_becomes_a_recipe_and_each_is_a_run(searched, client, capsys) -> None:
     from pipeline.search import search

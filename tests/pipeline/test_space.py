@@ -54,6 +54,28 @@ def test_no_trial_comes_twice_and_a_small_space_has_few() -> None:
     assert len({tuple(trial.items()) for trial in trials}) == 5
 
 
+def test_trials_that_make_one_whole_recipe_are_one_trial_and_it_is_the_first() -> None:
+    made = config(space={"model.width": [8, 16], "model.depth": [3, 4]}, trials=20)
+    # As where the recipe has width 8 and depth 4, and depth changes nothing at width 16.
+    complete = {(8, 3): "a", (8, 4): "recipe", (16, 3): "b", (16, 4): "b"}
+    trials = draw_trials(made, lambda changes: complete[(changes.get("model.width", 8), changes.get("model.depth", 4))])
+    assert trials[0] == {}
+    assert {"model.width": 8, "model.depth": 3} in trials
+    assert {"model.width": 8, "model.depth": 4} not in trials
+    assert len(trials) == 3
+
+
+def test_epochs_that_every_trial_trains_are_epochs_that_there_are() -> None:
+    made = config(grace_epochs=5)
+    made.check_epochs(5)
+    with pytest.raises(RecipeError) as caught:
+        made.check_epochs(4)
+    assert str(caught.value) == (
+        "search.grace_epochs: 5: more than train.epochs, 4: a trial would be over before. Give 4 at most; with 4, no "
+        "trial is ended early."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -1,7 +1,9 @@
 """Files on this machine and at URLs, read by name."""
 
 import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -15,6 +17,7 @@ from pipeline.storage import (
     read_file,
     remove_all,
     store_file,
+    version_at,
 )
 from unet_core.errors import DataError, StorageError
 
@@ -149,6 +152,53 @@ def test_fetching_what_is_not_there_says_what_to_do(tmp_path: Path, place: str) 
     with pytest.raises(DataError) as caught:
         fetch_file(place, "gone.txt", tmp_path / "back.txt", missing="Look again.")
     assert str(caught.value) == f"a file is missing: {place}/gone.txt. Look again."
+
+
+@pytest.mark.parametrize("root", ["", "file://", "memory://"])
+def test_another_file_in_a_files_place_has_another_version(tmp_path: Path, root: str) -> None:
+    (tmp_path / "a.txt").write_bytes(b"seven")
+    (tmp_path / "b.txt").write_bytes(b"eleven")
+    place = f"{root}{tmp_path}/place"
+    Path(tmp_path, "place").mkdir()
+    store_file(tmp_path / "a.txt", place, "c.txt")
+    before = version_at(f"{place}/c.txt")
+    assert version_at(f"{place}/c.txt") == before != ""
+    store_file(tmp_path / "b.txt", place, "c.txt")
+    assert version_at(f"{place}/c.txt") != before
+    with pytest.raises(DataError, match=r"^a file is missing: .*/place/gone\.txt\."):
+        version_at(f"{place}/gone.txt")
+
+
+class SignedRedirects(BaseHTTPRequestHandler):
+    """Leads each request for a file to an address that was never given before, as signed ones are."""
+
+    content = b"seven"
+    count = 0
+
+    def do_HEAD(self) -> None:
+        if "?" in self.path:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.content)))
+        else:
+            type(self).count += 1
+            self.send_response(302)
+            self.send_header("Location", f"{self.path}?signature={self.count}")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_redirect_that_is_signed_anew_makes_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), SignedRedirects) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/a.png"
+        before = version_at(address)
+        assert version_at(address) == before
+        assert SignedRedirects.count >= 2
+        monkeypatch.setattr(SignedRedirects, "content", b"eleven")
+        assert version_at(address) != before
+        server.shutdown()
 
 
 def test_a_place_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

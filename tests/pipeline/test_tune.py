@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from unet_core.errors import TrainingError
+from unet_core.errors import RecipeError, TrainingError
 from unet_core.sweep import Load, Sweep
 from unet_core.train_config import TrainConfig
 
@@ -67,6 +67,30 @@ def test_accumulation_that_was_not_measured_is_in_the_lines(sharded, capsys: pyt
     )
     tune(shards=SHARDS, out=OUT, quick=True)
     assert "\n  accumulate: 1  # as measured; the recipe has 2\n" in capsys.readouterr().out
+
+
+def test_samples_that_batch_norm_cannot_take_are_left_out(sharded, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.tune import tune
+
+    # A crop is one pixel at the deepest level: 2 * 2**2. Five samples are two a lane, one step of two.
+    model = {"width": 8, "depth": 2, "norm": "batch", "stem_stride": 2}
+    sharded.write_recipe(model=model, augment={"crop_px": 8}, train={"lanes": 2})
+    tune(shards=SHARDS, out=OUT, quick=True)
+    told = capsys.readouterr().out
+    assert re.match(r"samples_per_lane 1: left out: batch norm would see a single value\nsamples_per_lane 2: \d", told)
+    assert yaml.safe_load(told.partition("train of params.yaml:\n")[2])["samples_per_lane"] > 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_where_batch_norm_can_take_no_number_of_samples_that_is_told(sharded, exact: bool) -> None:
+    from pipeline.tune import tune
+
+    # A lane has one sample.
+    sharded.write_recipe(model={"width": 8, "depth": 2}, augment={"crop_px": 4}, train={"lanes": 4, "exact": exact})
+    with pytest.raises(
+        RecipeError, match=r"^model\.norm: batch: images of 4x4 pixels have one pixel left at depth 2, "
+    ):
+        tune(shards=SHARDS, out=OUT, quick=True)
 
 
 def test_lines_for_the_recipe_are_printed_and_the_curves_drawn(sharded, capsys: pytest.CaptureFixture[str]) -> None:

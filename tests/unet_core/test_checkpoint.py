@@ -244,7 +244,9 @@ def test_missing_model_is_named(tmp_path: Path) -> None:
         read_spec(tmp_path / "gone")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"config"', b"\xff\xfe\0"], ids=["empty", "cut off", "not text"])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"config"', b"\xff\xfe\0", b"[" * 10**5], ids=["empty", "cut off", "not text", "deep"]
+)
 def test_description_that_is_no_json_is_named(model_dir: Path, content: bytes) -> None:
     (model_dir / SPEC_NAME).write_bytes(content)
     with pytest.raises(ModelError, match=r"not a model directory: .*model.json: "):
@@ -264,8 +266,9 @@ def edit(path: Path, **changes: Any) -> None:
         {"config": {"width": 4}},
         {"config": {"width": 4, "depth": 2, "norm": "batch", "input_statistics": "train", "colour": "red"}},
         {"class_map": []},
+        {"class_map": {"kind": "multiclass", "classes": ["soil", "crop"]}},
     ],
-    ids=["no mean", "half a config", "unknown key of the config", "class map is a list"],
+    ids=["no mean", "half a config", "unknown key of the config", "class map is a list", "classes are a list"],
 )
 def test_damaged_description_is_named(model_dir: Path, changes: dict[str, Any]) -> None:
     edit(model_dir / SPEC_NAME, **changes)

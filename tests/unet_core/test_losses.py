@@ -334,6 +334,8 @@ def test_unknown_loss_is_named(shapes_map: ClassMap) -> None:
             "0."),
         ({"dice": {"weight": 1, "per": "lane"}}, "wrong value: train.loss.dice: per: lane. Give image or batch."),
         ({"tversky": {"weight": 1, "beta": -1}}, "wrong value: train.loss.tversky: beta: -1. Give a number from 0."),
+        ({"tversky": {"weight": 1, "alpha": 0, "beta": 0.0}}, "wrong value: train.loss.tversky: alpha and beta: both 0, so "
+            "that no wrong pixel counts. Give one of them a number above 0."),
         ({"bce": {"weight": True}}, "wrong value: train.loss.bce: weight: True. Give a number above 0; leave out a loss "
             "that does not count."),
         ({"bce": {"weight": 1, "smooth": 1}}, "unknown argument: train.loss.bce: smooth. It takes weight."),

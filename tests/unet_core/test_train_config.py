@@ -318,3 +318,26 @@ def test_what_helps_a_norm_is_told(
         "normalise. Lower model.depth, train on larger crops or images, take more samples a pass (train.samples_per_lane, "
         "train.accumulate), or choose norm group."
     )
+    with pytest.raises(RecipeError) as caught:
+        check_norm(shapes_dir, make_spec(norm="batch", stem_stride=2), make_config(samples_per_lane=1), 8)
+    assert str(caught.value) == (
+        "model.norm: batch: images of 8x8 pixels have one pixel left at depth 2 behind a stem of stride 2, 8 pixels a side, "
+        "and a pass of one image has one value to normalise. Lower model.depth or model.stem_stride, train on larger crops "
+        "or images, take more samples a pass (train.samples_per_lane, train.accumulate), or choose norm group."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "train.seed: -1: must not be negative."),
+        ({"seed": 2**63}, "train.seed: 9223372036854775808: must be a number below 9223372036854775808."),
+        ({"weight_decay": math.nan}, "train.weight_decay: nan: must be a number below 9223372036854775808."),
+    ],
+)
+def test_a_number_out_of_range_is_told_with_its_bound(
+    make_config: Callable[..., TrainConfig], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_config(**changes)
+    assert str(caught.value) == message

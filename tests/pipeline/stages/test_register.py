@@ -28,6 +28,7 @@ def test_the_receipt_holds_model_and_hashes_and_nothing_of_the_registry(register
         "model": "unet",
         "model_sha256": model_hash(MODEL),
         "weights_sha256": weights_hash(MODEL),
+        "index_sha256": hash_file(Path("data/shards/index.json")),
     }
 
 

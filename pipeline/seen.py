@@ -1,0 +1,66 @@
+"""What a version has seen in training, so that no test asks it about that.
+
+Two things tell: what `evaluate` recorded beside the run, and today's splits where today's shards are those of the
+training, whose index is a tag of the version. Where both do, both count.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.lineage import data_state
+from pipeline.membership import Membership, groups_in, todays_groups
+from unet_core.errors import RegistryError
+from unet_core.splits import Split
+
+#: Beside the run of the training.
+TRAINING_GROUPS = "training_groups.json"
+INDEX_TAG = "data.index_sha256"
+
+
+def training_groups(splits: Mapping[str, Split | None], memberships: Mapping[str, Membership]) -> dict[str, str]:
+    """Key -> group of all samples that a model of these splits has seen: it learnt from train, and val chose."""
+    return groups_in(splits, memberships, "train", "val")
+
+
+def is_trained_here(version: tracking.Version, shards: Path) -> bool:
+    """Whether a version was trained on just these shards."""
+    return version.tags.get(INDEX_TAG) == data_state(shards)[INDEX_TAG]
+
+
+def seen_groups(
+    client: tracking.Client,
+    version: tracking.Version,
+    shards: Path,
+    splits: Mapping[str, Split | None],
+    memberships: Mapping[str, Membership],
+) -> set[str] | None:
+    """Groups, by today's names, of the samples that a version has seen; None where nobody recorded them.
+
+    RegistryError where the record can't be read.
+    """
+    recorded = _recorded_groups(client, version)
+    if is_trained_here(version, shards):
+        recorded = {**(recorded or {}), **training_groups(splits, memberships)}
+    return None if recorded is None else set(todays_groups(recorded, memberships))
+
+
+def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:
+    """Key -> group; None where the run lacks the file. One that can't be read is an error: it may name test groups."""
+    name = f"evaluation/{TRAINING_GROUPS}"
+    if version.run_id is None or name not in tracking.list_run_files(client, version.run_id, "evaluation"):
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        path = tracking.fetch_run_file(client, version.run_id, name, Path(scratch))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not all(isinstance(group, str) for group in found.values()):
+                raise ValueError("not a group for each key")
+        except (ValueError, RecursionError) as error:
+            raise RegistryError(
+                f"can't be judged: what {version.name} version {version.number} was trained on can't be read: {name} "
+                f"of run {version.run_id}: {error}. Run `dvc repro -f -s evaluate` on the splits of its training."
+            ) from error
+        return found
