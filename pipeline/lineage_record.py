@@ -131,7 +131,13 @@ def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
             "receipt. Run `dvc repro -f -s register` where it was trained."
         )
     with tempfile.TemporaryDirectory() as scratch:
-        path = tracking.fetch_run_file(client, version.run_id, RECORD_NAME, Path(scratch))
+        try:
+            path = tracking.fetch_run_file(client, version.run_id, RECORD_NAME, Path(scratch))
+        except RegistryError as error:
+            raise RegistryError(
+                f"the lineage of {name} was recorded, and its file can't be had: {RECORD_NAME} of run "
+                f"{version.run_id}. Bring MLflow's artifacts back."
+            ) from error
         try:
             text = gzip.decompress(path.read_bytes())
             if hashlib.sha256(text).hexdigest() != version.tags[RECORD_TAG]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#8a94a0"
 #: So many slices fit on a picture that can be read; the table in the report has all.
 MAX_BARS = 24
+#: Letters of a name beside a bar.
+MAX_LABEL = 28
 
 
 def write_plots(directory: Path, rows: Sequence[ScoreRow], body: Mapping[str, Any], score: Score) -> list[Path]:
@@ -94,11 +96,13 @@ def _draw_confusion(confusion: Mapping[str, Mapping[str, int]] | None) -> "Figur
 def _draw_slices(body: Mapping[str, Any], score: Score) -> "Figure":
     """The main score of each slice with its interval, below that of all images."""
     whole = {score: body[score], "interval_95": body["interval_95"], "images": body["images"]}
-    bars = [
-        ("all", whole),
-        *((word, part) for words in body.get("slices", {}).values() for word, part in words.items()),
-    ]
-    shown = [(f"{word} ({part['images']})", part) for word, part in bars if part[score] is not None][: MAX_BARS + 1]
+    slices = body.get("slices", {})
+    bars = [("all", whole)]
+    for column, words in slices.items():
+        # Two columns may have the same words.
+        start = f"{column} " if len(slices) > 1 else ""
+        bars += [(_label(start + word), part) for word, part in words.items()]
+    shown = [(f"{name} ({part['images']})", part) for name, part in bars if part[score] is not None][: MAX_BARS + 1]
     figure, axes = _new(6, 0.9 + 0.3 * len(shown))
     for place, (_, part) in enumerate(shown):
         axes.barh(place, part[score], height=0.65, color=GRAY if place == 0 else BLUE)
@@ -108,6 +112,11 @@ def _draw_slices(body: Mapping[str, Any], score: Score) -> "Figure":
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel=f"{SCORE_NAMES[score]}, mean over images (number of images); line: 95 % interval")
     return figure
+
+
+def _label(text: str) -> str:
+    """A user's word beside a bar: no formula begins in it, and it leaves the bars room."""
+    return (text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…").replace("$", r"\$")
 
 
 def _say(text: str) -> "Figure":

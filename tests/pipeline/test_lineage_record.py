@@ -111,6 +111,18 @@ def test_a_version_without_record_is_named(registered, client) -> None:
     read_lineage(client, challenger(client))
 
 
+def test_a_record_whose_file_is_gone_is_named(registered, client) -> None:
+    (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")
+    stored.unlink()
+    version = challenger(client)
+    with pytest.raises(RegistryError) as caught:
+        read_lineage(client, version)
+    assert str(caught.value) == (
+        "the lineage of unet version 1 was recorded, and its file can't be had: lineage.json.gz of run "
+        f"{version.run_id}. Bring MLflow's artifacts back."
+    )
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(json.dumps({"format": 1}).encode())],

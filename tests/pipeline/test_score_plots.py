@@ -1,4 +1,6 @@
 import csv
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,18 @@ def test_bars_hold_defined_scores_whatever_the_classes_are_called(tmp_path: Path
     with path.open(newline="", encoding="utf-8") as stream:
         read = list(csv.DictReader(stream))
     assert read == [{"class": "ring", "dice": "0.5"}, {"class": "plus, filled", "dice": "0.75"}]
+
+
+def test_long_words_and_formulas_of_several_columns_leave_the_bars_room(tmp_path: Path) -> None:
+    words = {"site": "the clinic of a town with quite a long name " * 3, "scanner": "$B_{", "size": "$B_{"}
+    rows = [replace(row(f"s{n}", "ring", n / 10, confusion=()), slices=words) for n in range(9)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = Image.open(draw(tmp_path, rows)["slices.png"])
+    plain = Image.open(draw(tmp_path / "plain", [row("s1", "ring", 0.5, confusion=())])["slices.png"])
+    assert picture.width == plain.width
+    # Bars, beside the names.
+    assert (np.asarray(picture.convert("RGB"))[:, picture.width // 2 :] == (0, 114, 178)).all(axis=2).any()
 
 
 def test_equal_scores_are_equal_bytes(drawn: dict[str, Path], tmp_path: Path) -> None:
