@@ -110,7 +110,10 @@ def _draw_slices(body: Mapping[str, Any], score: Score) -> "Figure":
             axes.plot(part["interval_95"], [place, place], color="black", linewidth=1.2)
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel=f"{SCORE_NAMES[score]}, mean over images (number of images); line: 95 % interval")
+    axes.set_xlim(0, 1)
+    # Below all of the picture: below the bars alone there may be little room.
+    title = f"{SCORE_NAMES[score]}, mean over images (number of images); line: 95 % interval"
+    figure.supxlabel(title, fontsize="medium")
     return figure
 
 
