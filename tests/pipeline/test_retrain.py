@@ -497,7 +497,7 @@ def test_a_cron_daemon_calls_it_each_minute_and_only_one_call_trains(first: Plac
             cron.kill()
     told = said.read_text()
     assert told.count("retraining: 12 new samples in data/raw/shapes") == 1, told
-    assert told.count("promoted: ") == 1, told
+    assert told.count("\npromoted: ") == 1, told
     place.check_all_done()
 
 
