@@ -108,8 +108,8 @@ def _as_channels(pixels: Pixels, picture: Picture, channels: int, where: str) ->
     if picture.colour != "channels" and channels == 1 and found == 3:
         return _luma(pixels)
     raise DataError(
-        f"wrong number of channels: {where}: {found}, the recipe says {channels}. "
-        "Correct images.channels, or export the image with as many."
+        f"wrong number of channels: {where}: {found}, expected {channels} (the recipe's images.channels, or the "
+        f"model's). Export the image with as many, or train with images.channels: {found}."
     )
 
 

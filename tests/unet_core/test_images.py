@@ -144,8 +144,8 @@ def test_channels_that_are_no_colours_are_not_mixed() -> None:
     with pytest.raises(DataError) as caught:
         read_image(named(tiff(noise(channels=5), planarconfig="contig"), "a.tif"), RGB)
     assert str(caught.value) == (
-        "wrong number of channels: a.tif: 5, the recipe says 3. "
-        "Correct images.channels, or export the image with as many."
+        "wrong number of channels: a.tif: 5, expected 3 (the recipe's images.channels, or the model's). "
+        "Export the image with as many, or train with images.channels: 5."
     )
 
 
