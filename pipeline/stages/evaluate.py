@@ -28,7 +28,7 @@ from pipeline.scoring import ScoringJob, registered_model, score_split
 from pipeline.seen import TRAINING_GROUPS, is_trained_here, seen_groups, training_groups
 from pipeline.stages.split import read_splits
 from unet_core.checkpoint import read_model
-from unet_core.errors import RecipeError
+from unet_core.errors import RecipeError, RegistryError
 from unet_core.index import read_index
 from unet_core.reader import ShardReader
 from unet_core.splits import SplitConfig
@@ -78,8 +78,15 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     version = registered_version(client, read_receipt(receipt), model)
     split_of = read_splits(splits)
-    seen = seen_groups(client, version, shards, split_of, memberships)
     name = f"{version.name} version {version.number}"
+    try:
+        seen = seen_groups(client, version, shards, split_of, memberships)
+    except RegistryError as error:
+        if not is_trained_here(version, shards):
+            raise
+        # Today's splits are those of its training, and are recorded again below: the remedy for a damaged record.
+        log.warning("evaluate: recorded anew: %s", error)
+        seen = None
     refuse_seen(groups_in(split_of, memberships, "test").values(), {name: seen or ()})
     with registered_model(version) as directory:
         job = ScoringJob(model=directory, shards=shards, split="test", tolerance_px=config.tolerance_px)

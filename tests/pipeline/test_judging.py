@@ -155,6 +155,8 @@ def test_a_damaged_record_of_the_training_is_an_error_and_not_unknown(registered
         f"{version.run_id}: "
     )
     assert str(caught.value).endswith(". Run `dvc repro -f -s evaluate` on the splits of its training.")
+    registered.run("evaluate")
+    assert judge_now(client).training_unknown == ()
 
 
 @pytest.mark.slow
