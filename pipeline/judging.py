@@ -13,8 +13,9 @@ from pipeline.comparison import PairedScores
 from pipeline.gate import GateConfig, Measured, Verdict, judge, judge_first, refuse_seen
 from pipeline.membership import Membership, groups_in, read_memberships
 from pipeline.params import load_section
+from pipeline.past_judgements import hash_samples, note_judgement
 from pipeline.placement import Placement
-from pipeline.question import TEST_SET_TAG, hash_test_set
+from pipeline.question import hash_test_set
 from pipeline.score_summary import ece
 from pipeline.scores import SCORE_NAMES, ScoreRow, image_rows, score_matrix, scored_classes
 from pipeline.scoring import ScoringJob, median_latency_ms, registered_model, score_split
@@ -47,8 +48,8 @@ class Judgement:
     verdict: Verdict
     test_set_sha256: str
     """Of the test shards' content."""
-    versions_judged_before: int
-    """On just these images, of this model: each choice by the same images makes their scores flatter a little more."""
+    judgements_before: int
+    """Of other pairs, on half of these images or more."""
     training_unknown: tuple[str, ...]
     """The champion, where nobody recorded what it was trained on."""
 
@@ -60,7 +61,10 @@ def judge_versions(
     data: DataPaths,
     placement: Placement,
 ) -> Judgement:
-    """Score both and compare; RegistryError where they can't be compared, or one was trained on a test group."""
+    """Score both and compare, and note that it was done.
+
+    RegistryError where they can't be compared, or one was trained on a test group.
+    """
     evaluate = load_section("evaluate", EvaluateConfig)
     memberships = read_memberships(data.accepted, load_section("split", SplitConfig), evaluate.slice_by)
     splits = read_splits(data.splits)
@@ -77,12 +81,11 @@ def judge_versions(
     for name in unknown:
         # It can only have become too good by that, and keep its place.
         log.warning("promote: nobody recorded what %s was trained on: it may have seen test images", name)
-    test_set = hash_test_set(data.shards)
-    judged = tracking.versions_tagged(client, challenger.name, TEST_SET_TAG, test_set)
+    verdict = _judge(challenger, champion, data.shards, memberships, placement)
     return Judgement(
-        verdict=_judge(challenger, champion, data.shards, memberships, placement),
-        test_set_sha256=test_set,
-        versions_judged_before=sum(version.number != challenger.number for version in judged),
+        verdict=verdict,
+        test_set_sha256=hash_test_set(data.shards),
+        judgements_before=note_judgement(client, challenger, champion, hash_samples(data.accepted, splits, "test")),
         training_unknown=unknown,
     )
 

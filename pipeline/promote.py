@@ -82,7 +82,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
         entry = move_champion(client, challenger.name, partial(_unless_changed, champion, move))
         announce(placement.on_promotion, challenger.name, entry)
     say(f"{challenger.name} version {challenger.number} {verdict.sentence}")
-    say(f"versions judged on these test images before: {judgement.versions_judged_before}")
+    say(f"earlier judgements on these test images, or half of them: {judgement.judgements_before}")
     if report.exists() and challenger.model_sha256 == known.model_sha256:
         say(f"report with the verdict: {add_promotion(report, verdict, challenger, champion)}")
     else:
@@ -103,7 +103,7 @@ def _record(judgement: Judgement, challenger: tracking.Version, champion: tracki
         "weights_sha256": challenger.weights_sha256,
         "against": champion.number if champion else None,
         "test_set_sha256": judgement.test_set_sha256,
-        "versions_judged_before": judgement.versions_judged_before,
+        "judgements_before": judgement.judgements_before,
         "training_unknown": judgement.training_unknown,
     }
 

@@ -146,17 +146,17 @@ def hide_password(text: str) -> str:
 
 def find_version(client: Client, name: str, model_sha256: str) -> Version | None:
     """The version of this model, the first if several hosts made one at the same time; or None."""
-    found = versions_tagged(client, name, MODEL_TAG, model_sha256)
+    found = _versions_tagged(client, name, MODEL_TAG, model_sha256)
     return found[0] if found else None
 
 
 def find_twins(client: Client, version: Version) -> list[Version]:
     """Other versions with the same weights: their descriptions (names of classes, say) differ."""
-    found = versions_tagged(client, version.name, WEIGHTS_TAG, version.weights_sha256)
+    found = _versions_tagged(client, version.name, WEIGHTS_TAG, version.weights_sha256)
     return [other for other in found if other.number != version.number]
 
 
-def versions_tagged(client: Client, name: str, tag: str, value: str) -> list[Version]:
+def _versions_tagged(client: Client, name: str, tag: str, value: str) -> list[Version]:
     """All versions that carry a tag, in their order."""
     with registry_errors("searching the registry"):
         found = client.search_model_versions(f"name = '{name}' and tag.`{tag}` = '{value}'")

@@ -12,7 +12,7 @@ import pytest
 from pipeline import tracking
 from pipeline.judging import DataPaths, judge_versions, pair_scores
 from pipeline.placement import read_placement
-from pipeline.question import TEST_SET_TAG, hash_test_set
+from pipeline.question import hash_test_set
 from pipeline.receipt import read_receipt
 from pipeline.scores import ScoreRow
 from unet_core.errors import RegistryError
@@ -191,16 +191,18 @@ def test_a_record_that_the_artifact_store_does_not_give_is_an_error_and_not_unkn
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_versions_that_the_same_images_judged_before_are_counted(registered, client, write_model_dir) -> None:
+def test_what_was_judged_on_the_same_images_counts_though_its_version_is_gone(
+    registered, client, write_model_dir
+) -> None:
     first = challenger(client)
-    assert judge_now(client).versions_judged_before == 0
-    tracking.set_version_tags(client, first, {TEST_SET_TAG: hash_test_set(SHARDS)})
-    # Asking again for the same version is no new look.
-    assert judge_now(client).versions_judged_before == 0
+    assert judge_now(client).judgements_before == 0
+    assert judge_now(client).judgements_before == 0, "asking again for the same version is no new look"
+    client.delete_model_version("unet", first.number)
+    # The same images, held in other bytes.
+    registered.write_recipe(shard={"codec": "png"})
     write_model_dir(Path("models/final"), seed=1)
-    registered.run("register")
-    assert challenger(client).number != first.number
-    assert judge_now(client).versions_judged_before == 1
+    registered.run("shard", "register")
+    assert judge_now(client).judgements_before == 1
 
 
 @pytest.mark.slow
