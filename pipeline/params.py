@@ -7,8 +7,6 @@ import dataclasses
 import difflib
 import json
 import re
-import types
-import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from unet_core.errors import RecipeError
+from unet_core.typed import check_types
 
 #: Where the recipe lies, relative to the working tree.
 RECIPE = Path("params.yaml")
@@ -160,10 +159,7 @@ def _build(cls: type[Config], body: Any, where: str) -> Config:
     ]
     own = ["preset"] if presets else []
     _check_keys(body, [*own, *fields], where, whole=True, optional=[*own, *optional])
-    hints = typing.get_type_hints(cls)
-    for name, value in body.items():
-        if not _fits(value, hints[name]):
-            raise RecipeError(f"wrong type: {where}.{name}: expected {_describe(hints[name])}, got {value!r}.")
+    check_types(cls, body, where)
     return cls(**body)
 
 
@@ -177,40 +173,3 @@ def _with_preset(presets: Mapping[str, Mapping[str, Any]], body: dict[str, Any],
         hint = f"Did you mean {near[0]}?" if near else f"Known presets: {', '.join(presets)}."
         raise RecipeError(f"unknown preset: {where}: {name}. {hint}")
     return {**presets[name], **{key: value for key, value in body.items() if key != "preset"}}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin is typing.Literal:
-        return any(type(value) is type(argument) and value == argument for argument in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, argument) for argument in arguments)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, dict) and all(
-            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items()
-        )
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(str(argument) for argument in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if hint is type(None):
-        return "null"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"{_describe(arguments[0])}: {_describe(arguments[1])} pairs"
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list of {_describe(arguments[0])}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Any: "a value"}
-    return names.get(hint, str(hint))

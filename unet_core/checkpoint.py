@@ -28,6 +28,7 @@ from unet_core.hashing import hash_file
 from unet_core.loss_scale import LossScale
 from unet_core.model import ModelConfig, ModelSpec, Network
 from unet_core.samples import ClassMap, ImageConfig
+from unet_core.typed import check_types
 
 FORMAT_VERSION = 2
 #: Models of version 1 say how many channels their images have, and nothing else of them; all had 8 bits.
@@ -52,16 +53,22 @@ def read_spec(directory: Path) -> ModelSpec:
     body = _read_json(directory / SPEC_NAME)
     _check_format(body, directory / SPEC_NAME)
     try:
+        images = body["images"] if body["format"] > 1 else {"channels": body["channels"]}
+        own = {name: body[name] for name in ("mean", "deviation", "precision")}
+        check_types(ModelConfig, body["config"], "config")
+        check_types(ImageConfig, images, "images")
+        check_types(ClassMap, body["class_map"], "class_map")
+        check_types(ModelSpec, own, "model")
         return ModelSpec(
             config=ModelConfig(**body["config"]),
-            images=ImageConfig(**body["images"]) if body["format"] > 1 else ImageConfig(channels=body["channels"]),
+            images=ImageConfig(**images),
             class_map=ClassMap(**body["class_map"]),
-            mean=tuple(body["mean"]),
-            deviation=tuple(body["deviation"]),
-            precision=body["precision"],
+            mean=tuple(own["mean"]),
+            deviation=tuple(own["deviation"]),
+            precision=own["precision"],
         )
     except (KeyError, TypeError, AttributeError, RecipeError) as error:
-        raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {error}.") from error
+        raise ModelError(f"model description is damaged: {directory / SPEC_NAME}: {str(error).rstrip('.')}.") from error
 
 
 def read_model(directory: Path) -> tuple[Network, ModelSpec]:
