@@ -57,6 +57,10 @@ def _quieten() -> None:
 
 
 def say(text: str = "") -> None:
-    """A line of a command's result."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """A line of a command's result. Where its reader has read enough (`| head`), the work goes on without a word."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Not only this line: Python itself writes what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 RECORD_NAME = "lineage.json.gz"
 #: Set last: a version with this tag has its record.
 RECORD_TAG = "lineage.record_sha256"
+#: Of a record's text: a sample takes some hundred, the patch of a tree perhaps millions.
+MAX_BYTES = 2**30
 #: As identity.py writes it; read as plain JSON, since its module brings the trainer along.
 IDENTITY_NAME = "identity.json"
 #: What a record that is damaged, or that others wrote, ends in.
@@ -112,7 +114,7 @@ def restore_lineage(client: tracking.Client, version: tracking.Version) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = tracking.fetch_run_file(client, version.run_id, RECORD_NAME, Path(scratch))
         try:
-            text = gzip.decompress(path.read_bytes())
+            text = _unpack(path)
             lineage = _parse(text)
             if lineage.model_sha256 != version.model_sha256:
                 raise ValueError("it is another model's")
@@ -139,12 +141,21 @@ def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
                 f"{version.run_id}. Bring MLflow's artifacts back."
             ) from error
         try:
-            text = gzip.decompress(path.read_bytes())
+            text = _unpack(path)
             if hashlib.sha256(text).hexdigest() != version.tags[RECORD_TAG]:
                 raise ValueError("it has changed since it was recorded")
             return _parse(text)
         except UNREADABLE as error:
             raise RegistryError(f"the lineage of {name} can't be read: {RECORD_NAME}: {error}.") from error
+
+
+def _unpack(path: Path) -> bytes:
+    """The text of a record; ValueError where it is larger than any, before it takes the memory."""
+    with gzip.open(path) as stream:
+        text = stream.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")
+    return text
 
 
 def _parse(text: bytes) -> Lineage:

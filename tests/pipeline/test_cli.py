@@ -263,6 +263,16 @@ def test_the_module_can_be_run_as_a_program(tree) -> None:
     assert done.returncode == 2
 
 
+def test_a_reader_that_leaves_early_does_not_stop_the_work(tree) -> None:
+    code = "from pipeline.command import say\nfor line in range(20_000): say(str(line))\nopen('done', 'w').close()"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", '"$0" -c "$1" | head -n 1', sys.executable, code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    assert Path("done").exists()
+
+
 def test_light_stages_import_no_heavy_library(tree) -> None:
     program = (
         "import sys\n"

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline import identity, tracking
+from pipeline import identity, lineage_record, tracking
 from pipeline.lineage_record import RECORD_NAME, RECORD_TAG, read_lineage
 from pipeline.training_run import TrainingRun
 from unet_core.errors import RegistryError
@@ -125,11 +126,29 @@ def test_a_record_whose_file_is_gone_is_named(registered, client) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(json.dumps({"format": 1}).encode())],
-    ids=["empty", "no gzip", "another", "nothing in it"],
+    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(json.dumps({"format": 1}).encode()), gzip.compress(b"{")[:9]],
+    ids=["empty", "no gzip", "another", "nothing in it", "cut off"],
 )
 def test_a_record_that_was_changed_is_named(registered, client, content: bytes) -> None:
     (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")
     stored.write_bytes(content)
     with pytest.raises(RegistryError, match=r"^the lineage of unet version 1 can't be read: lineage.json.gz: "):
         read_lineage(client, challenger(client))
+
+
+def test_a_record_that_would_fill_the_memory_is_refused(
+    registered, client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineage_record, "MAX_BYTES", 10**6)
+    (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")
+    stored.write_bytes(gzip.compress(bytes(10**8)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RegistryError) as caught:
+            read_lineage(client, challenger(client))
+        assert tracemalloc.get_traced_memory()[1] < 2 * 10**7
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value) == (
+        "the lineage of unet version 1 can't be read: lineage.json.gz: it holds more than 1,000,000 bytes."
+    )
