@@ -22,11 +22,13 @@ from pipeline.history import (
 )
 from pipeline.json_file import write_json
 from pipeline.judging import DataPaths, Judgement, judge_versions
+from pipeline.lineage_record import Inputs
 from pipeline.placement import read_placement
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
 from pipeline.receipt import Receipt, read_receipt, registered_version
 from pipeline.report_page import add_promotion
 from pipeline.scoring import registered_model
+from pipeline.stages.split import read_splits
 from unet_core.errors import RegistryError
 
 
@@ -52,7 +54,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     known = read_receipt(receipt)
     entries = settle(client, known.model)
-    challenger = _challenger(client, known, model, ask)
+    challenger = _challenger(client, known, model, _inputs(placement.root, data), ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
     if champion is not None and _is_same(champion, challenger):
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
@@ -117,9 +119,18 @@ def _tags(judgement: Judgement, champion: tracking.Version | None) -> dict[str, 
     }
 
 
-def _challenger(client: tracking.Client, known: Receipt, model: Path, ask: Request) -> tracking.Version:
+def _inputs(root: Path, data: DataPaths) -> Inputs | None:
+    """What the lineage of a version tells of the data; None where they are not here, as force does not need them."""
+    if not all(path.exists() for path in (data.accepted, data.splits, data.shards)):
+        return None
+    return Inputs(root=root, shards=data.shards, accepted=data.accepted, splits=read_splits(data.splits))
+
+
+def _challenger(
+    client: tracking.Client, known: Receipt, model: Path, inputs: Inputs | None, ask: Request
+) -> tracking.Version:
     if ask.version is None:
-        return registered_version(client, known, model)
+        return registered_version(client, known, model, inputs)
     version = tracking.version_by_number(client, known.model, ask.version)
     if version is None:
         raise RegistryError(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.json_file import write_json
-from pipeline.lineage_record import restore_lineage
+from pipeline.lineage_record import Inputs, record_lineage, restore_lineage
 from pipeline.registration import ensure_version
-from pipeline.seen import INDEX_TAG
+from pipeline.seen import INDEX_TAG, is_trained_here
 from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import RegistryError
 
@@ -46,10 +46,13 @@ def write_receipt(path: Path, *, model: str, model_dir: Path, index_sha256: str 
     write_json(path, asdict(known))
 
 
-def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Path) -> tracking.Version:
+def registered_version(
+    client: tracking.Client, receipt: Receipt, model_dir: Path, inputs: Inputs | None = None
+) -> tracking.Version:
     """The receipt's version; where this registry lacks it, the model directory is registered anew.
 
-    DVC's run cache, a colleague's `dvc pull` or another tracking server bring a receipt without a version.
+    DVC's run cache, a colleague's `dvc pull` or another tracking server bring a receipt without a version. `inputs` are
+    the working tree's data, for the lineage of a model that was trained on them; None where they are not here.
     """
     version = tracking.find_version(client, receipt.model, receipt.model_sha256)
     if version is not None:
@@ -66,4 +69,7 @@ def registered_version(client: tracking.Client, receipt: Receipt, model_dir: Pat
         # Of what it has seen, this is all that is known until `register` runs again.
         tracking.set_version_tags(client, version, {INDEX_TAG: receipt.index_sha256})
     restore_lineage(client, version)
-    return tracking.version_by_number(client, version.name, version.number) or version
+    version = tracking.version_by_number(client, version.name, version.number) or version
+    if inputs is not None and is_trained_here(version, inputs.shards):
+        record_lineage(client, version, inputs)
+    return version

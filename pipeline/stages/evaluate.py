@@ -14,6 +14,7 @@ from pipeline import tracking
 from pipeline.cases import write_cases
 from pipeline.gate import refuse_seen
 from pipeline.json_file import write_json
+from pipeline.lineage_record import Inputs
 from pipeline.membership import SliceColumn, groups_in, read_memberships
 from pipeline.model_page import describe_scores
 from pipeline.params import load_section
@@ -76,8 +77,9 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     memberships = read_memberships(accepted, load_section("split", SplitConfig), config.slice_by)
     placement = read_placement()
     client = tracking.connect(placement.tracking_uri, placement.experiment)
-    version = registered_version(client, read_receipt(receipt), model)
     split_of = read_splits(splits)
+    inputs = Inputs(root=placement.root, shards=shards, accepted=accepted, splits=split_of)
+    version = registered_version(client, read_receipt(receipt), model, inputs)
     name = f"{version.name} version {version.number}"
     try:
         seen = seen_groups(client, version, shards, split_of, memberships)

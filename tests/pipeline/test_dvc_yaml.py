@@ -22,7 +22,7 @@ LEFT_OUT = {
         *("params", "placement", "storage", "cluster", "elastic", "parallel", "command", "memory", "progress"),
         *("tracking", "append_log", "fetched_model", "registration", "training_run", "model_page"),
     )
-}
+} | {"unet_core/typed.py"}  # it refuses a recipe, or does nothing
 #: Sections that only commands read.
 OF_COMMANDS = {"promote"}
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import os
@@ -11,16 +12,17 @@ import yaml
 
 from pipeline import tracking
 from pipeline.fetched_model import fetch_model
-from pipeline.lineage_record import RECORD_NAME, read_lineage
+from pipeline.lineage_record import RECORD_NAME, Inputs, read_lineage
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
 from pipeline.registration import ensure_version
+from pipeline.stages.split import read_splits
 from pipeline.training_run import TrainingRun
 from unet_core.checkpoint import model_hash, weights_hash
 from unet_core.errors import RegistryError
 
 # MLflow asks for type hints and input examples whenever a model is logged.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-MODEL = Path("models/final")
+MODEL, SHARDS = Path("models/final"), Path("data/shards")
 
 
 def test_a_receipt_names_model_and_hashes(tmp_path: Path, write_model_dir) -> None:
@@ -90,6 +92,28 @@ def test_a_version_made_anew_keeps_its_lineage(registered, client) -> None:
     assert (second.number, second.run_id) == ("2", first.run_id)
     assert read_lineage(client, second) == recorded
     assert dict(second.tags) == dict(first.tags)
+
+
+@pytest.mark.slow
+def test_a_version_made_anew_in_another_registry_has_the_lineage_of_the_tree_that_trained_it(
+    registered, client, tmp_path: Path
+) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    recorded = read_lineage(client, tracking.find_version(client, "unet", known.model_sha256))
+    other = tracking.connect(f"sqlite:///{tmp_path / 'other.db'}")
+    splits = read_splits(Path("data/splits.csv"))
+    inputs = Inputs(root=Path.cwd(), shards=SHARDS, accepted=Path("data/accepted.parquet"), splits=splits)
+    first = registered_version(other, known, MODEL, inputs)
+    assert read_lineage(other, tracking.version_by_number(other, "unet", first.number)) == dataclasses.replace(
+        recorded, run_id=first.run_id
+    )
+    # Other shards than it was trained on say nothing of it.
+    other.delete_model_version("unet", first.number)
+    (SHARDS / "index.json").write_bytes((SHARDS / "index.json").read_bytes() + b" ")
+    third = tracking.connect(f"sqlite:///{tmp_path / 'third.db'}")
+    second = registered_version(third, known, MODEL, inputs)
+    with pytest.raises(RegistryError, match=r"^no lineage was recorded of unet version 1"):
+        read_lineage(third, second)
 
 
 @pytest.mark.slow
