@@ -30,6 +30,8 @@ RECORD_NAME = "lineage.json.gz"
 RECORD_TAG = "lineage.record_sha256"
 #: Of a record's text: a sample takes some hundred, the patch of a tree perhaps millions.
 MAX_BYTES = 2**30
+#: Tag of versions whose training began with the weights of a file.
+INITIAL_WEIGHTS_TAG = "recipe.initial_weights_sha256"
 #: As identity.py writes it; read as plain JSON, since its module brings the trainer along.
 IDENTITY_NAME = "identity.json"
 #: What a record that is damaged, or that others wrote, ends in.
@@ -68,13 +70,15 @@ class Lineage:
     def tags(self) -> dict[str, str]:
         """What one searches by; each fits into any registry."""
         patch = self.source.patch.encode("utf-8", "surrogateescape")
+        train = recipe_sections(self.recipe).get("train", {})
         return {
             "git.commit": self.source.commit,
             "git.patch_sha256": hashlib.sha256(patch).hexdigest() if patch else "",
             "data.index_sha256": self.index_sha256,
             "data.test_set_sha256": self.test_set_sha256,
             "recipe.sha256": _sha256(self.recipe),
-            "recipe.seed": str(_seed(self.recipe)),
+            "recipe.seed": str(train.get("seed", "")),
+            INITIAL_WEIGHTS_TAG: str((train.get("initial_weights") or {}).get("sha256", "")),
             "lock.sha256": _sha256(self.lock) if self.lock else "",
             "identity.processor": self.processor,
             "identity.versions": json.dumps(dict(self.versions), sort_keys=True),
@@ -227,10 +231,6 @@ def _samples(inputs: Inputs) -> dict[str, dict[str, tuple[str, str]]]:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _seed(recipe: str) -> Any:
-    return recipe_sections(recipe).get("train", {}).get("seed", "")
 
 
 def recipe_sections(text: str) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """What a version has seen in training, so that no test asks it about that.
 
 Two things tell: what `evaluate` recorded beside the run, and today's splits where today's shards are those of the
-training, whose index is a tag of the version. Where both do, both count.
+training, whose index is a tag of the version. Where both do, both count. A training that began with the weights of
+another version has seen what that has seen.
 """
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline import tracking
 from pipeline.lineage import data_state
+from pipeline.lineage_record import INITIAL_WEIGHTS_TAG
 from pipeline.membership import Membership, groups_in, todays_groups
 from unet_core.errors import RegistryError
 from unet_core.splits import Split
+
+log = logging.getLogger(__name__)
 
 #: Beside the run of the training.
 TRAINING_GROUPS = "training_groups.json"
@@ -44,7 +49,33 @@ def seen_groups(
     recorded = _recorded_groups(client, version)
     if is_trained_here(version, shards):
         recorded = {**(recorded or {}), **training_groups(splits, memberships)}
-    return None if recorded is None else set(todays_groups(recorded, memberships))
+    if recorded is None:
+        return None
+    seen = set(todays_groups(recorded, memberships))
+    for parent, groups in _parents(client, version, shards, splits, memberships):
+        if groups is None:
+            log.warning("%s version %s began with weights of %s: what those have seen is unknown",
+                        version.name, version.number, parent)  # fmt: skip
+        seen |= groups or set()
+    return seen
+
+
+def _parents(
+    client: tracking.Client,
+    version: tracking.Version,
+    shards: Path,
+    splits: Mapping[str, Split | None],
+    memberships: Mapping[str, Membership],
+) -> Iterator[tuple[str, set[str] | None]]:
+    """Of whose weights the training of a version began with: name and seen groups."""
+    weights = version.tags.get(INITIAL_WEIGHTS_TAG)
+    if not weights or weights == version.weights_sha256:
+        return
+    parents = tracking.find_weights(client, weights)
+    for parent in parents:
+        yield f"{parent.name} version {parent.number}", seen_groups(client, parent, shards, splits, memberships)
+    if not parents:
+        yield f"a file that is no version of this registry ({weights[:12]})", None
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:

@@ -156,11 +156,20 @@ def find_twins(client: Client, version: Version) -> list[Version]:
     return [other for other in found if other.number != version.number]
 
 
+def find_weights(client: Client, weights_sha256: str) -> list[Version]:
+    """Versions with these weights, of whatever registered model."""
+    return _search_versions(client, f"tag.`{WEIGHTS_TAG}` = '{weights_sha256}'")
+
+
 def _versions_tagged(client: Client, name: str, tag: str, value: str) -> list[Version]:
     """All versions that carry a tag, in their order."""
+    found = _search_versions(client, f"name = '{name}' and tag.`{tag}` = '{value}'")
+    return sorted(found, key=lambda version: int(version.number))
+
+
+def _search_versions(client: Client, wanted: str) -> list[Version]:
     with registry_errors("searching the registry"):
-        found = client.search_model_versions(f"name = '{name}' and tag.`{tag}` = '{value}'")
-    return sorted(map(_version, found), key=lambda version: int(version.number))
+        return list(map(_version, client.search_model_versions(wanted)))
 
 
 def version_by_number(client: Client, name: str, number: str) -> Version | None:

@@ -122,6 +122,42 @@ def test_a_champion_whose_training_nobody_recorded_is_judged_with_a_word(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_training_that_went_on_from_a_versions_weights_has_seen_what_that_has_seen(
+    registered, client, write_model_dir
+) -> None:
+    registered.run("evaluate")
+    old = challenger(client)
+    weights = {"path": "weights/old.safetensors", "sha256": old.weights_sha256}
+    registered.write_recipe(train={"initial_weights": weights})
+    key = move("train", "test")
+    write_model_dir(Path("models/final"), seed=1)
+    registered.run("shard", "register")
+    assert challenger(client).tags["recipe.initial_weights_sha256"] == old.weights_sha256
+    with pytest.raises(RegistryError) as caught:
+        judge_now(client)
+    assert str(caught.value) == (
+        "can't be judged: unet version 2 was trained on 1 of 5 groups of today's test split, such as "
+        f"'{key}'. Restore the old split settings, or train it anew on today's split."
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_of_no_version_are_told_of(
+    registered, client, write_model_dir, caplog: pytest.LogCaptureFixture
+) -> None:
+    registered.write_recipe(train={"initial_weights": {"path": "weights/far.safetensors", "sha256": "f" * 64}})
+    write_model_dir(Path("models/final"), seed=1)
+    registered.run("register")
+    judge_now(client)
+    assert (
+        "unet version 2 began with weights of a file that is no version of this registry (ffffffffffff): what those "
+        "have seen is unknown"
+    ) in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_evaluating_on_other_splits_neither_scores_what_was_seen_nor_forgets_it(registered, client) -> None:
     registered.run("evaluate")
     splits, recorded = SPLITS.read_text(encoding="utf-8"), _recorded(client)
