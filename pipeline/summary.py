@@ -1,11 +1,13 @@
 """`unet summary`: where things stand after a run, what took how long, what to type next."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import tracking
 from pipeline.command import say
+from pipeline.history import Entry, history
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt
 from pipeline.scores import SCORE_NAMES
@@ -33,7 +35,8 @@ def summary(*, metrics: Path, receipt: Path, report: Path) -> None:
     say(f"  scores    test {SCORE_NAMES[score]} {scores[score]:.3f} (95 % interval {interval}) "
         f"on {scores['images']} images; validation loss {train['val_loss']:.4f}")  # fmt: skip
     say(f"  version   {known.model} {version.number if version else 'not in this registry'}, "
-        f"weights {known.weights_sha256[:12]}; champion is {champion.number if champion else 'none'}")  # fmt: skip
+        f"weights {known.weights_sha256[:12]}")  # fmt: skip
+    say(f"  champion  {_say_champion(champion, history(client, known.model))}")
     say(f"  gate      {verdict['sentence'] if is_current else 'not asked yet: unet promote'}")
     say(f"  report    {promoted if is_current and promoted.exists() else report}")
     _say_seconds(read_timings(placement.timings))
@@ -53,6 +56,17 @@ def read_timings(path: Path) -> dict[str, float]:
             continue  # a killed stage's half-written line
         seconds[entry["stage"]] = entry["seconds"]
     return seconds
+
+
+def _say_champion(champion: tracking.Version | None, entries: Sequence[Entry]) -> str:
+    """Which version, and how it came to be: a verdict may be older than a move by hand."""
+    if champion is None:
+        return "none"
+    moves = [entry for entry in entries if entry.version == champion.number and entry.is_done and not entry.void]
+    if not moves:
+        return f"version {champion.number}, not by this command"
+    last = moves[-1]
+    return f"version {last.version}, {last.action} {last.time}{'' if last.action == 'promoted' else f': {last.reason}'}"
 
 
 def _say_seconds(seconds: dict[str, float]) -> None:

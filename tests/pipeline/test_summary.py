@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.command import note_seconds
+from pipeline.history import Move, move_champion
 from pipeline.receipt import read_receipt
 from pipeline.summary import read_timings, summary
 from unet_core.errors import RegistryError, UnetError
@@ -55,7 +56,8 @@ def test_the_summary_says_scores_version_gate_report_and_seconds(
     summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
     said = capsys.readouterr().out
     assert "scores    test Dice 0.750 (95 % interval 0.700 to 0.800) on 12 images; validation loss 0.1234" in said
-    assert f"version   unet not in this registry, weights {'ab' * 6}; champion is none" in said
+    assert f"version   unet not in this registry, weights {'ab' * 6}\n" in said
+    assert "champion  none\n" in said
     assert "gate      not asked yet: unet promote" in said
     assert "report    reports/report.html" in said
     assert "seconds   ingest 1, train 60; of these training 50, all else 11" in said
@@ -87,3 +89,31 @@ def test_a_verdict_on_another_version_is_not_shown_as_this_ones(
     write_json(REPORT.with_name("verdict.json"), old)
     summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
     assert "an older training" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_champion_by_hand_is_told_beside_an_older_verdict(
+    client, tree, write_model_dir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.receipt import write_receipt
+    from pipeline.registration import ensure_version
+
+    write_model_dir(Path("model"))
+    write_receipt(RECEIPT, model="unet", model_dir=Path("model"))
+    version, _ = ensure_version(client, "unet", Path("model"))
+    write_json(METRICS / "evaluate.json", SCORES)
+    write_json(METRICS / "train.json", {"val_loss": 0.1234})
+    verdict = {"model_sha256": version.model_sha256, "sentence": "not promoted: worse"}
+    write_json(REPORT.with_name("verdict.json"), verdict)
+
+    def said() -> str:
+        summary(metrics=METRICS, receipt=RECEIPT, report=REPORT)
+        return capsys.readouterr().out
+
+    client.set_registered_model_alias("unet", "champion", version.number)
+    assert f"champion  version {version.number}, not by this command\n" in said()
+    client.delete_registered_model_alias("unet", "champion")
+    entry = move_champion(client, "unet", lambda _: Move(action="forced", version=version.number, reason="it must be"))
+    assert f"champion  version {version.number}, forced {entry.time}: it must be\n" in said()
+    assert "gate      not promoted: worse" in said()
