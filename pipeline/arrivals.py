@@ -79,7 +79,7 @@ def _track(ledger: Path) -> None:
 def draw_source(folder: Path, *, count: int, seed: int) -> None:
     """Write the tutorial's shapes as files, one folder of masks per shape; files that are there already stay."""
     if count < 1 or seed < 0:
-        raise DataError(f"unet shapes: --count {count} --seed {seed}: the count is at least 1, the seed not negative.")
+        raise DataError(f"--count {count} --seed {seed}: the count is at least 1, the seed not negative.")
     for number in progress(range(count), total=count, label="shapes", unit="images"):
         image, masks = draw_shapes(seed=seed, number=number)
         name = f"{number:05d}.png"

@@ -26,7 +26,7 @@ def drift(*, model: str, shards: Path, page: Path, since: str | None, last: int 
     config = read_config()
     if last is not None and last < config.min_images:
         raise RecipeError(
-            f"unet drift: --last {last}: fewer than drift.min_images ({config.min_images}) never suffice. Give more, "
+            f"--last {last}: fewer than drift.min_images ({config.min_images}) never suffice. Give more, "
             "or leave it out."
         )
     placement = read_placement()
@@ -68,9 +68,7 @@ def read_time(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RecipeError(
-            f"unet drift: --since {text}: not a time. Give one as in 2026-11-01 or 2026-11-01T08:00."
-        ) from error
+        raise RecipeError(f"--since {text}: not a time. Give one as in 2026-11-01 or 2026-11-01T08:00.") from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 

@@ -34,7 +34,7 @@ Run = Callable[[npt.NDArray[np.unsignedinteger]], npt.NDArray[np.float32]]
 def export(model: str, *, to: Path) -> None:
     """Write a model as one file; ModelError if it gives other logits than PyTorch, and then there is no file."""
     if to.suffix not in ENDINGS:
-        raise RecipeError(f"unet export: --to {to}: the ending says what is written. Choose {' or '.join(ENDINGS)}.")
+        raise RecipeError(f"--to {to}: the ending says what is written. Choose {' or '.join(ENDINGS)}.")
     _check_installed(to)
     with open_model_files(model) as files:
         network, spec = read_model(files.directory)
@@ -58,7 +58,7 @@ def _check_installed(to: Path) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if to.suffix == ".onnx" and missing:
         raise RecipeError(
-            f"unet export: {to}: {missing[0]} is not installed. Run `pip install 'unet-pipeline[export]'`, or export "
+            f"{to}: {missing[0]} is not installed. Run `pip install 'unet-pipeline[export]'`, or export "
             "to .pt2, which needs nothing more."
         )
 

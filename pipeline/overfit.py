@@ -35,7 +35,7 @@ MAX_SHOWN = 8
 def overfit(*, shards: Path, out: Path, steps: int) -> None:
     """Train on the first batch of the first epoch; a picture of it. TrainingError if the loss stays."""
     if steps < 1:
-        raise RecipeError(f"unet overfit: --steps {steps}: must be at least 1.")
+        raise RecipeError(f"--steps {steps}: must be at least 1.")
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
     # What keeps a network from learning a batch by heart.

@@ -20,9 +20,7 @@ from unet_core.transforms import AugmentConfig
 def preview(*, shards: Path, out: Path, count: int, epoch: int) -> None:
     """Write a contact sheet of an epoch's first samples: whole image, augmented crop, its mask over it."""
     if count < 1 or epoch < 0:
-        raise DataError(
-            f"unet preview: --count {count} --epoch {epoch}: the count is at least 1, the epoch not negative."
-        )
+        raise DataError(f"--count {count} --epoch {epoch}: the count is at least 1, the epoch not negative.")
     index, config = read_index(shards), load_section("train", TrainConfig)
     reader = ShardReader(shards, index.of_split("train"))
     plan = config.plan(reader, index.class_map, epoch=epoch)

@@ -90,8 +90,8 @@ def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champio
     )
     text = (
         f'<div class="verdict {css}"><p><b>{html.escape(verdict.sentence)}</b></p>'
-        f'<p class="soft">{html.escape(challenger.name)} version {challenger.number} against {against}. So the gate judged; '
-        "what became of the champion since, <code>unet history</code> tells.</p></div>"
+        f'<p class="soft">{html.escape(challenger.name)} version {challenger.number} against {against}. '
+        "So the gate judged; what became of the champion since, <code>unet history</code> tells.</p></div>"
         f"{verdict_section(verdict)}"
         f'<details><summary class="soft">The version in the registry</summary><div class="scroll"><table>{rows}</table>'
         "</div></details>"

@@ -197,7 +197,7 @@ def test_the_recipe_has_limits_and_the_command_line_a_window(trained) -> None:
     with pytest.raises(RecipeError) as caught:
         look(last=24)
     assert str(caught.value) == (
-        "unet drift: --last 24: fewer than drift.min_images (30) never suffice. Give more, or leave it out."
+        "--last 24: fewer than drift.min_images (30) never suffice. Give more, or leave it out."
     )
     Path("params.yaml").write_text(recipe + "drift: {limit: 1}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="unknown key: params.yaml: drift: limit"):
@@ -209,9 +209,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
     assert read_time("2026-11-01T08:00+02:00") == datetime(2026, 11, 1, 6, tzinfo=UTC)
     with pytest.raises(RecipeError) as caught:
         read_time("yesterday")
-    assert str(caught.value) == (
-        "unet drift: --since yesterday: not a time. Give one as in 2026-11-01 or 2026-11-01T08:00."
-    )
+    assert str(caught.value) == ("--since yesterday: not a time. Give one as in 2026-11-01 or 2026-11-01T08:00.")
 
 
 def test_a_scheduler_gets_an_exit_code_only_where_it_asks(tree, write_model_dir, unet) -> None:

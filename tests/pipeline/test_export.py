@@ -126,7 +126,7 @@ def test_another_ending_is_refused(tree) -> None:
     write(Path("model"))
     with pytest.raises(RecipeError) as caught:
         export("model", to=Path("model.h5"))
-    assert str(caught.value) == ("unet export: --to model.h5: the ending says what is written. Choose .onnx or .pt2.")
+    assert str(caught.value) == ("--to model.h5: the ending says what is written. Choose .onnx or .pt2.")
 
 
 def test_without_the_extra_onnx_is_refused(tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_without_the_extra_onnx_is_refused(tree, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecipeError) as caught:
         export("model", to=Path("model.onnx"))
     assert str(caught.value) == (
-        "unet export: model.onnx: onnx is not installed. Run `pip install 'unet-pipeline[export]'`, or export to .pt2, "
+        "model.onnx: onnx is not installed. Run `pip install 'unet-pipeline[export]'`, or export to .pt2, "
         "which needs nothing more."
     )
 

@@ -53,7 +53,7 @@ def test_a_loss_that_stays_is_an_error_with_a_picture(sharded) -> None:
     ):
         overfit(shards=SHARDS, out=OUT, steps=2)
     assert OUT.is_file()
-    with pytest.raises(RecipeError, match=r"^unet overfit: --steps 0: must be at least 1\.$"):
+    with pytest.raises(RecipeError, match=r"^--steps 0: must be at least 1\.$"):
         overfit(shards=SHARDS, out=OUT, steps=0)
 
 
