@@ -22,7 +22,9 @@ LEFT_OUT = {
         *("params", "placement", "storage", "cluster", "elastic", "parallel", "command", "memory", "progress"),
         *("tracking", "append_log", "fetched_model", "registration", "training_run", "model_page"),
     )
-} | {"unet_core/typed.py"}  # it refuses a recipe, or does nothing
+}
+#: One refuses a recipe or does nothing; the other decides what of a dirty tree people may read, and not what trains.
+LEFT_OUT |= {"unet_core/typed.py", "pipeline/secret_files.py"}
 #: Sections that only commands read.
 OF_COMMANDS = {"promote"}
 
