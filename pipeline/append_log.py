@@ -73,8 +73,9 @@ def open_log(client: Client, title: str) -> AppendLog:
         return found
     with registry_errors("making a log"):
         prepared = client.create_experiment(f"{title} {uuid.uuid4().hex}", artifact_location=client.artifacts)
-        # Ended at once: it has no work, and MLflow would show it as running for ever.
-        client.set_terminated(client.create_run(prepared, run_name=title).info.run_id)
+        # Ended at once: it has no work, and MLflow would show it as running for ever. Not `set_terminated`, which says
+        # where it can be seen, as if people had asked for it.
+        client.update_run(client.create_run(prepared, run_name=title).info.run_id, status="FINISHED")
         try:
             client.rename_experiment(prepared, title)
         except MlflowException:

@@ -154,8 +154,13 @@ def read_lineage(client: tracking.Client, version: tracking.Version) -> Lineage:
 
 
 def _unpack(path: Path) -> bytes:
-    """The text of a record; ValueError where it is larger than any, before it takes the memory."""
-    with gzip.open(path) as stream:
+    """The text of a record; ValueError where it is larger than any, before it takes the memory.
+
+    MLflow tells an object store that it is gzip by its ending, and a download through its server comes unpacked.
+    """
+    with path.open("rb") as packed:
+        stream = packed if packed.read(1) == b"{" else gzip.open(packed)
+        packed.seek(0)
         text = stream.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")

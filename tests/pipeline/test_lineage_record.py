@@ -136,6 +136,13 @@ def test_a_record_that_was_changed_is_named(registered, client, content: bytes) 
         read_lineage(client, challenger(client))
 
 
+def test_a_record_that_a_server_unpacked_on_the_way_is_read(registered, client) -> None:
+    before = read_lineage(client, challenger(client))
+    (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")
+    stored.write_bytes(gzip.decompress(stored.read_bytes()))
+    assert read_lineage(client, challenger(client)) == before
+
+
 def test_a_record_that_would_fill_the_memory_is_refused(registered, client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage_record, "MAX_BYTES", 10**6)
     (stored,) = registered.root.glob(f"mlruns/**/{RECORD_NAME}")

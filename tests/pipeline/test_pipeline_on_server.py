@@ -75,6 +75,9 @@ def test_a_pipeline_registers_promotes_and_rolls_back_on_a_server_and_leaves_no_
     assert "version 1 is champion again, before it was version 2" in unet("unet", "rollback", "--reason", "tried")
     lines = [line for line in unet("unet", "history").splitlines() if line[:1].isdigit()]
     assert [word in line for word, line in zip(("promoted", "forced", "rolled back"), lines, strict=True)] == [True] * 3
+    assert "recipe" in unet("unet", "lineage", "models:/unet@champion")
+    assert "train.seed" in unet("unet", "diff", "models:/unet/1", "models:/unet/2")
+    assert not any("View run unet" in text for text in told)
 
     check_pages(server)
     check_no_password(server.password, tree, told)
