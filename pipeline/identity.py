@@ -118,6 +118,20 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
     }
 
 
+def check_pins(root: Path) -> None:
+    """TrainingError where another version of a library is installed than constraints.txt says: dvc.lock names that file."""
+    path = root / "constraints.txt"
+    lines = path.read_text(encoding="utf-8").split() if path.exists() else []
+    pins = dict(line.split("==", 1) for line in lines if "==" in line)
+    for name, version in versions().items():
+        # What is built for one kind of device has it in its version.
+        if version != "not installed" and pins.get(name, version).partition("+")[0] != version.partition("+")[0]:
+            raise TrainingError(
+                f"constraints.txt pins {name} {pins[name]}, installed is {version}: the training would be recorded as "
+                "that of another version. Run `make install` (on a cluster, build the image anew), or correct the pin."
+            )
+
+
 def host_state() -> dict[str, str]:
     """What all hosts of a training must share beside recipe and index, also when it goes on later."""
     return {

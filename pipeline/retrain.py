@@ -117,12 +117,13 @@ def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
         return
     check_branch(goal)
     will_run = is_stale(found.seen) or found.must_add
+    asks_gate = will_run or found.seen.is_judged is not True or ask.force is not None
     steps = {
         "unet add": found.must_add,
         "unet submit" if ask.submit else "dvc repro": will_run,
-        "dvc push": (will_run or not found.seen.is_recorded) and has_remote(None),
+        "dvc push": (asks_gate or not found.seen.is_recorded) and has_remote(None),
         f"a commit on branch {ask.branch}" if ask.branch else "a patch file": will_run or not found.seen.is_recorded,
-        "unet promote": will_run or found.seen.is_judged is not True or ask.force is not None,
+        "unet promote": asks_gate,
     }
     say(f"would retrain: {_join(reasons)}")
     say(f"steps: {', '.join(step for step, is_needed in steps.items() if is_needed) or 'none, only word of it'}")
@@ -196,13 +197,17 @@ class _Retraining:
                 self._reproduce(self._placement.state_dir)
         self._stand(found)
         self._memory = memory = self._remember(found)
+        asks_gate = self._ask.force is not None or _is_open(self._standing)
         if not is_recorded(self._record):
             self._push_and_record(memory)
+        elif asks_gate:
+            # People may have committed what they did not push: nobody could rebuild a champion of it.
+            self._push()
         if (branch := unpushed_branch(self._record)) is not None:
             with self._timed("push branch"):
                 push_branch(self._record)
             log.info("branch %s is at origin", branch)
-        if self._ask.force is not None or _is_open(self._standing):
+        if asks_gate:
             with self._timed("gate"):
                 self._promote()
             self._stand(found)
@@ -244,14 +249,17 @@ class _Retraining:
         return memory
 
     def _push_and_record(self, memory: Memory) -> None:
-        if has_remote(self._lock):
-            with self._timed("push"):
-                push(self._lock)
+        self._push()
         with self._timed("record"):
             counts = [f"{count} {word}" for word, count in memory.samples.items() if count]
             title = f"Retrain: {', '.join(counts)} samples" if counts else f"Retrain: {memory.reasons[0]}"[:72]
             self._recorded = write_record(self._record, "\n\n".join([title, "\n".join(memory.reasons)]))
         say(f"results: {self._recorded}")
+
+    def _push(self) -> None:
+        if has_remote(self._lock):
+            with self._timed("push"):
+                push(self._lock)
 
     def _promote(self) -> None:
         # They import torch, which takes seconds; with nothing to do there is no need.

@@ -51,14 +51,28 @@ def check_branch(record: Record) -> None:
         return
     if _git(record.root, "check-ref-format", "--branch", name).returncode:
         raise StorageError(f"not a name for a branch: {name}. Choose another one.")
-    apart = [f":(exclude,literal){path}" for path in record.results]
-    changed = _ask(record.root, "status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
+    _check_room(record.root, name)
+    changed = _changed_beside(record)
     if changed:
         raise StorageError(
             f"changes that are not committed: {changed.splitlines()[0][3:]}: branch {name} would hold results without "
             "what made them. Commit them, or leave out --branch."
         )
     _check_commits(record, name)
+
+
+def _check_room(root: Path, name: str) -> None:
+    """StorageError where git can't make the branch, or move it: it would refuse after the training."""
+    for place in ("refs/heads/", f"refs/remotes/{REMOTE}/"):
+        for ref in _ask(root, "for-each-ref", "--format=%(refname)", place).splitlines():
+            other = ref.removeprefix(place)
+            if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
+                raise StorageError(f"no room for branch {name}: there is {ref}. Choose another name.")
+    listed = _ask(root, "worktree", "list", "--porcelain").split("\n\n")
+    elsewhere = [lines[0].removeprefix("worktree ") for lines in map(str.splitlines, listed)
+                 if f"branch refs/heads/{name}" in lines]  # fmt: skip
+    if elsewhere and _current_branch(root) != name:
+        raise StorageError(f"branch {name} is checked out elsewhere: {elsewhere[0]}. Choose another name.")
 
 
 def _check_commits(record: Record, name: str) -> None:
@@ -74,7 +88,12 @@ def _check_commits(record: Record, name: str) -> None:
 
 
 def is_recorded(record: Record) -> bool:
-    """Whether git has the results as they are, or the patch file."""
+    """Whether git has the results as they are, or the patch file; StorageError where git has no commit."""
+    if not _has(record.root, "HEAD"):
+        raise StorageError(
+            f"no commit yet: {record.root}: git has nothing that results could be compared with. Commit params.yaml, "
+            "dvc.yaml and the .dvc files, and call again."
+        )
     if record.branch is not None:
         return not _ask(record.root, "status", "--porcelain", "--", *_literal(record.results))
     patch = _make_patch(record)
@@ -132,11 +151,44 @@ def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[s
         return False, []
     if not _contains(record.root, upstream, "HEAD"):
         return False, _warn(f"{name} and this working tree went apart: merge them by hand; what lies here is used")
-    if _ask(record.root, "status", "--porcelain", "--untracked-files=no") or not _is_tracked(ledger, tracked_by):
+    if _changed_beside(record) or not _is_tracked(ledger, tracked_by):
         return False, _warn(f"{name} has new commits, but this working tree has changes: what lies here is used")
+    _make_way(record, upstream, name)
     _must(record.root, "merge", "--quiet", "--ff-only", upstream)
     log.info("updated to %s", name)
     return True, []
+
+
+def _changed_beside(record: Record) -> str:
+    """Tracked files that differ from the newest commit, and are no results; as `git status` lists them."""
+    apart = [f":(exclude,literal){path}" for path in record.results]
+    return _ask(record.root, "status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
+
+
+def _make_way(record: Record, upstream: str, name: str) -> None:
+    """Let results that are not committed be no hindrance to upstream's commits.
+
+    What upstream has just so, since somebody applied the patch there, is staged, which lets git merge; what upstream
+    left alone stays as it is. StorageError where upstream has other results: then nobody but people can choose.
+    """
+    results, root = _literal(record.results), record.root
+    changed = _ask(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *results)
+    unknown = _ask(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *results)
+    for path in filter(None, f"{changed}{unknown}".split("\0")):
+        here = _ask(root, "hash-object", "--", path) if (root / path).is_file() else ""
+        there, before = _blob(root, upstream, path), _blob(root, "HEAD", path)
+        if here == there != "":
+            _must(root, "--literal-pathspecs", "add", "--", path)
+        elif there != before:
+            raise StorageError(
+                f"{name} and this working tree have different results: {path}. Apply .unet/{PATCH_NAME} there, or give "
+                f"up what lies here (`git restore {path}`), and call again."
+            )
+
+
+def _blob(root: Path, commit: str, path: str) -> str:
+    """Name of a file's content in a commit; empty where it has no such file."""
+    return _git(root, "rev-parse", "--verify", "--quiet", f"{commit}:./{path}").stdout.strip()
 
 
 def added_samples(root: Path, metrics: Path) -> dict[str, int]:

@@ -43,6 +43,7 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
     placement = read_placement()
+    identity.check_pins(placement.root)
     if placement.workers is not None:
         lanes_of_workers(lanes=config.lanes, workers=placement.workers.most)
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.

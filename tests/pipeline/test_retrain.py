@@ -224,6 +224,17 @@ def test_stopped_between_verdict_and_move(reproduced: Place, tmp_path: Path) -> 
     place.check_all_done()
 
 
+def test_what_people_committed_without_a_push_is_pushed_before_the_gate(reproduced: Place, tmp_path: Path) -> None:
+    place = reproduced.copy_to(tmp_path / "place")
+    commit_results(place)
+    place.git("push", "--quiet", "origin", "retrain")
+    assert "in sync" not in place.run("dvc", "status", "--cloud")
+    code, said = place.call()
+    assert code == 10, said
+    assert "in sync" in place.run("dvc", "status", "--cloud")
+    place.check_all_done()
+
+
 def test_stopped_while_the_champion_moved(reproduced: Place, tmp_path: Path) -> None:
     """The alias moved and nobody wrote that it was done; the process that did it is dead."""
     place = reproduced.copy_to(tmp_path / "place")

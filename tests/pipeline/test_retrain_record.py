@@ -155,6 +155,78 @@ def test_trees_that_went_apart_are_told_and_left(record: Record, people: Path) -
     assert notes == ["origin/main and this working tree went apart: merge them by hand; what lies here is used"]
 
 
+@pytest.mark.parametrize("branch", [None, "retrain"])
+def test_results_that_people_applied_upstream_are_no_hindrance(
+    record: Record, people: Path, branch: str | None
+) -> None:
+    """Those of a first training, which git does not know yet, and changed ones."""
+    record = replace(record, branch=branch)
+    for number in (1, 2):
+        new = {"lock": f"{number}\n", "receipt": f"{number}\n"}
+        write(record.root, **new)
+        write(people, code=f"{number}\n", **new)
+        commit_and_push(people)
+        assert update(record, *NO_LEDGER) == (True, [])
+        assert (record.root / "pipeline.py").read_text() == f"{number}\n"
+        assert is_recorded(record)
+        assert git(record.root, "status", "--porcelain") == ""
+
+
+def test_results_that_upstream_left_alone_stay_as_they_are(record: Record, people: Path) -> None:
+    write(record.root, lock="new\n", receipt="new\n")
+    write(people, code="2\n")
+    commit_and_push(people)
+    assert update(record, *NO_LEDGER) == (True, [])
+    assert (record.root / "pipeline.py").read_text() == "2\n"
+    assert (record.root / "dvc.lock").read_text() == "new\n"
+    assert not is_recorded(record)
+
+
+def test_other_results_upstream_are_for_people_to_choose_from(record: Record, people: Path) -> None:
+    write(record.root, lock="mine\n")
+    write(people, lock="theirs\n")
+    commit_and_push(people)
+    with pytest.raises(StorageError) as caught:
+        update(record, *NO_LEDGER)
+    assert str(caught.value) == (
+        "origin/main and this working tree have different results: dvc.lock. Apply .unet/retrain.patch there, or give "
+        "up what lies here (`git restore dvc.lock`), and call again."
+    )
+    assert (record.root / "dvc.lock").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("there", ["retrain", "retrain/x/y"])
+@pytest.mark.parametrize("where", ["refs/heads/", "refs/remotes/origin/"])
+def test_a_branch_that_git_has_no_room_for_is_refused_before_the_training(
+    record: Record, there: str, where: str
+) -> None:
+    git(record.root, "update-ref", f"{where}{there}", "HEAD")
+    with pytest.raises(StorageError) as caught:
+        check_branch(replace(record, branch="retrain/x"))
+    assert str(caught.value) == f"no room for branch retrain/x: there is {where}{there}. Choose another name."
+    check_branch(replace(record, branch="retrainings"))
+
+
+def test_a_branch_that_is_checked_out_elsewhere_is_refused_before_the_training(record: Record, people: Path) -> None:
+    place = people.parent / "a place"
+    git(record.root, "worktree", "add", "--quiet", "-b", "retrain", str(place))
+    with pytest.raises(StorageError) as caught:
+        check_branch(record)
+    assert str(caught.value) == f"branch retrain is checked out elsewhere: {place}. Choose another name."
+    check_branch(replace(record, root=place))
+
+
+@pytest.mark.parametrize("branch", [None, "retrain"])
+def test_without_a_commit_nothing_can_be_recorded(tmp_path: Path, branch: str | None) -> None:
+    git(tmp_path, "init", "--quiet")
+    with pytest.raises(StorageError) as caught:
+        is_recorded(Record(root=tmp_path, results=RESULTS, branch=branch))
+    assert str(caught.value) == (
+        f"no commit yet: {tmp_path}: git has nothing that results could be compared with. Commit params.yaml, "
+        "dvc.yaml and the .dvc files, and call again."
+    )
+
+
 def test_a_tree_with_changes_or_an_untracked_batch_is_not_updated(record: Record, people: Path) -> None:
     write(people, code="2\n")
     commit_and_push(people)
@@ -163,7 +235,7 @@ def test_a_tree_with_changes_or_an_untracked_batch_is_not_updated(record: Record
     tracked.write_text("outs:\n- md5: 00000000000000000000000000000000\n")
     expected = ["origin/main has new commits, but this working tree has changes: what lies here is used"]
     assert update(record, ledger, tracked) == (False, expected)
-    write(record.root, lock="new\n")
+    write(record.root, code="mine\n")
     assert update(record, *NO_LEDGER) == (False, expected)
 
 
