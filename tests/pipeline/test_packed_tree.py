@@ -109,6 +109,7 @@ def test_large_data_are_no_hindrance(root: Path) -> None:
     [
         *(".env.local", "infra/key.pem", "server.key", "credentials", "aws/credentials.csv", ".dvc/config.local"),
         *("my-credentials.json", "secrets.yaml", "id_rsa", ".netrc", "deploy/terraform.tfvars", "Key.PEM"),
+        *(".kube/config", "secrets.py", ".git-credentials"),
     ],
 )
 def test_a_secret_is_refused_by_name(root: Path, name: str) -> None:
