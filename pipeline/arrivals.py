@@ -12,6 +12,7 @@ from pipeline.command import say
 from pipeline.ledger import Changes, append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
+from pipeline.placement import environment_for_tools
 from pipeline.progress import progress
 from pipeline.source import IngestConfig, Pair
 from pipeline.storage import public
@@ -70,7 +71,11 @@ def tracked_by(ledger: Path) -> Path:
 
 def _track(ledger: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", str(ledger)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", "add", str(ledger)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_for_tools(),
     )
     if done.returncode:
         raise StorageError(f"DVC can't track the ledger: {ledger}: {public(' '.join(done.stderr.split()))}")

@@ -25,7 +25,7 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
         sys.stderr.write(f"unet {name}: {error}\n")
         return error.exit_code
     except FileNotFoundError as error:
-        sys.stderr.write(f"unet {name}: a file is missing: {error.filename}. Run `dvc repro`, or restore it.\n")
+        sys.stderr.write(f"unet {name}: {_missing(error)}\n")
         return StorageError.exit_code
     except OSError as error:
         # A place that can't be read or written is the user's to mend; what it was doing tells the path.
@@ -38,6 +38,14 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
     if timings is not None:
         note_seconds(timings, name, time.time() - started)
     return 0
+
+
+def _missing(error: FileNotFoundError) -> str:
+    """What is missing, and the remedy: DVC makes what lies in the working tree, and only that."""
+    name = error.filename
+    if isinstance(name, str) and not Path(os.path.abspath(name)).is_relative_to(Path.cwd()):  # noqa: PTH100
+        return f"no such file or folder: {name}. Make it, or choose another place."
+    return f"a file is missing: {name}. Run `dvc repro`, or restore it."
 
 
 def note_seconds(timings: Path, stage: str, seconds: float) -> None:

@@ -11,6 +11,8 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from pipeline.command import run_command, say
 from pipeline.job_results import find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
-from pipeline.retrain_steps import STAGE_ENDED
+from pipeline.retrain_steps import INTERRUPTED, STAGE_ENDED
+from pipeline.storage import public
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ GRACE_SECONDS = 20.0
 LAST_WORDS_SECONDS = 5.0
 #: And then for a push of what it had finished; submit.py has Ray wait longer than all three.
 PUSH_SECONDS = 15.0
+#: Characters of what DVC says of its end.
+MAX_REASON = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,8 @@ def run(root: Path) -> None:
     (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     before = snapshot(root)
 
-    def keep(limit_seconds: float | None = None) -> int:
-        return _keep(task, lambda: _send(root, before), limit_seconds=limit_seconds)
+    def keep(limit_seconds: float | None = None) -> None:
+        _keep(task, lambda: _send(root, before), limit_seconds=limit_seconds)
 
     try:
         code = _carry_out(task, keep)
@@ -110,7 +115,7 @@ def run(root: Path) -> None:
             _tell_of_lost(find_lost(root, kept))
     except KeyboardInterrupt:
         # Also what a stopped job has finished is of use.
-        keep(PUSH_SECONDS)
+        _end_with(INTERRUPTED, lambda: keep(PUSH_SECONDS))
         raise
     finally:
         _remove_remains(root, kept)
@@ -133,21 +138,17 @@ def _check_places(task: Task) -> None:
         )
 
 
-def _carry_out(task: Task, keep: Callable[[], int]) -> int:
+def _carry_out(task: Task, keep: Callable[[], None]) -> int:
     """All steps up to the first that fails; its exit code, or 0. What was finished is kept in any case."""
     if task.has_remote:
-        say("job: dvc pull")
         # What was never built is not there either.
-        if code := _call(_dvc("pull", "--quiet", "--allow-missing")):
-            return code
+        _move_data("pull", "--allow-missing")
     if not task.words:
         return _reproduce(task, keep)
-    code = _call(_unet(*task.words))
-    kept = keep()
-    return code or kept
+    return _end_with(_call(_unet(*task.words)), keep)
 
 
-def _reproduce(task: Task, keep: Callable[[], int]) -> int:
+def _reproduce(task: Task, keep: Callable[[], None]) -> int:
     """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
     # A source that is not here is none that has changed.
     repro = _dvc("repro", "--allow-missing")
@@ -155,14 +156,22 @@ def _reproduce(task: Task, keep: Callable[[], int]) -> int:
         is_data = part in DATA_STAGES
         code = _call_dvc([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
-        kept = keep()
-        if code := code or kept:
+        if _end_with(code, keep):
             return code
     if task.stage:
         return 0
-    code = _call(_unet("promote"))
-    kept = keep()
-    return code or kept
+    return _end_with(_call(_unet("promote")), keep)
+
+
+def _end_with(code: int, keep: Callable[[], None]) -> int:
+    """Keep what there is after a step; the step's exit code, which counts more than an error of the keeping."""
+    try:
+        keep()
+    except StorageError as error:
+        if code == 0:
+            raise
+        log.warning("job: %s", error)
+    return code
 
 
 def parts_of(stage: str | None) -> list[str | None]:
@@ -172,17 +181,37 @@ def parts_of(stage: str | None) -> list[str | None]:
     return ["shard", stage] if stage == "train" else ["shard", "train", stage]
 
 
-def _keep(task: Task, send: Callable[[], None], *, limit_seconds: float | None) -> int:
-    """Push what there is, and then tell it home; the exit code of the push, or 0.
+def _keep(task: Task, send: Callable[[], None], *, limit_seconds: float | None) -> None:
+    """Push what there is, and then tell it home; StorageError where it can't be pushed.
 
     Never the other way round: a dvc.lock that speaks of data which nobody has would make the next `dvc repro` fail.
     """
     if task.has_remote:
-        say("job: dvc push")
-        if code := _call(_dvc("push", "--quiet"), limit_seconds=limit_seconds):
-            return code
+        _move_data("push", limit_seconds=limit_seconds)
     send()
-    return 0
+
+
+def _move_data(*words: str, limit_seconds: float | None = None) -> None:
+    """`dvc pull` or `dvc push`; StorageError with DVC's reason, which it keeps to itself if it is to be quiet."""
+    say(f"job: dvc {words[0]}")
+    with tempfile.TemporaryFile() as told:
+        code = _call(_dvc(*words), limit_seconds=limit_seconds, told=told)
+        told.seek(0)
+        text = told.read().decode(errors="replace")
+    if code:
+        raise StorageError(
+            f"dvc {words[0]} failed on the cluster: {dvcs_reason(text, code)}. Let DVC's remote be reached from there "
+            "(docs/submit.md), then submit again."
+        )
+
+
+def dvcs_reason(text: str, code: int) -> str:
+    """Why DVC ended with `code`, from its standard error: a line without secrets and without its own advertisement."""
+    # The first error is the cause of those that follow, one for each file; before it there may be as many warnings.
+    lines = text[max(0, text.find("ERROR: ")) :].splitlines()
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.strip() and "dvc.org/support" not in line]
+    short = textwrap.shorten(public("; ".join(errors)).rstrip("."), MAX_REASON, placeholder=" ...")
+    return short or f"DVC ended with {code}, without a word"
 
 
 def _unet(*words: str) -> list[str]:
@@ -193,12 +222,14 @@ def _dvc(*words: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *words]
 
 
-def _call(command: Sequence[str], *, alone: bool = False, limit_seconds: float | None = None) -> int:
-    """Run a command to its exit code; `alone`: not on the cluster's other hosts, which lack the source's files.
+def _call(command: Sequence[str], *, limit_seconds: float | None = None, told: IO[bytes] | None = None) -> int:
+    """Run a command to its exit code; what it says goes into the log, or into `told` as far as it speaks of errors.
 
     Where it takes longer than its limit, it is killed.
     """
-    with subprocess.Popen(command, env=_environment(alone=alone)) as process:
+    # A file, not a pipe: what a killed DVC left behind may hold that open.
+    shown = None if told is None else subprocess.DEVNULL
+    with subprocess.Popen(command, env=_environment(alone=False), stdout=shown, stderr=told) as process:
         try:
             return process.wait(limit_seconds)
         except subprocess.TimeoutExpired:

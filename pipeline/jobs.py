@@ -27,7 +27,7 @@ for _chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.jo
 #: What a job's metadata tell of it, to all who may list jobs.
 COMMAND_TAG, COMMIT_TAG, TREE_TAG = "unet.command", "git.commit", "git.tree"
 #: A cluster that does not answer is an error after so long: to connect, and to answer.
-TIMEOUT_SECONDS = (5.0, 60.0)
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 60.0
 #: While a job is followed, a cluster may be away so long.
 PATIENCE_SECONDS = 600.0
 #: So long without a word the connection may be a dead one, and another is made.
@@ -78,16 +78,20 @@ class Node:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
+    def __init__(self, address: str, *, headers: Mapping[str, str] | None, answer_seconds: float) -> None:
+        self._timeout = (CONNECT_SECONDS, answer_seconds)
+        super().__init__(address, headers=headers)
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         # Ray's own client waits for ever.
-        answer: requests.Response = super()._do_request(method, endpoint, timeout=TIMEOUT_SECONDS, **options)
+        answer: requests.Response = super()._do_request(method, endpoint, timeout=self._timeout, **options)
         return answer
 
 
 class Jobs:
     """The jobs of one cluster; StorageError in one sentence where it does not answer or refuses."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.address = address if "://" in address else f"http://{address}"
         if not self.address.startswith(("http://", "https://")):
             raise StorageError(
@@ -96,9 +100,11 @@ class Jobs:
         # Ray's client takes these before what it is given.
         os.environ.update(RAY_API_SERVER_ADDRESS=self.address)
         # By itself it sends the token only where RAY_AUTH_MODE says so, which all would have to set.
-        token = read_ray_token()
+        token = _read_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        self._answer_seconds = answer_seconds
         with self._foreseen():
-            self._client = _Client(self.address, headers={"Authorization": f"Bearer {token}"} if token else None)
+            self._client = _Client(self.address, headers=headers, answer_seconds=answer_seconds)
         #: Characters of each followed job's log that were handed over.
         self._seen: dict[str, int] = {}
 
@@ -214,6 +220,11 @@ class Jobs:
                 f"the cluster refuses the token, or wants one: {shown}. Set RAY_AUTH_TOKEN to the cluster's token, or "
                 "write it to ~/.ray/auth_token."
             ) from error
+        except requests.ReadTimeout as error:
+            raise ClusterAwayError(
+                f"Ray's Jobs API does not answer within {self._answer_seconds:g} s: {shown}. Try again later, look "
+                "whether its host has too much to do, or correct RAY_API_SERVER_ADDRESS."
+            ) from error
         except (ConnectionError, requests.RequestException) as error:
             raise ClusterAwayError(
                 f"Ray's Jobs API can't be reached: {shown}. Start the cluster (with `ray[default]`), forward its port "
@@ -228,6 +239,22 @@ class Jobs:
                     "has started."
                 ) from error
             raise StorageError(f"Ray's Jobs API refused: {shown}: {_last_line(error)}") from error
+
+
+def _read_token() -> str | None:
+    """The cluster's token; StorageError for one that can't be sent, which would look like a cluster that is away."""
+    try:
+        token = read_ray_token()
+        is_fit = token is None or (token.isascii() and token.isprintable())
+    except UnicodeDecodeError:
+        # Raised below, without this cause: it holds the token.
+        is_fit = False
+    if not is_fit:
+        raise StorageError(
+            "the cluster's token holds a line break or another character that can't be sent (it is not shown). Copy it "
+            "anew into RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token."
+        )
+    return token
 
 
 def parse_used(text: str) -> dict[str, float]:

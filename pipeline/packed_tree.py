@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.lineage import SUBMITTED
 from pipeline.secret_files import fits, is_secret_file
-from unet_core.errors import StorageError
+from pipeline.storage import is_url
+from unet_core.errors import RecipeError, StorageError
 
 MAX_FILE_BYTES = 5 << 20
 #: Ray keeps what it is sent in the memory of the head.
@@ -44,11 +45,13 @@ class Contents:
 def find_contents(root: Path, *, source: str) -> Contents:
     """What of the tree is to be sent; `source` is the recipe's, whose files are data.
 
-    StorageError where there is no git, and for what can't be sent: secrets, large files, links.
+    StorageError where there is no git, and for what can't be sent: secrets, large files, links. RecipeError for a
+    source that the cluster would take for another one.
     """
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
     found = sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
-    folders = [*DATA_FOLDERS, *filter(None, [_inside(root, source)])]
+    folder = source_in_tree(root, source)
+    folders = [*DATA_FOLDERS, *([] if folder in (None, ".") else [folder])]
     # A file that git tracks and that is gone is not part of the working tree.
     there = [name for name in found if not _is_below(name, OF_TOOLS) and os.path.lexists(root / name)]
     data = [name for name in there if _is_below(name, folders) and not fits(name, ABOUT_DATA)]
@@ -146,12 +149,23 @@ def read_dvc_config(root: Path) -> Mapping[str, Mapping[str, str]]:
     return {name.strip("'"): dict(parser[name]) for name in parser.sections()}
 
 
-def _inside(root: Path, source: str) -> str | None:
-    """The source as a folder of the tree, or None where it lies elsewhere."""
-    if "://" in source:
+def source_in_tree(root: Path, source: str) -> str | None:
+    """The source as a folder of the tree, `.` for the whole tree, or None where it lies elsewhere.
+
+    RecipeError for an absolute path into the tree: where the tree lies elsewhere, DVC takes it for another source.
+    """
+    if is_url(source):
         return None
     path = Path(os.path.abspath(root / source))  # noqa: PTH100  a link to the data is not followed
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else None
+    if not path.is_relative_to(root):
+        return None
+    inside = path.relative_to(root).as_posix()
+    if PurePosixPath(source).is_absolute():
+        raise RecipeError(
+            f"the source is an absolute path into the tree: params.yaml: ingest.source: {source}. The cluster has the "
+            f"tree elsewhere, and would write another dvc.lock. Write it relative to the tree: {inside}."
+        )
+    return inside
 
 
 def _is_below(name: str, folders: Iterable[str]) -> bool:

@@ -1,9 +1,9 @@
 """`unet status`: where things stand on the cluster and in the registry. A server that is away costs its part only."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.command import say
 from pipeline.params import load_section
@@ -12,60 +12,90 @@ from pipeline.storage import public
 from unet_core.errors import UnetError
 
 if TYPE_CHECKING:
-    from pipeline.jobs import Node
+    from pipeline.jobs import Jobs, Node
+    from pipeline.tracking import Client
+
+Server = TypeVar("Server")
 
 NUM_SHOWN = 5
+#: So long a server may think about an answer: who asks how things stand does not want to wait.
+ANSWER_SECONDS = 5
 
 
 def status(*, address: str | None) -> None:
     """Print cluster, jobs, runs and champion, each a few lines."""
     placement = read_placement()
     where = address or placement.jobs_address
-    _show("cluster", lambda: describe_cluster(where))
-    _show("jobs", lambda: describe_jobs(where, now=time.time()))
-    _show("runs", lambda: describe_runs(placement))
-    _show("champion", lambda: describe_champion(placement))
+    _show_parts(
+        lambda: _reach_cluster(where),
+        {"cluster": describe_cluster, "jobs": lambda jobs: describe_jobs(jobs, now=time.time())},
+    )
+    if _has_no_store(placement):
+        # To look must not make one.
+        _show("runs", ["none yet: MLFLOW_TRACKING_URI is not set, and this tree has no store of its own"])
+        _show("champion", ["none yet"])
+        return
+    from pipeline import tracking
+
+    with tracking.asked_once(ANSWER_SECONDS):
+        _show_parts(
+            lambda: tracking.connect(placement.tracking_uri, placement.experiment),
+            {"runs": describe_runs, "champion": describe_champion},
+        )
 
 
-def _show(title: str, describe: Callable[[], Sequence[str]]) -> None:
+def _show_parts(reach: Callable[[], Server], parts: Mapping[str, Callable[[Server], Sequence[str]]]) -> None:
+    """What one server tells; where it can't be reached, that is found out and told once."""
+    titles = iter(parts)
     try:
-        lines = describe()
+        server = reach()
     except UnetError as error:
-        lines = [str(error)]
+        _show(next(titles), [str(error)])
+        for title in titles:
+            _show(title, ["not known, for the same reason"])
+        return
+    for title in titles:
+        try:
+            _show(title, parts[title](server))
+        except UnetError as error:
+            _show(title, [str(error)])
+
+
+def _show(title: str, lines: Sequence[str]) -> None:
     for number, line in enumerate(lines):
         say(f"{title if number == 0 else '':10}{line}")
 
 
-def describe_cluster(address: str) -> list[str]:
-    """A line on the whole, and one on each host."""
+def _reach_cluster(address: str) -> "Jobs":
     # Importing Ray takes a second.
     from pipeline.jobs import Jobs
 
-    jobs = Jobs(address)
+    return Jobs(address, answer_seconds=ANSWER_SECONDS)
+
+
+def describe_cluster(jobs: "Jobs") -> list[str]:
+    """A line on the whole, and one on each host."""
     nodes = jobs.nodes()
     lines = [f"{node.address}{' (head)' if node.is_head else ''}: {_resources(node)}" for node in nodes]
     return [f"Ray {jobs.ray_version()} at {public(jobs.address)}: {len(nodes)} host{'s' * (len(nodes) != 1)}", *lines]
 
 
-def describe_jobs(address: str, *, now: float) -> list[str]:
+def describe_jobs(jobs: "Jobs", *, now: float) -> list[str]:
     """The last few jobs: state, since when, command."""
-    from pipeline.jobs import COMMAND_TAG, COMMIT_TAG, Jobs
+    from pipeline.jobs import COMMAND_TAG, COMMIT_TAG
 
     lines = []
-    for job in Jobs(address).newest()[:NUM_SHOWN]:
+    for job in jobs.newest()[:NUM_SHOWN]:
         about = job.metadata.get(COMMAND_TAG, "another's")
         commit = job.metadata.get(COMMIT_TAG, "")[:12]
         lines.append(f"{job.name}  {job.status.lower()} since {age(now - (job.ended or job.began))}  {about}  {commit}")
     return lines or ["none yet"]
 
 
-def describe_runs(placement: Placement) -> list[str]:
+def describe_runs(client: "Client") -> list[str]:
     """The last few runs of the tracking server."""
-    if _has_no_store(placement):
-        return ["none yet: MLFLOW_TRACKING_URI is not set, and this tree has no store of its own"]
     from pipeline import tracking
 
-    client = tracking.connect(placement.tracking_uri, placement.experiment)
     now = time.time()
     lines = []
     for run in tracking.newest_runs(client, NUM_SHOWN):
@@ -73,18 +103,15 @@ def describe_runs(placement: Placement) -> list[str]:
             f"{name} {run.metrics[name]:.3f}" for name in ("val_loss", "val_dice") if name in run.metrics
         )
         lines.append(f"{run.name}  {run.status.lower()} since {age(now - (run.ended or run.began))}  {scores}".rstrip())
-    return lines or [f"none yet in experiment {placement.experiment}"]
+    return lines or [f"none yet in experiment {client.experiment}"]
 
 
-def describe_champion(placement: Placement) -> list[str]:
+def describe_champion(client: "Client") -> list[str]:
     """Which version people use."""
-    if _has_no_store(placement):
-        return ["none yet"]
     from pipeline import tracking
     from pipeline.stages.register import RegisterConfig
 
     name = load_section("register", RegisterConfig).model
-    client = tracking.connect(placement.tracking_uri, placement.experiment)
     lines = []
     for alias in (tracking.CHAMPION, tracking.CHALLENGER):
         version = tracking.version_by_alias(client, name, alias)
@@ -95,7 +122,6 @@ def describe_champion(placement: Placement) -> list[str]:
 
 
 def _has_no_store(placement: Placement) -> bool:
-    """To look must not make one."""
     path = placement.tracking_uri.removeprefix("sqlite:///")
     return path != placement.tracking_uri and not Path(path).exists()
 

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 
 from pipeline.command import say
 from pipeline.job_results import ResultReader, note_tree, take_home
-from pipeline.job_road import Task, versions
+from pipeline.job_road import Task, dvcs_reason, versions
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
-from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, write_zip
+from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, source_in_tree, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
 from pipeline.retrain_steps import INTERRUPTED, dvc_with_remote
@@ -68,7 +68,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
         words=tuple(words),
         stage=stage,
         has_remote=has_remote,
-        is_source_in_tree=not is_url(config.source) and not PurePosixPath(config.source).is_absolute(),
+        is_source_in_tree=source_in_tree(root, config.source) is not None,
         versions=here,
     )
     tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
@@ -169,10 +169,10 @@ def check_remote(dvc_config: Mapping[str, Mapping[str, str]], *, needs_remote: b
 
 def _push_data() -> None:
     """What only this machine has (a new batch in the ledger, say) must be where the cluster can get it."""
-    done = dvc_with_remote("push", "--quiet", lock=None)
+    done = dvc_with_remote("push", lock=None)
     if done.returncode:
-        text = public(" ".join(done.stderr.split()))
-        raise StorageError(f"data can't be pushed for the cluster: {text}. Mend it, so that `dvc push` works.")
+        why = dvcs_reason(done.stderr, done.returncode)
+        raise StorageError(f"data can't be pushed for the cluster: {why}. Mend it, so that `dvc push` works.")
 
 
 def _record(root: Path, task: Task) -> bytes:

@@ -107,9 +107,41 @@ def connect(uri: str, experiment: str = "unet") -> Client:
         client = Client(uri, experiment)
         client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's drivers raise errors of their own, each another
+        if _is_timeout(error):
+            raise RegistryError(
+                f"tracking server does not answer within {_patience_seconds()} s: {shown}. Try again later, look "
+                "whether its host has too much to do, or correct MLFLOW_TRACKING_URI."
+            ) from error
         text = first_line(error)
         raise RegistryError(f"not a tracking store: {shown}: {text}. Correct MLFLOW_TRACKING_URI.") from error
     return client
+
+
+@contextlib.contextmanager
+def asked_once(answer_seconds: int) -> Iterator[None]:
+    """Inside, a tracking server gets so long for an answer and is asked for it once: for who only has a look."""
+    given = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(answer_seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    before = {name: os.environ[name] for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _patience_seconds() -> int:
+    """How long a server is waited for, in all tries together."""
+    tries = int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) + 1
+    return tries * int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    """Whether silence is at the root of an error, which MLflow tells in its text only."""
+    while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _make_store(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -10,6 +11,7 @@ from urllib.error import HTTPError, URLError
 
 log = logging.getLogger(__name__)
 
+#: For the whole call.
 TIMEOUT_SECONDS = 10.0
 
 
@@ -24,19 +26,30 @@ def call_webhook(url: str | None, body: Mapping[str, Any]) -> None:
     """Post `body`; what fails is a warning. Without an address nobody is told."""
     if url is None:
         return
-    request = urllib.request.Request(  # noqa: S310 placement.py takes http and https only
-        url,
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "User-Agent": "unet"},
-        method="POST",
-    )
+    problems: list[str | None] = []
+    # A socket's limit counts anew with each byte that it reads; a lock is held meanwhile.
+    call = threading.Thread(target=lambda: problems.append(_post(url, body)), daemon=True)
+    call.start()
+    call.join(TIMEOUT_SECONDS)
+    why = problems[0] if problems else f"no whole answer came within {TIMEOUT_SECONDS:g} s"
+    if why is not None:
+        log.warning("UNET_WEBHOOK was not told: %s", why)
+
+
+def _post(url: str, body: Mapping[str, Any]) -> str | None:
+    """What went wrong, or None; never an error's own text, which may repeat the address."""
     try:
+        request = urllib.request.Request(  # noqa: S310 placement.py takes http and https only
+            url,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "User-Agent": "unet"},
+            method="POST",
+        )
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_SECONDS):
-            return
+            return None
     except HTTPError as error:
-        why = f"it answered with {error.code}"
+        with error:
+            return f"it answered with {error.code}"
     except (OSError, HTTPException, ValueError) as error:
-        # Not the error's own text, which may repeat the address.
         cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error
-        why = (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
-    log.warning("UNET_WEBHOOK was not told: %s", why)
+        return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_a_batch_that_dvc_could_not_track_is_tracked_by_the_next_attempt(dvc_tre
     shutil.move("away", ".dvc")
     add()
     assert tracked_md5() == md5_of(LEDGER)
+
+
+@pytest.mark.slow
+def test_the_webhooks_address_does_not_reach_dvc(dvc_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python runs this file at the start of each process that finds it, of DVC too.
+    startup = tmp_path / "startup" / "sitecustomize.py"
+    startup.parent.mkdir()
+    startup.write_text(f"import os\nopen({str(tmp_path / 'seen')!r}, 'a').write(str(dict(os.environ)))\n")
+    monkeypatch.setenv("PYTHONPATH", str(startup.parent), prepend=os.pathsep)
+    monkeypatch.setenv("UNET_WEBHOOK", "https://hooks.example.org/secret")
+    dvc_tree.add_pair("a")
+    dvc_tree.write_recipe()
+    add()
+    seen = (tmp_path / "seen").read_text()
+    assert "DVC_SITE_CACHE_DIR" in seen
+    assert "hooks.example.org" not in seen
 
 
 def test_before_a_missing_sample_is_allowed_nothing_is_recorded(small_data) -> None:

@@ -57,6 +57,30 @@ def test_a_mistake_of_ours_is_not_hidden() -> None:
         run_command("add", fail)
 
 
+def test_a_result_that_is_missing_is_dvcs_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("data/shards/index.json"), tmp_path / "data" / "shards" / "index.json"):
+        assert run_command("drift", lambda path=path: path.read_bytes()) == 7
+        assert capsys.readouterr().err == f"unet drift: a file is missing: {path}. Run `dvc repro`, or restore it.\n"
+
+
+def test_a_place_outside_the_tree_that_cannot_be_made_is_not_dvcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tree").mkdir()
+    monkeypatch.chdir(tmp_path / "tree")
+    assert run_command("drift", (tmp_path / "gone" / "x").mkdir) == 7
+    assert capsys.readouterr().err == (
+        f"unet drift: no such file or folder: {tmp_path}/gone/x. Make it, or choose another place.\n"
+    )
+    assert run_command("export", lambda: Path("../gone/model.onnx").write_bytes(b"")) == 7
+    assert capsys.readouterr().err == (
+        "unet export: no such file or folder: ../gone/model.onnx. Make it, or choose another place.\n"
+    )
+
+
 def test_seconds_are_written_down_for_what_ended_well(tmp_path: Path) -> None:
     timings = tmp_path / ".unet" / "timings.jsonl"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,10 @@ import pytest
 
 from benchmarks.workspace import make_workspace, run
 from pipeline.job_results import ResultReader, take_home
-from pipeline.job_road import Task, _keep, check_versions, parts_of, versions
+from pipeline.job_road import Task, _keep, check_versions, dvcs_reason, parts_of, versions
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, write_zip
-from unet_core.errors import RecipeError, TrainingError
+from unet_core.errors import RecipeError, StorageError, TrainingError
 
 
 def task(**changes) -> Task:
@@ -66,13 +67,38 @@ def test_each_part_of_the_road_is_safe_before_the_next_begins() -> None:
 
 
 def test_what_could_not_be_pushed_is_not_told_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # No DVC repository: its push fails.
     monkeypatch.chdir(tmp_path)
     told: list[str] = []
-    assert _keep(task(), lambda: told.append("results"), limit_seconds=None) not in (0, None)
+    with pytest.raises(StorageError) as caught:
+        _keep(task(), lambda: told.append("results"), limit_seconds=None)
+    text = re.sub(r"mount point '.*?'", "mount point '...'", str(caught.value))
+    assert text == (
+        "dvc push failed on the cluster: you are not inside of a DVC repository (checked up to mount point '...'). Let "
+        "DVC's remote be reached from there (docs/submit.md), then submit again."
+    )
     assert told == []
-    assert _keep(task(has_remote=False), lambda: told.append("results"), limit_seconds=None) == 0
+    _keep(task(has_remote=False), lambda: told.append("results"), limit_seconds=None)
     assert told == ["results"]
+
+
+def test_a_push_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"^dvc push failed on the cluster: DVC ended with -9, without a word\. "):
+        _keep(task(), lambda: None, limit_seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "DVC ended with 255, without a word"),
+        ("\nHaving any troubles? Hit us up at https://dvc.org/support, we are happy to help!\n", "DVC ended with 255, without a word"),
+        ("WARNING: gone:\nx\nERROR: failed to connect to s3 (b/x) - no route\nERROR: 2 files failed\n", "failed to connect to s3 (b/x) - no route; 2 files failed"),
+        ("ERROR: unexpected error - https://me:12345@host/x?key=12345: refused.\n\nHaving any troubles? https://dvc.org/support", "unexpected error - https://***@host/x refused"),
+        ("ERROR: first\n" + "ERROR: another\n" * 99, "first;" + " another;" * 43 + " ..."),
+    ],
+)  # fmt: skip
+def test_dvcs_reason_is_its_first_error_without_secrets(text: str, reason: str) -> None:
+    assert dvcs_reason(text, 255) == reason
 
 
 def pack(home: Path, there: Path, what: Task) -> Path:
@@ -140,6 +166,46 @@ def test_what_a_failed_job_had_finished_comes_home(home: Path, tmp_path: Path) -
     assert "metrics/validate.json" in take_home(home, reader.results, aside=home / ".unet" / "aside")
     shutil.rmtree(home / ".dvc" / "cache", ignore_errors=True)
     run(home, "dvc", "pull", "--allow-missing", "validate")
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_reached_ends_the_job_with_dvcs_reason(home: Path, tmp_path: Path) -> None:
+    run(home, "dvc", "remote", "add", "--default", "--force", "store", "s3://bucket/dvc")
+    there = pack(home, tmp_path / "there", task(stage="split"))
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "12345"}
+    done = start_job(there, **away, AWS_MAX_ATTEMPTS="1")
+    assert done.returncode == 7
+    assert done.stdout.splitlines()[1:] == ["job: dvc pull"]
+    assert done.stderr == (
+        "unet job: dvc pull failed on the cluster: failed to connect to s3 (bucket/dvc/files/md5) - Could not connect to "
+        'the endpoint URL: "http://127.0.0.1:9/bucket"; failed to pull data from the cloud - 1 files failed to download. Let DVC\'s '
+        "remote be reached from there (docs/submit.md), then submit again.\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_stages_own_error_counts_more_than_that_of_the_push_after_it(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / ".unet").mkdir(parents=True)
+    (there / ".dvc").mkdir()
+    (tmp_path / "remote").touch()
+    (there / ".dvc" / "config").write_text(
+        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/remote\n"
+    )
+    (there / "input").write_text("x")
+    (there / "dvc.yaml").write_text(
+        "stages:\n"
+        "  ingest: {cmd: cp input a, deps: [input], outs: [a]}\n"
+        "  validate: {cmd: exit 4, deps: [a], outs: [b]}\n"
+    )
+    for stage, code in (("validate", 4), ("ingest", 7)):
+        record = {"task": asdict(task(stage=stage)), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+        (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
+        done = start_job(there, PYTHONPATH=str(Path(__file__).parents[2]))
+        assert done.returncode == code, done.stdout + done.stderr
+        start = "job: " if code == 4 else "unet job: "
+        assert f"{start}dvc push failed on the cluster: unexpected error - " in done.stderr
+        assert "::result" not in done.stdout
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +41,40 @@ def test_a_cluster_that_is_not_there_is_named_without_a_password() -> None:
         ClusterAwayError, match=r"^Ray's Jobs API can't be reached: http://\*\*\*@127\.0\.0\.1:9\. Start"
     ):
         Jobs("http://me:12345@127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "written", [b"first-half\nsecond-half", "first-half\u20acsecond-half".encode(), b"half-\xff-half"]
+)
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_a_token_that_cannot_be_sent_is_at_fault_and_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bytes, place: str
+) -> None:
+    if place == "variable":
+        monkeypatch.setenv("RAY_AUTH_TOKEN", os.fsdecode(written))
+    else:
+        (tmp_path / "token").write_bytes(written)
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(StorageError) as caught:
+        Jobs("http://127.0.0.1:9")
+    assert str(caught.value) == (
+        "the cluster's token holds a line break or another character that can't be sent (it is not shown). Copy it anew "
+        "into RAY_AUTH_TOKEN, or into the file ~/.ray/auth_token."
+    )
+    assert "half" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_cluster_that_is_silent_is_not_called_away_for_good() -> None:
+    # The system takes connections for it, and nobody ever reads them.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterAwayError) as caught:
+            Jobs(f"http://me:12345@{place}", answer_seconds=0.5)
+    assert str(caught.value) == (
+        f"Ray's Jobs API does not answer within 0.5 s: http://***@{place}. Try again later, look whether its host has "
+        "too much to do, or correct RAY_API_SERVER_ADDRESS."
+    )
 
 
 class Gateway(ThreadingHTTPServer):

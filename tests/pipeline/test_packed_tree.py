@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.packed_tree import MAX_FILE_BYTES, find_contents, hash_tree, write_zip
-from unet_core.errors import StorageError
+from pipeline.packed_tree import MAX_FILE_BYTES, find_contents, hash_tree, source_in_tree, write_zip
+from unet_core.errors import RecipeError, StorageError
 
 GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
 
@@ -74,6 +74,30 @@ def test_a_source_elsewhere_leaves_nothing_out(root: Path, source: str) -> None:
     assert find_contents(root, source=source).data == ()
 
 
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [
+        ("raw", "raw"),
+        ("./data/../raw/", "raw"),
+        (".", "."),
+        ("../raw", None),
+        ("/srv/raw", None),
+        ("s3://bucket/raw", None),
+    ],
+)
+def test_one_rule_says_whether_the_source_lies_in_the_tree(root: Path, source: str, folder: str | None) -> None:
+    assert source_in_tree(root, source) == folder
+
+
+def test_an_absolute_path_into_the_tree_is_refused(root: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_contents(root, source=f"{root}/data/raw")
+    assert str(caught.value) == (
+        f"the source is an absolute path into the tree: params.yaml: ingest.source: {root}/data/raw. The cluster has the "
+        "tree elsewhere, and would write another dvc.lock. Write it relative to the tree: data/raw."
+    )
+
+
 def test_large_data_are_no_hindrance(root: Path) -> None:
     write(root, "raw/images/a.png")
     os.truncate(root / "raw/images/a.png", MAX_FILE_BYTES + 1)
@@ -85,6 +109,7 @@ def test_large_data_are_no_hindrance(root: Path) -> None:
     [
         *(".env.local", "infra/key.pem", "server.key", "credentials", "aws/credentials.csv", ".dvc/config.local"),
         *("my-credentials.json", "secrets.yaml", "id_rsa", ".netrc", "deploy/terraform.tfvars", "Key.PEM"),
+        *(".kube/config", "secrets.py", ".git-credentials"),
     ],
 )
 def test_a_secret_is_refused_by_name(root: Path, name: str) -> None:

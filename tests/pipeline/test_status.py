@@ -1,5 +1,8 @@
 """`unet status`: each part by itself."""
 
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,12 +27,67 @@ def test_where_nothing_is_each_part_says_so_and_nothing_is_made(
         main(["status", "--address", "127.0.0.1:9"])
     assert ended.value.code == 0
     away = "Ray's Jobs API can't be reached: http://127.0.0.1:9. "
-    starts = ("cluster   " + away, "jobs      " + away, "runs      none yet: ", "champion  none yet")
+    same = "not known, for the same reason"
+    starts = ("cluster   " + away, "jobs      " + same, "runs      none yet: ", "champion  none yet")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(starts)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start)
     assert sorted(path.name for path in tree.root.iterdir()) == before
+
+
+class SilentServer(ThreadingHTTPServer):
+    """Takes every question, and answers none before the test is over."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), SilentHandler)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
+        self.is_over = threading.Event()
+
+
+class SilentHandler(BaseHTTPRequestHandler):
+    server: SilentServer
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.is_over.wait(60)
+
+    do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentServer]:
+    with SilentServer() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.is_over.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_silent_server_is_asked_once_and_told_in_one_sentence(
+    tree, silent: SilentServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.write_recipe()
+    monkeypatch.setattr("pipeline.status.ANSWER_SECONDS", 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent.address)
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "--address", silent.address])
+    assert ended.value.code == 0
+    later = "Try again later, look whether its host has too much to do, or correct"
+    assert capsys.readouterr().out.splitlines() == [
+        f"cluster   Ray's Jobs API does not answer within 1 s: {silent.address}. {later} RAY_API_SERVER_ADDRESS.",
+        "jobs      not known, for the same reason",
+        f"runs      tracking server does not answer within 1 s: {silent.address}. {later} MLFLOW_TRACKING_URI.",
+        "champion  not known, for the same reason",
+    ]
+    assert silent.asked == ["/api/version", "/api/2.0/mlflow/experiments/search"]
 
 
 @pytest.mark.slow

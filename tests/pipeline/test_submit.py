@@ -173,6 +173,17 @@ def test_a_cluster_that_is_not_there_is_named(tree, capsys: pytest.CaptureFixtur
     assert text.count("\n") == 1
 
 
+def test_an_absolute_source_in_the_tree_is_refused(tree, capsys: pytest.CaptureFixture[str], committed) -> None:
+    tree.write_recipe(ingest={"source": f"{tree.root}/raw"})
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--address", "http://127.0.0.1:9"])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == (
+        f"unet submit: the source is an absolute path into the tree: params.yaml: ingest.source: {tree.root}/raw. The "
+        "cluster has the tree elsewhere, and would write another dvc.lock. Write it relative to the tree: raw.\n"
+    )
+
+
 class HeadThatFallsSilent(BaseHTTPRequestHandler):
     """Knows of every package, and goes away when it is given a job."""
 
@@ -208,6 +219,32 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     )
 
 
+def test_a_store_that_cannot_be_reached_is_told_with_dvcs_reason(
+    dvc_tree, dvc, committed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (dvc_tree.root / "batch").write_text("of pictures\n")
+    (dvc_tree.root / "dvc.yaml").write_text("stages: {}\n")
+    dvc("add", "batch")
+    dvc("remote", "add", "--default", "store", "s3://bucket/dvc")
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with HTTPServer(("127.0.0.1", 0), HeadThatFallsSilent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", "--address", f"http://127.0.0.1:{server.server_port}"])
+        server.shutdown()
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == (
+        "unet submit: data can't be pushed for the cluster: unexpected error - Could not connect to the endpoint URL: "
+        '"http://127.0.0.1:9/bucket". Mend it, so that `dvc push` works.\n'
+    )
+
+
 def test_without_a_job_there_is_nothing_to_attach_to(tree, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["attach"])
@@ -222,7 +259,7 @@ def committed(tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tree as a repository."""
     tree.write_recipe()
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tree.root.parent))
-    (tree.root / ".dvc").mkdir()
+    (tree.root / ".dvc").mkdir(exist_ok=True)
     (tree.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n", encoding="utf-8")
     identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     for words in (("init", "--quiet"), ("add", "."), (*identity, "commit", "--quiet", "-m", "first")):
@@ -397,7 +434,7 @@ def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, hea
     assert lines[1].strip().startswith("127.0.0.2 (head): 2 of 2 cores free")
     assert any("unet shapes data/raw/few --count 2" in line for line in lines)
     assert any(line.startswith("runs      tracking server can't be reached: http://127.0.0.1:9") for line in lines)
-    assert any(line.startswith("champion  tracking server can't be reached") for line in lines)
+    assert lines[-1] == "champion  not known, for the same reason"
 
 
 @pytest.mark.slow

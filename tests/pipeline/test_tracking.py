@@ -1,5 +1,8 @@
 """Against real SQLite stores; nothing of MLflow is replaced."""
 
+import contextlib
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -64,6 +67,23 @@ def test_a_server_that_is_away_is_named_with_what_to_do() -> None:
     assert text.startswith("tracking server can't be reached: http://127.0.0.1:9: ")
     assert text.endswith("Start it, correct MLFLOW_TRACKING_URI, or unset it to use the working tree's own store.")
     assert "secret" not in text
+
+
+def test_a_server_that_is_silent_is_not_called_another_kind_of_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # The system takes connections for it, and nobody ever reads them.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        for seconds, patience in ((2, contextlib.nullcontext()), (1, tracking.asked_once(1))):
+            with patience, pytest.raises(RegistryError) as caught:
+                tracking.connect(f"http://user:secret@{place}")
+            assert str(caught.value) == (
+                f"tracking server does not answer within {seconds} s: http://...@{place}. Try again later, look whether "
+                "its host has too much to do, or correct MLFLOW_TRACKING_URI."
+            )
+    # Who does more than look has its patience back.
+    assert (os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) == ("1", "1")
 
 
 @pytest.mark.parametrize("uri", ["http://u:secret@localhost:five", "ftp://127.0.0.1/store", "mlflow.db", "http://"])

@@ -1,5 +1,6 @@
 """A real server on loopback."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.told: list[dict] = []
         self.silence = threading.Event()
         self.is_silent = False
+        self.drips = False
 
     @property
     def url(self) -> str:
@@ -36,10 +38,20 @@ class Handler(BaseHTTPRequestHandler):
         self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if self.server.is_silent:
             self.server.silence.wait(30)
+        if self.server.drips:
+            self.drip()
+            return
         self.send_response(self.server.answer)
         self.send_header("Location", f"/elsewhere/{SECRET}")
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def drip(self) -> None:
+        """A byte of a header now and then, each sooner than a socket's patience ends."""
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not self.server.silence.wait(0.05):
+                self.wfile.write(b"x")
 
     def log_message(self, *_) -> None:
         pass
@@ -85,6 +97,16 @@ def test_silence_ends_after_the_time_limit(
     call_webhook(server.url, {})
     assert "UNET_WEBHOOK was not told: " in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_a_server_that_answers_byte_by_byte_is_left_after_the_time_limit(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT_SECONDS", 0.5)
+    server.drips = True
+    # Without a limit for the whole call it would never end: the server goes on until the test is over.
+    call_webhook(server.url, {})
+    assert caplog.messages == ["UNET_WEBHOOK was not told: no whole answer came within 0.5 s"]
 
 
 @pytest.mark.parametrize(

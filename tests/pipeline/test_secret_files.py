@@ -1,0 +1,64 @@
+"""Which names are taken for secrets: a table, and the names of this project."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.secret_files import is_secret_file
+
+SECRET = [
+    *(".env", ".env.local", "prod.env", ".envrc", "infra/key.pem", "server.key", "Key.PEM", "keys/putty.ppk"),
+    *("id_rsa", "id_ed25519", "deploy/id_dsa"),
+    *("credentials", "aws/credentials.csv", "aws_credentials", ".git-credentials", "my-credentials.json"),
+    *("gcpCredentials.json", "service-account.json", "my_service_account-2.json", "kaggle.json"),
+    *(
+        "secret",
+        "secrets",
+        "secret.txt",
+        "secrets.yaml",
+        "my-secrets.yaml",
+        "k8s/db_secret.yml",
+        "client_secret_1.json",
+    ),
+    *(".streamlit/secrets.toml", "secrets.py", "app/Secrets.py", "secret.py", "credentials.py"),
+    *("password", "password.txt", "db-passwords.csv", "passwd"),
+    *("token", "token.txt", "token.json", "api_token", "hub-token.txt", "auth_token", ".vault-token"),
+    *("kubeconfig", "kubeconfig.yaml", "prod.kubeconfig", "terraform.tfvars", "terraform.tfstate.backup"),
+    *(".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".dockercfg", ".s3cfg", ".boto", "rclone.conf"),
+    *(".dvc/config.local", ".kube/config", ".docker/config.json", ".aws/config", "home/.ssh/config", ".gnupg/x.gpg"),
+    *(".KUBE/config", "infra/secrets/database.yaml"),
+]
+HARMLESS = [
+    *(
+        ".env.example",
+        "secrets.yaml.template",
+        "env.yaml",
+        "environment.yml",
+        "params.yaml",
+        ".dvc/config",
+        "kube/config",
+        "docker/config.json",
+    ),
+    *("tests/test_credentials.py", "pipeline/keys.py", "pipeline/token.py", "docs/secrets.md", "secret_files.py"),
+    *("images/secretion.png", "secretory_001.tif", "tokenizer.json", "special_tokens_map.json", "token-mixer.yaml"),
+    *("boto.txt", "keyboard.csv", "monkey.png", "compass.yaml", "Dockerfile", "service.json"),
+]
+
+
+@pytest.mark.parametrize("name", SECRET)
+def test_a_secret_is_known_by_its_name_or_its_folder(name: str) -> None:
+    assert is_secret_file(name)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_sounds_alike_is_none(name: str) -> None:
+    assert not is_secret_file(name)
+
+
+def test_nothing_of_this_project_is_held_back(repository: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, check=True, capture_output=True).stdout
+    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    assert "pipeline/secret_files.py" in names
+    assert [name for name in names if is_secret_file(name)] == []
