@@ -119,7 +119,7 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
 
 
 def check_pins(root: Path) -> None:
-    """TrainingError where another version of a library is installed than constraints.txt says: dvc.lock names that file."""
+    """TrainingError where another version of a library is installed than constraints.txt says, which dvc.lock names."""
     path = root / "constraints.txt"
     lines = path.read_text(encoding="utf-8").split() if path.exists() else []
     pins = dict(line.split("==", 1) for line in lines if "==" in line)

@@ -158,9 +158,9 @@ def _unpack(path: Path) -> bytes:
 
     MLflow tells an object store that it is gzip by its ending, and a download through its server comes unpacked.
     """
-    with path.open("rb") as packed:
-        stream = packed if packed.read(1) == b"{" else gzip.open(packed)
-        packed.seek(0)
+    with path.open("rb") as stream:
+        is_unpacked = stream.read(1) == b"{"
+    with path.open("rb") if is_unpacked else gzip.open(path) as stream:
         text = stream.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise ValueError(f"it holds more than {MAX_BYTES:,} bytes")

@@ -106,7 +106,7 @@ def test_a_worker_that_is_taken_back_tells_ray_with_a_command_that_ray_has() -> 
     from ray.scripts.scripts import cli
 
     container = WORKERS["template"]["spec"]["containers"][0]
-    words = container["lifecycle"]["preStop"]["exec"]["command"][-1].split("&&")[0].split()
+    words = container["lifecycle"]["preStop"]["exec"]["command"][-1].split(";")[0].split()
     assert words[:2] == ["ray", "drain-node"]
     left = cli.commands["drain-node"].make_context("drain-node", words[2:]).params["deadline_remaining_seconds"]
     assert left < WORKERS["template"]["spec"]["terminationGracePeriodSeconds"]

@@ -359,7 +359,7 @@ def test_githubs_next_runner_does_not_train_again_what_nobody_has_merged(first: 
     before = place.folder / "before"
     run(before, "bash", "-e", "-c", take)
     assert run(before, "git", "rev-parse", "HEAD").strip() == place.git("rev-parse", "main"), "there is nothing to take"
-    place.git("push", "--quiet", "origin", "retrain:refs/heads/retrain/1")
+    place.git("push", "--quiet", "origin", "retrain:refs/heads/retrain-runs/1")
     run(place.folder, "git", "clone", "--quiet", "origin.git", "runner")
     runner = place.folder / "runner"
     shutil.copytree(place.tree / "data" / "raw", runner / "data" / "raw")
@@ -367,11 +367,11 @@ def test_githubs_next_runner_does_not_train_again_what_nobody_has_merged(first: 
     run(before, "git", "switch", "--quiet", "--create", "work", "origin/main")
     (before / "pipeline" / "cli.py").write_text("raise SystemExit('nobody has read this')\n", encoding="utf-8")
     commit(before, "work")
-    run(before, "git", "push", "--quiet", "origin", "HEAD:refs/heads/retrain/2")
+    run(before, "git", "push", "--quiet", "origin", "HEAD:refs/heads/retrain-runs/2")
     run(runner, "git", "fetch", "--quiet")
     run(runner, "bash", "-e", "-c", take)
     registry = {"MLFLOW_TRACKING_URI": f"sqlite:///{place.tree / 'mlflow.db'}"}
-    said = run(runner, "unet", "retrain", "--branch", "retrain/3", env=registry)
+    said = run(runner, "unet", "retrain", "--branch", "retrain-runs/3", env=registry)
     assert "nothing to do: " in said
     assert run(runner, "git", "rev-parse", "HEAD").strip() == place.git("rev-parse", "retrain")
 
