@@ -36,6 +36,9 @@ from unet_core.splits import SplitConfig
 
 log = logging.getLogger(__name__)
 
+#: Pixels: MLflow's page of a version cuts off what is wider, and the errors stand at the right.
+PAGE_WIDTH = 640
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -107,7 +110,9 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     reader = ShardReader(shards, read_index(shards).of_split("test"))
     cases = write_cases(evaluation / "cases", image_scores(rows, config.score), reader, network, spec)
     figures = [*write_plots(plots, rows, body, config.score), plots / "cases.png"]
-    write_picture(figures[-1], np.concatenate([np.asarray(Image.open(path)) for path in cases]))
+    rows = Image.fromarray(np.concatenate([np.asarray(Image.open(path)) for path in cases]))
+    rows.thumbnail((PAGE_WIDTH, rows.height))
+    write_picture(figures[-1], np.asarray(rows))
     if version.run_id:
         tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[*tables, *figures])
     put_section(client, version, "Test scores", describe_scores(body, config.score, version.run_id))
