@@ -27,6 +27,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 
 from unet_core.errors import RegistryError
@@ -120,19 +121,20 @@ def connect(uri: str, experiment: str = "unet") -> Client:
 @contextlib.contextmanager
 def asked_once(answer_seconds: int) -> Iterator[None]:
     """Inside, a tracking server gets so long for an answer and is asked for it once: for who only has a look."""
-    given = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(answer_seconds), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    before = {name: os.environ[name] for name in given}
-    os.environ.update(given)
+    limits = (MLFLOW_HTTP_REQUEST_TIMEOUT, answer_seconds), (MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0)
+    before = [(variable, variable.get()) for variable, _ in limits]
     try:
+        for variable, value in limits:
+            variable.set(value)
         yield
     finally:
-        os.environ.update(before)
+        for variable, value in before:
+            variable.set(value)
 
 
 def _patience_seconds() -> int:
     """How long a server is waited for, in all tries together."""
-    tries = int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) + 1
-    return tries * int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+    return (int(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()) + 1) * int(MLFLOW_HTTP_REQUEST_TIMEOUT.get())
 
 
 def _is_timeout(error: BaseException | None) -> bool:

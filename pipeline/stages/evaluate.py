@@ -110,9 +110,9 @@ def run(  # noqa: PLR0913  each is a path of dvc.yaml
     reader = ShardReader(shards, read_index(shards).of_split("test"))
     cases = write_cases(evaluation / "cases", image_scores(rows, config.score), reader, network, spec)
     figures = [*write_plots(plots, rows, body, config.score), plots / "cases.png"]
-    rows = Image.fromarray(np.concatenate([np.asarray(Image.open(path)) for path in cases]))
-    rows.thumbnail((PAGE_WIDTH, rows.height))
-    write_picture(figures[-1], np.asarray(rows))
+    page = Image.fromarray(np.concatenate([np.asarray(Image.open(path)) for path in cases]))
+    page.thumbnail((PAGE_WIDTH, page.height))
+    write_picture(figures[-1], np.asarray(page))
     if version.run_id:
         tracking.log_to_run(client, version.run_id, metrics=_numbers(body), files=[*tables, *figures])
     put_section(client, version, "Test scores", describe_scores(body, config.score, version.run_id))
