@@ -1,12 +1,14 @@
 """What all commands and stages share: one sentence for a foreseen mistake, quiet libraries, seconds written down."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -46,6 +48,16 @@ def _missing(error: FileNotFoundError) -> str:
     if isinstance(name, str) and not Path(os.path.abspath(name)).is_relative_to(Path.cwd()):  # noqa: PTH100
         return f"no such file or folder: {name}. Make it, or choose another place."
     return f"a file is missing: {name}. Run `dvc repro`, or restore it."
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, a scheduler's SIGTERM ends the work as Ctrl-C does: a training writes a checkpoint."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def note_seconds(timings: Path, stage: str, seconds: float) -> None:

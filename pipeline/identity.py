@@ -118,18 +118,21 @@ def input_hashes(root: Path, shards: Path) -> dict[str, str]:
     }
 
 
-def check_pins(root: Path) -> None:
-    """TrainingError where another version of a library is installed than constraints.txt says, which dvc.lock names."""
+def say_other_pins(root: Path) -> str:
+    """Which other version of a library is installed than constraints.txt pins; empty where none is.
+
+    dvc.lock names that file, so results would be recorded as those of the pinned one.
+    """
     path = root / "constraints.txt"
     lines = path.read_text(encoding="utf-8").split() if path.exists() else []
     pins = dict(line.split("==", 1) for line in lines if "==" in line)
     for name, version in versions().items():
         # What is built for one kind of device has it in its version.
         if version != "not installed" and pins.get(name, version).partition("+")[0] != version.partition("+")[0]:
-            raise TrainingError(
-                f"constraints.txt pins {name} {pins[name]}, installed is {version}: the training would be recorded as "
-                "that of another version. Run `make install` (on a cluster, build the image anew), or correct the pin."
+            return (
+                f"constraints.txt pins {name} {pins[name]}, installed is {version}, and dvc.lock will name the former"
             )
+    return ""
 
 
 def host_state() -> dict[str, str]:

@@ -13,7 +13,7 @@ from pipeline.comparison import PairedScores
 from pipeline.gate import GateConfig, Measured, Verdict, judge, judge_first, refuse_seen
 from pipeline.membership import Membership, groups_in, read_memberships
 from pipeline.params import load_section
-from pipeline.past_judgements import hash_samples, note_judgement
+from pipeline.past_judgements import Judged, count_others, hash_samples, note_judgement
 from pipeline.placement import Placement
 from pipeline.question import hash_test_set
 from pipeline.score_summary import ece
@@ -81,11 +81,15 @@ def judge_versions(
     for name in unknown:
         # It can only have become too good by that, and keep its place.
         log.warning("promote: nobody recorded what %s was trained on: it may have seen test images", name)
+    # Before the scoring, which takes minutes: a log that can't be read ends it at once.
+    look = Judged.of(challenger, champion, hash_samples(data.accepted, splits, "test"))
+    before = count_others(client, challenger.name, look)
     verdict = _judge(challenger, champion, data.shards, memberships, placement)
+    note_judgement(client, challenger.name, look)
     return Judgement(
         verdict=verdict,
         test_set_sha256=hash_test_set(data.shards),
-        judgements_before=note_judgement(client, challenger, champion, hash_samples(data.accepted, splits, "test")),
+        judgements_before=before,
         training_unknown=unknown,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.params import RECIPE, locked_stage, read_sections
 from pipeline.secret_files import is_secret_file
 from unet_core.hashing import hash_file
 
@@ -118,6 +119,20 @@ def code_hash(root: Path, modules: Iterable[str] = ("unet_core",)) -> str:
         for path in sorted((root / module).rglob("*.py")):
             digest.update(f"{path.relative_to(root)} {hash_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def is_as_locked(root: Path, stage: str) -> bool:
+    """Whether a stage's files and sections of the recipe are those that dvc.lock names; folders are not looked at."""
+    lock = root / "dvc.lock"
+    told = locked_stage(lock.read_text(encoding="utf-8"), stage) if lock.exists() else {}
+    files = {dep["path"]: dep["md5"] for dep in told.get("deps", []) if not dep["md5"].endswith(".dir")}
+    sections = {name: value for file in told.get("params", {}).values() for name, value in file.items()}
+    recipe = read_sections(root / RECIPE)
+    return bool(told) and all(
+        (root / path).is_file()
+        and hashlib.md5((root / path).read_bytes(), usedforsecurity=False).hexdigest() == known
+        for path, known in files.items()
+    ) and all(recipe.get(name) == value for name, value in sections.items())  # fmt: skip
 
 
 def data_state(shards: Path) -> dict[str, str]:

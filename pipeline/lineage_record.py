@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ INITIAL_WEIGHTS_TAG = "recipe.initial_weights_sha256"
 #: As identity.py writes it; read as plain JSON, since its module brings the trainer along.
 IDENTITY_NAME = "identity.json"
 #: What a record that is damaged, or that others wrote, ends in.
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 #: What a lineage takes from there.
 OF_IDENTITY = ("source", "recipe", "processor", "versions", "scores")
 #: The stages that lead to a model.
@@ -70,15 +71,14 @@ class Lineage:
     def tags(self) -> dict[str, str]:
         """What one searches by; each fits into any registry."""
         patch = self.source.patch.encode("utf-8", "surrogateescape")
-        train = recipe_sections(self.recipe).get("train", {})
         return {
             "git.commit": self.source.commit,
             "git.patch_sha256": hashlib.sha256(patch).hexdigest() if patch else "",
             "data.index_sha256": self.index_sha256,
             "data.test_set_sha256": self.test_set_sha256,
             "recipe.sha256": _sha256(self.recipe),
-            "recipe.seed": str(train.get("seed", "")),
-            INITIAL_WEIGHTS_TAG: str((train.get("initial_weights") or {}).get("sha256", "")),
+            "recipe.seed": str(recipe_sections(self.recipe).get("train", {}).get("seed", "")),
+            INITIAL_WEIGHTS_TAG: _initial_weights(self.recipe),
             "lock.sha256": _sha256(self.lock) if self.lock else "",
             "identity.processor": self.processor,
             "identity.versions": json.dumps(dict(self.versions), sort_keys=True),
@@ -232,6 +232,21 @@ def _samples(inputs: Inputs) -> dict[str, dict[str, tuple[str, str]]]:
         if split is not None:
             found[split][row.key] = (row.image_sha256[:16], row.mask_sha256[:16])
     return found
+
+
+def began_with(client: tracking.Client, version: tracking.Version) -> str:
+    """sha256 of the file of weights with which the training of a version began; empty where with random ones.
+
+    RegistryError where its record must tell, and can't be read.
+    """
+    if INITIAL_WEIGHTS_TAG in version.tags:
+        return version.tags[INITIAL_WEIGHTS_TAG]
+    # Registered by an earlier version of the project.
+    return _initial_weights(read_lineage(client, version).recipe) if RECORD_TAG in version.tags else ""
+
+
+def _initial_weights(recipe: str) -> str:
+    return str((recipe_sections(recipe).get("train", {}).get("initial_weights") or {}).get("sha256", ""))
 
 
 def _sha256(text: str) -> str:

@@ -157,9 +157,11 @@ def source_in_tree(root: Path, source: str) -> str | None:
     if is_url(source):
         return None
     path = Path(os.path.abspath(root / source))  # noqa: PTH100  a link to the data is not followed
-    if not path.is_relative_to(root):
+    # The way to the tree itself may lead over links.
+    ways = [way for way in (root, root.resolve()) if path.is_relative_to(way)]
+    if not ways:
         return None
-    inside = path.relative_to(root).as_posix()
+    inside = path.relative_to(ways[0]).as_posix()
     if PurePosixPath(source).is_absolute():
         raise RecipeError(
             f"the source is an absolute path into the tree: params.yaml: ingest.source: {source}. The cluster has the "

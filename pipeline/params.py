@@ -95,6 +95,12 @@ def keep_stages(lock: str, names: Collection[str]) -> str:
     return yaml.safe_dump({**body, "stages": stages}, sort_keys=False)
 
 
+def locked_stage(lock: str, name: str) -> dict[str, Any]:
+    """What a dvc.lock says of a stage: `deps` and `params`; empty where it does not know the stage."""
+    stage: dict[str, Any] = (yaml.safe_load(lock).get("stages") or {}).get(name, {})
+    return stage
+
+
 def _change_line(text: str, section: str, key: str, value: str) -> str:
     """Replace what stands behind `key` up to a comment, or add the key at the section's beginning."""
     head = re.search(rf"^{re.escape(section)}:[ \t]*(#.*)?\n", text, re.MULTILINE)

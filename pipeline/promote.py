@@ -54,7 +54,7 @@ def promote(*, data: DataPaths, model: Path, receipt: Path, report: Path, ask: R
     client = tracking.connect(placement.tracking_uri, placement.experiment)
     known = read_receipt(receipt)
     entries = settle(client, known.model)
-    challenger = _challenger(client, known, model, _inputs(placement.root, data), ask)
+    challenger = _challenger(client, known, model, data, ask)
     champion = tracking.version_by_alias(client, challenger.name, tracking.CHAMPION)
     if champion is not None and _is_same(champion, challenger):
         say(f"nothing to do: {champion.name} version {champion.number} is champion already, with the same model")
@@ -121,16 +121,17 @@ def _tags(judgement: Judgement, champion: tracking.Version | None) -> dict[str, 
 
 def _inputs(root: Path, data: DataPaths) -> Inputs | None:
     """What the lineage of a version tells of the data; None where they are not here, as force does not need them."""
-    if not all(path.exists() for path in (data.accepted, data.splits, data.shards)):
+    if not all(path.exists() for path in (data.accepted, data.splits, data.shards / "index.json")):
         return None
     return Inputs(root=root, shards=data.shards, accepted=data.accepted, splits=read_splits(data.splits))
 
 
 def _challenger(
-    client: tracking.Client, known: Receipt, model: Path, inputs: Inputs | None, ask: Request
+    client: tracking.Client, known: Receipt, model: Path, data: DataPaths, ask: Request
 ) -> tracking.Version:
     if ask.version is None:
-        return registered_version(client, known, model, inputs)
+        found = tracking.find_version(client, known.model, known.model_sha256)
+        return found or registered_version(client, known, model, _inputs(read_placement().root, data))
     version = tracking.version_by_number(client, known.model, ask.version)
     if version is None:
         raise RegistryError(

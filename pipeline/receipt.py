@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.json_file import write_json
+from pipeline.lineage import is_as_locked
 from pipeline.lineage_record import Inputs, record_lineage, restore_lineage
 from pipeline.registration import ensure_version
 from pipeline.seen import INDEX_TAG, is_trained_here
@@ -70,6 +71,6 @@ def registered_version(
         tracking.set_version_tags(client, version, {INDEX_TAG: receipt.index_sha256})
     restore_lineage(client, version)
     version = tracking.version_by_number(client, version.name, version.number) or version
-    if inputs is not None and is_trained_here(version, inputs.shards):
+    if inputs is not None and is_trained_here(version, inputs.shards) and is_as_locked(inputs.root, "train"):
         record_lineage(client, version, inputs)
     return version

@@ -6,10 +6,8 @@ Killed at any moment, the next call goes on: no file says how far it came. Each 
 DVC, git and registry tells that it is needed, and doing it twice changes nothing.
 """
 
-import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipeline.arrivals import add, record, tracked_by
-from pipeline.command import say
+from pipeline.command import say, terminated_as_interrupted
 from pipeline.params import load_section
 from pipeline.placement import DVC_REMOTE, Placement, read_placement
 from pipeline.retrain_failure import tell_of_failure, to_sentence
@@ -37,13 +34,13 @@ from pipeline.retrain_record import (
     update,
     write_record,
 )
-from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, remember
+from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, read_verdict, remember
 from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_there
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.source import IngestConfig
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
-from unet_core.errors import RecipeError, RegistryError
+from unet_core.errors import RecipeError, RegistryError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +85,7 @@ def retrain(ask: Request, paths: Paths) -> int:
         if lock is None:
             say(f"another retraining is at work in {placement.root}: {holder(path)}. Nothing done.")
             return BUSY
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             return EXIT_CODES[_run(ask, paths, placement, lock)]
 
 
@@ -155,9 +152,13 @@ class _Retraining:
             if not self._reasons:
                 summary = self._summarize("nothing to do", say_idle(found.seen, found.standing.model))
                 write_summary(summary, self._paths.report)
+                if self._notes:
+                    # Such as that upstream can't be taken: by themselves such things do not end.
+                    call_webhook(self._placement.webhook, summary.body())
                 say(summary.line)
                 return "nothing to do"
             check_branch(self._record)
+            self._check_pins(found)
             say(f"retraining: {_join(self._reasons)}")
             return self._act(found)
         except Exception as error:
@@ -183,6 +184,18 @@ class _Retraining:
             pull(found.status, self._lock)
         with self._timed("look"):
             return look(self._paths, self._placement, self._record, may_mend=True)
+
+    def _check_pins(self, found: Look) -> None:
+        """TrainingError where a training would be recorded as that of versions which are not installed."""
+        if not (found.must_add or is_stale(found.seen)):
+            return
+        # It imports torch, which takes seconds.
+        from pipeline.identity import say_other_pins
+
+        if other := say_other_pins(self._placement.root):
+            raise TrainingError(
+                f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin."
+            )
 
     def _act(self, found: Look) -> Outcome:
         if found.must_add:
@@ -272,7 +285,7 @@ class _Retraining:
         promote(data=data, model=paths.model, receipt=paths.receipt, report=paths.report, ask=Gate())
 
     def _summarize(self, outcome: Outcome, sentence: str) -> Summary:
-        standing, verdict = self._standing, _verdict(self._paths.report, self._standing)
+        standing, verdict = self._standing, read_verdict(self._paths.report, self._standing)
         return Summary(
             outcome=outcome,
             sentence=sentence,
@@ -326,25 +339,5 @@ def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
     return "not promoted", answer.sentence if answer else "the gate gave no answer"
 
 
-def _verdict(report: Path, standing: Standing) -> dict[str, Any]:
-    """The gate's numbers, if they are of this model."""
-    try:
-        found: dict[str, Any] = json.loads(report.with_name("verdict.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    is_mine = standing.version is not None and found.get("model_sha256") == standing.version.model_sha256
-    return found if is_mine else {}
-
-
 def _join(reasons: list[Reason]) -> str:
     return "; ".join(reason.text for reason in reasons)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the training below as Ctrl-C does: with a checkpoint."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def check_branch(record: Record) -> None:
     if _git(record.root, "check-ref-format", "--branch", name).returncode:
         raise StorageError(f"not a name for a branch: {name}. Choose another one.")
     _check_room(record.root, name)
-    changed = _changed_beside(record)
+    changed = _changed_beside(record, ".")
     if changed:
         raise StorageError(
             f"changes that are not committed: {changed.splitlines()[0][3:]}: branch {name} would hold results without "
@@ -67,7 +68,10 @@ def _check_room(root: Path, name: str) -> None:
         for ref in _ask(root, "for-each-ref", "--format=%(refname)", place).splitlines():
             other = ref.removeprefix(place)
             if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
-                raise StorageError(f"no room for branch {name}: there is {ref}. Choose another name.")
+                raise StorageError(
+                    f"no room for branch {name}: there is {ref}. Choose another name, or remove that (`git fetch "
+                    "--prune` where the server has it no more)."
+                )
     listed = _ask(root, "worktree", "list", "--porcelain").split("\n\n")
     elsewhere = [lines[0].removeprefix("worktree ") for lines in map(str.splitlines, listed)
                  if f"branch refs/heads/{name}" in lines]  # fmt: skip
@@ -151,39 +155,44 @@ def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[s
         return False, []
     if not _contains(record.root, upstream, "HEAD"):
         return False, _warn(f"{name} and this working tree went apart: merge them by hand; what lies here is used")
-    if _changed_beside(record) or not _is_tracked(ledger, tracked_by):
+    if _changed_beside(record, ":(top)") or not _is_tracked(ledger, tracked_by):
         return False, _warn(f"{name} has new commits, but this working tree has changes: what lies here is used")
-    _make_way(record, upstream, name)
+    if others := _make_way(record, upstream):
+        paths = shlex.join(others)
+        return False, _warn(
+            f"{name} has other results than this working tree ({paths}): what lies here is used. Commit it there, or "
+            f"give it up here: git stash push --include-untracked -- {paths} && dvc checkout"
+        )
     _must(record.root, "merge", "--quiet", "--ff-only", upstream)
     log.info("updated to %s", name)
     return True, []
 
 
-def _changed_beside(record: Record) -> str:
+def _changed_beside(record: Record, where: str) -> str:
     """Tracked files that differ from the newest commit, and are no results; as `git status` lists them."""
     apart = [f":(exclude,literal){path}" for path in record.results]
-    return _ask(record.root, "status", "--porcelain", "--untracked-files=no", "--", ".", *apart)
+    return _ask(record.root, "status", "--porcelain", "--untracked-files=no", "--", where, *apart)
 
 
-def _make_way(record: Record, upstream: str, name: str) -> None:
+def _make_way(record: Record, upstream: str) -> list[str]:
     """Let results that are not committed be no hindrance to upstream's commits.
 
     What upstream has just so, since somebody applied the patch there, is staged, which lets git merge; what upstream
-    left alone stays as it is. StorageError where upstream has other results: then nobody but people can choose.
+    left alone stays as it is. Those of which upstream has others, between which only people can choose.
     """
+    others = []
     results, root = _literal(record.results), record.root
     changed = _ask(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *results)
     unknown = _ask(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *results)
     for path in filter(None, f"{changed}{unknown}".split("\0")):
         here = _ask(root, "hash-object", "--", path) if (root / path).is_file() else ""
         there, before = _blob(root, upstream, path), _blob(root, "HEAD", path)
-        if here == there != "":
-            _must(root, "--literal-pathspecs", "add", "--", path)
+        if here == there:
+            if here:
+                _must(root, "--literal-pathspecs", "add", "--", path)
         elif there != before:
-            raise StorageError(
-                f"{name} and this working tree have different results: {path}. Apply .unet/{PATCH_NAME} there, or give "
-                f"up what lies here (`git restore {path}`), and call again."
-            )
+            others.append(path)
+    return others
 
 
 def _blob(root: Path, commit: str, path: str) -> str:

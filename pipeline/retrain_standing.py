@@ -86,6 +86,16 @@ def nowhere() -> Standing:
     )
 
 
+def read_verdict(report: Path, standing: Standing) -> dict[str, Any]:
+    """The gate's numbers, which lie beside the report, if they are of this model."""
+    try:
+        found: dict[str, Any] = json.loads(report.with_name("verdict.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_mine = standing.version is not None and found.get("model_sha256") == standing.version.model_sha256
+    return found if is_mine else {}
+
+
 def remember(client: tracking.Client, version: tracking.Version, memory: Memory) -> None:
     """Note what the retraining is about; `forget` when people were told."""
     tracking.set_version_tags(client, version, {UNDER_WAY_TAG: json.dumps(asdict(memory))})

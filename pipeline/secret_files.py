@@ -5,23 +5,13 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-#: Where tools keep what they know of a user.
-SECRET_FOLDERS = frozenset({".aws", ".azure", ".docker", ".gnupg", ".kube", ".ssh", ".secrets", "secrets"})
+#: Where tools keep what they know of a user, and nothing that belongs into a repository.
+SECRET_FOLDERS = frozenset({".gnupg", ".kube", ".ssh", ".secrets", "secrets"})
+#: In folders that have other files, too.
+SECRET_PLACES = (".aws/config", ".aws/credentials", ".docker/config.json", ".azure/accesstokens.json")
 SECRET_NAMES = (
-    *(
-        ".env",
-        ".env.*",
-        "*.env",
-        ".envrc",
-        "*.pem",
-        "*.key",
-        "*.p12",
-        "*.pfx",
-        "*.ppk",
-        "*.jks",
-        "*.keystore",
-        "*.kdbx",
-    ),
+    *(".env", ".env.*", "*.env", ".envrc"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
     *("*credentials.json", "*service-account*.json", "*service_account*.json", "kaggle.json"),
     *("kubeconfig*", "*.kubeconfig", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*"),
@@ -30,10 +20,11 @@ SECRET_NAMES = (
 )
 #: A word of the name, as in my-secrets.yaml and .git-credentials, but not in secretion.png; a token's is the last.
 SECRET_WORDS = re.compile(
-    r"(?<![a-z])(secrets?|credentials?|passwords?|passwd)(?![a-z])|(?<![a-z])token(\.[a-z]+)?$", re.ASCII
+    r"(?<![a-z])(secrets?|credentials?|passwords?|passwd)(?![a-z])|(?<![a-z])tokens?(\.(txt|json|ya?ml|toml))?$",
+    re.ASCII,
 )
 #: Names that are about secrets and hold none.
-HARMLESS = ("*.example", "*.sample", "*.template", "*.py", "*.md")
+HARMLESS = ("*.example*", "*.sample*", "*.template*", "*.dist", "*.py", "*.md", "*.rst", ".secrets.baseline")
 #: Python that holds them all the same.
 SECRET_CODE = ("secret.py", "secrets.py", "credentials.py")
 
@@ -44,8 +35,10 @@ def is_secret_file(name: str) -> bool:
         return True
     path = PurePosixPath(name.lower())
     is_named_so = fits(name, SECRET_NAMES) or SECRET_WORDS.search(path.name) is not None
-    is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1])
-    return (is_named_so or is_kept_so) and not fits(name, HARMLESS)
+    is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1]) or "/".join(path.parts[-2:]) in SECRET_PLACES
+    # What GitHub runs is there for all to read.
+    is_harmless = fits(name, HARMLESS) or path.parts[:1] == (".github",)
+    return (is_named_so or is_kept_so) and not is_harmless
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:

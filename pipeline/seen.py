@@ -8,12 +8,12 @@ another version has seen what that has seen.
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import tracking
 from pipeline.lineage import data_state
-from pipeline.lineage_record import INITIAL_WEIGHTS_TAG
+from pipeline.lineage_record import began_with
 from pipeline.membership import Membership, groups_in, todays_groups
 from unet_core.errors import RegistryError
 from unet_core.splits import Split
@@ -51,31 +51,40 @@ def seen_groups(
         recorded = {**(recorded or {}), **training_groups(splits, memberships)}
     if recorded is None:
         return None
-    seen = set(todays_groups(recorded, memberships))
-    for parent, groups in _parents(client, version, shards, splits, memberships):
-        if groups is None:
-            log.warning("%s version %s began with weights of %s: what those have seen is unknown",
-                        version.name, version.number, parent)  # fmt: skip
-        seen |= groups or set()
-    return seen
+    inherited = _inherited_groups(client, version, shards, splits, memberships)
+    return None if inherited is None else {*todays_groups(recorded, memberships), *inherited}
 
 
-def _parents(
+def _inherited_groups(
     client: tracking.Client,
     version: tracking.Version,
     shards: Path,
     splits: Mapping[str, Split | None],
     memberships: Mapping[str, Membership],
-) -> Iterator[tuple[str, set[str] | None]]:
-    """Of whose weights the training of a version began with: name and seen groups."""
-    weights = version.tags.get(INITIAL_WEIGHTS_TAG)
+) -> set[str] | None:
+    """What the weights have seen with which a training began; None where a version of this registry does not know.
+
+    Of weights from elsewhere (ImageNet's) nobody can know: that is told, and no reason to refuse.
+    """
+    name = f"{version.name} version {version.number}"
+    try:
+        weights = began_with(client, version)
+    except RegistryError as error:
+        log.warning("what %s began with is unknown: %s", name, error)
+        return set()
     if not weights or weights == version.weights_sha256:
-        return
+        return set()
     parents = tracking.find_weights(client, weights)
-    for parent in parents:
-        yield f"{parent.name} version {parent.number}", seen_groups(client, parent, shards, splits, memberships)
     if not parents:
-        yield f"a file that is no version of this registry ({weights[:12]})", None
+        log.warning(
+            "%s began with weights of a file that is no version of this registry (%s): what those have seen is unknown",
+            name, weights[:12],
+        )  # fmt: skip
+        return set()
+    # Several have equal weights where their descriptions differ: one record is enough.
+    found = [seen_groups(client, parent, shards, splits, memberships) for parent in parents]
+    known = [groups for groups in found if groups is not None]
+    return set().union(*known) if known else None
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.command import say
-from pipeline.history import Entry, history
+from pipeline.history import Entry, history, is_another_model
 from pipeline.placement import read_placement
 from pipeline.receipt import read_receipt
 from pipeline.scores import SCORE_NAMES
@@ -62,8 +62,8 @@ def _say_champion(champion: tracking.Version | None, entries: Sequence[Entry]) -
     """Which version, and how it came to be: a verdict may be older than a move by hand."""
     if champion is None:
         return "none"
-    moves = [entry for entry in entries if entry.version == champion.number and entry.is_done and not entry.void]
-    if not moves:
+    moves = [entry for entry in entries if entry.is_done and not entry.void]
+    if not moves or moves[-1].version != champion.number or is_another_model(entries, champion):
         return f"version {champion.number}, not by this command"
     last = moves[-1]
     return f"version {last.version}, {last.action} {last.time}{'' if last.action == 'promoted' else f': {last.reason}'}"

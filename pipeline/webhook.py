@@ -26,9 +26,10 @@ def call_webhook(url: str | None, body: Mapping[str, Any]) -> None:
     """Post `body`; what fails is a warning. Without an address nobody is told."""
     if url is None:
         return
+    text = json.dumps(body).encode()
     problems: list[str | None] = []
     # A socket's limit counts anew with each byte that it reads; a lock is held meanwhile.
-    call = threading.Thread(target=lambda: problems.append(_post(url, body)), daemon=True)
+    call = threading.Thread(target=lambda: problems.append(_post(url, text)), daemon=True)
     call.start()
     call.join(TIMEOUT_SECONDS)
     why = problems[0] if problems else f"no whole answer came within {TIMEOUT_SECONDS:g} s"
@@ -36,12 +37,12 @@ def call_webhook(url: str | None, body: Mapping[str, Any]) -> None:
         log.warning("UNET_WEBHOOK was not told: %s", why)
 
 
-def _post(url: str, body: Mapping[str, Any]) -> str | None:
+def _post(url: str, text: bytes) -> str | None:
     """What went wrong, or None; never an error's own text, which may repeat the address."""
     try:
         request = urllib.request.Request(  # noqa: S310 placement.py takes http and https only
             url,
-            data=json.dumps(body).encode(),
+            data=text,
             headers={"Content-Type": "application/json", "User-Agent": "unet"},
             method="POST",
         )

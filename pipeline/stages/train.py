@@ -43,7 +43,9 @@ def run(*, shards: Path, model: Path, metrics: Path, curves: Path, validation: P
     index = read_index(shards)
     spec, config, augment = read_recipe(index)
     placement = read_placement()
-    identity.check_pins(placement.root)
+    if other := identity.say_other_pins(placement.root):
+        # No error: `unet reproduce` trains with what is installed, and says so.
+        log.warning("%s. Run `make install`", other)
     if placement.workers is not None:
         lanes_of_workers(lanes=config.lanes, workers=placement.workers.most)
     # Ray takes seconds to start: meanwhile the recipe is tried, and MLflow makes its store.

@@ -133,12 +133,29 @@ def test_a_training_that_went_on_from_a_versions_weights_has_seen_what_that_has_
     write_model_dir(Path("models/final"), seed=1)
     registered.run("shard", "register")
     assert challenger(client).tags["recipe.initial_weights_sha256"] == old.weights_sha256
+    # Of versions that an earlier version of the project registered, the lineage alone tells.
+    client.delete_model_version_tag("unet", "2", "recipe.initial_weights_sha256")
     with pytest.raises(RegistryError) as caught:
         judge_now(client)
     assert str(caught.value) == (
         "can't be judged: unet version 2 was trained on 1 of 5 groups of today's test split, such as "
         f"'{key}'. Restore the old split settings, or train it anew on today's split."
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_training_that_went_on_from_weights_of_unknown_training_is_refused(
+    registered, client, write_model_dir
+) -> None:
+    old = challenger(client)
+    client.set_model_version_tag("unet", old.number, "data.index_sha256", "of other data")
+    weights = {"path": "weights/old.safetensors", "sha256": old.weights_sha256}
+    registered.write_recipe(train={"initial_weights": weights})
+    write_model_dir(Path("models/final"), seed=1)
+    registered.run("register")
+    with pytest.raises(RegistryError, match=r"^can't be judged: nobody recorded what unet version 2 was trained on: "):
+        judge_now(client)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import yaml
 from pipeline import tracking
 from pipeline.fetched_model import fetch_model
 from pipeline.lineage_record import RECORD_NAME, Inputs, read_lineage
+from pipeline.params import read_sections
 from pipeline.receipt import Receipt, read_receipt, registered_version, write_receipt
 from pipeline.registration import ensure_version
 from pipeline.stages.split import read_splits
@@ -103,17 +105,41 @@ def test_a_version_made_anew_in_another_registry_has_the_lineage_of_the_tree_tha
     other = tracking.connect(f"sqlite:///{tmp_path / 'other.db'}")
     splits = read_splits(Path("data/splits.csv"))
     inputs = Inputs(root=Path.cwd(), shards=SHARDS, accepted=Path("data/accepted.parquet"), splits=splits)
+    lock_training()
     first = registered_version(other, known, MODEL, inputs)
-    assert read_lineage(other, tracking.version_by_number(other, "unet", first.number)) == dataclasses.replace(
-        recorded, run_id=first.run_id
-    )
-    # Other shards than it was trained on say nothing of it.
-    other.delete_model_version("unet", first.number)
-    (SHARDS / "index.json").write_bytes((SHARDS / "index.json").read_bytes() + b" ")
-    third = tracking.connect(f"sqlite:///{tmp_path / 'third.db'}")
-    second = registered_version(third, known, MODEL, inputs)
+    lineage = read_lineage(other, tracking.version_by_number(other, "unet", first.number))
+    assert lineage == dataclasses.replace(recorded, run_id=first.run_id, lock=lineage.lock)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["recipe", "code", "shards", "never locked"])
+def test_a_tree_that_has_changed_since_says_nothing_of_a_version_made_anew(
+    registered, client, tmp_path: Path, changed: str
+) -> None:
+    known = read_receipt(Path("models/receipt.json"))
+    splits = read_splits(Path("data/splits.csv"))
+    inputs = Inputs(root=Path.cwd(), shards=SHARDS, accepted=Path("data/accepted.parquet"), splits=splits)
+    lock_training()
+    if changed == "recipe":
+        registered.write_recipe(train={"learning_rate": 0.5})
+    elif changed == "never locked":
+        Path("dvc.lock").unlink()
+    else:
+        path = {"code": Path("code.py"), "shards": SHARDS / "index.json"}[changed]
+        path.write_bytes(path.read_bytes() + b" ")
+    other = tracking.connect(f"sqlite:///{tmp_path / 'other.db'}")
+    version = registered_version(other, known, MODEL, inputs)
     with pytest.raises(RegistryError, match=r"^no lineage was recorded of unet version 1"):
-        read_lineage(third, second)
+        read_lineage(other, version)
+
+
+def lock_training() -> None:
+    """As DVC leaves it when the stage `train` has run."""
+    Path("code.py").write_text("1\n", encoding="utf-8")
+    digest = hashlib.md5(Path("code.py").read_bytes(), usedforsecurity=False).hexdigest()
+    deps = [{"path": "data/shards", "md5": "0" * 32 + ".dir"}, {"path": "code.py", "hash": "md5", "md5": digest}]
+    stage = {"cmd": "unet stage train", "deps": deps, "params": {"params.yaml": {"train": read_sections()["train"]}}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"train": stage}}), encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -429,6 +429,34 @@ def test_a_lock_file_that_a_kill_cut_off_is_mended(reproduced: Place, tmp_path: 
     place.check_all_done()
 
 
+def test_pins_that_are_not_installed_are_refused_before_the_training(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    pins = place.tree / "constraints.txt"
+    pins.write_text(pins.read_text() + "numpy==1.0\n")
+    commit(place.tree, "newer")
+    code, said = place.call()
+    assert code == 5, said
+    assert "constraints.txt pins numpy 1.0, installed is " in said
+    assert "Run `make install` (on a cluster, build the image anew), or correct the pin." in said
+
+
+def test_the_webhook_hears_that_upstream_can_not_be_had_though_there_is_nothing_to_do(
+    first: Place, tmp_path: Path
+) -> None:
+    place = first.copy_to(tmp_path / "place")
+    hook = {"UNET_WEBHOOK": "http://127.0.0.1:9/secret"}
+    code, said = place.call(env=hook)
+    assert code == 0, said
+    assert "UNET_WEBHOOK" not in said
+    (place.folder / "origin.git").rename(place.folder / "away.git")
+    code, said = place.call(env=hook)
+    assert code == 0, said
+    assert (
+        "origin/main can't be fetched: what lies here is used\nUNET_WEBHOOK was not told: Connection refused\n" in said
+    )
+    assert "nothing to do: " in said
+
+
 def test_new_code_from_upstream_is_what_runs(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     # Somebody merges the branch, and changes the pipeline.

@@ -183,16 +183,42 @@ def test_results_that_upstream_left_alone_stay_as_they_are(record: Record, peopl
 
 
 def test_other_results_upstream_are_for_people_to_choose_from(record: Record, people: Path) -> None:
-    write(record.root, lock="mine\n")
-    write(people, lock="theirs\n")
+    write(record.root, lock="mine\n", receipt="mine\n", metrics="the same\n")
+    write(people, lock="theirs\n", receipt="theirs\n", metrics="the same\n")
     commit_and_push(people)
-    with pytest.raises(StorageError) as caught:
-        update(record, *NO_LEDGER)
-    assert str(caught.value) == (
-        "origin/main and this working tree have different results: dvc.lock. Apply .unet/retrain.patch there, or give "
-        "up what lies here (`git restore dvc.lock`), and call again."
+    moved, (note,) = update(record, *NO_LEDGER)
+    assert not moved
+    head, _, remedy = note.partition("here: ")
+    assert head == (
+        "origin/main has other results than this working tree (dvc.lock models/receipt.json): what lies here is used. "
+        "Commit it there, or give it up "
     )
     assert (record.root / "dvc.lock").read_text() == "mine\n"
+    subprocess.run(["bash", "-e", "-c", remedy.partition(" && ")[0]], cwd=record.root, check=True)
+    assert update(record, *NO_LEDGER) == (True, [])
+    assert (record.root / "models" / "receipt.json").read_text() == "theirs\n"
+
+
+def test_a_result_that_both_sides_removed_is_no_hindrance(record: Record, people: Path) -> None:
+    for folder in (record.root, people):
+        (folder / "metrics" / "ingest.json").unlink()
+    commit_and_push(people)
+    assert update(record, *NO_LEDGER) == (True, [])
+    assert git(record.root, "status", "--porcelain") == ""
+
+
+def test_changes_beside_a_tree_in_a_folder_of_its_repository_are_told(record: Record, people: Path) -> None:
+    write(people, lock="old\n", code="2\n")
+    (people / "inside").mkdir()
+    (people / "inside" / "dvc.lock").write_text("old\n")
+    commit_and_push(people)
+    assert update(record, *NO_LEDGER) == (True, [])
+    write(people, code="3\n")
+    commit_and_push(people)
+    write(record.root, code="mine\n")
+    inside = replace(record, root=record.root / "inside")
+    expected = ["origin/main has new commits, but this working tree has changes: what lies here is used"]
+    assert update(inside, *NO_LEDGER) == (False, expected)
 
 
 @pytest.mark.parametrize("there", ["retrain", "retrain/x/y"])
@@ -203,7 +229,10 @@ def test_a_branch_that_git_has_no_room_for_is_refused_before_the_training(
     git(record.root, "update-ref", f"{where}{there}", "HEAD")
     with pytest.raises(StorageError) as caught:
         check_branch(replace(record, branch="retrain/x"))
-    assert str(caught.value) == f"no room for branch retrain/x: there is {where}{there}. Choose another name."
+    assert str(caught.value) == (
+        f"no room for branch retrain/x: there is {where}{there}. Choose another name, or remove that "
+        "(`git fetch --prune` where the server has it no more)."
+    )
     check_branch(replace(record, branch="retrainings"))
 
 

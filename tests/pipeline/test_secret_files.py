@@ -24,7 +24,7 @@ SECRET = [
     ),
     *(".streamlit/secrets.toml", "secrets.py", "app/Secrets.py", "secret.py", "credentials.py"),
     *("password", "password.txt", "db-passwords.csv", "passwd"),
-    *("token", "token.txt", "token.json", "api_token", "hub-token.txt", "auth_token", ".vault-token"),
+    *("token", "token.txt", "token.json", "api_token", "hub-token.txt", "auth_token", ".vault-token", "api_tokens.txt"),
     *("kubeconfig", "kubeconfig.yaml", "prod.kubeconfig", "terraform.tfvars", "terraform.tfstate.backup"),
     *(".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".dockercfg", ".s3cfg", ".boto", "rclone.conf"),
     *(".dvc/config.local", ".kube/config", ".docker/config.json", ".aws/config", "home/.ssh/config", ".gnupg/x.gpg"),
@@ -43,6 +43,8 @@ HARMLESS = [
     ),
     *("tests/test_credentials.py", "pipeline/keys.py", "pipeline/token.py", "docs/secrets.md", "secret_files.py"),
     *("images/secretion.png", "secretory_001.tif", "tokenizer.json", "special_tokens_map.json", "token-mixer.yaml"),
+    *(".env.dist", "infra/secret.example.yaml", "docs/secret-management.rst", ".secrets.baseline", "token.pt"),
+    *(".github/workflows/secrets-scan.yaml", ".docker/Dockerfile", ".aws/task.json"),
     *("boto.txt", "keyboard.csv", "monkey.png", "compass.yaml", "Dockerfile", "service.json"),
 ]
 
