@@ -88,6 +88,7 @@ def test_a_dry_run_names_the_submission(team: Team) -> None:
     assert said.endswith("steps: unet add, unet submit, dvc push, a commit on branch retrain, unet promote\n")
 
 
+@pytest.mark.chaos
 def test_killed_it_follows_the_same_job_and_ends_as_a_retraining_here_does(team: Team) -> None:
     place = team.place
     call = start(place.tree, *CALL, env=team.environment)
