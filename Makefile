@@ -8,8 +8,10 @@ VENV ?= .venv
 TORCH ?= $(if $(wildcard $(VENV)/.run-cuda),cuda,cpu)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-# Kubernetes' own kinds; Ray's are looked at in tests/infra.
+# Kubernetes' own kinds.
 KUBERNETES := 1.34.0
+# KubeRay's own, where they lie beside the checkout.
+RAY_SCHEMAS := ../shared/schemas
 CORE_MANIFESTS := $(filter-out %/kustomization.yaml,$(filter-out infra/kubernetes/ray%,$(wildcard infra/kubernetes/*.yaml)))
 # Two at a time: many tests wait for servers. A file's tests share what is dear to make, and stay together.
 PYTEST_ALL := pytest --numprocesses 2 --dist loadfile
@@ -77,7 +79,11 @@ check-infra: install-dev ## only the manifests: image, compose, Kubernetes, work
 	hadolint infra/Dockerfile
 	check-jsonschema --builtin-schema vendor.compose-spec infra/compose*.yaml
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	@if command -v actionlint; then actionlint; else echo "no actionlint here: workflows are checked by their schema alone"; fi
 	kubernetes-validate --strict --quiet --kubernetes-version $(KUBERNETES) $(CORE_MANIFESTS)
+	@test -d $(RAY_SCHEMAS) || echo "no $(RAY_SCHEMAS) here: the manifests of Ray's kinds are not checked"
+	for kind in $(notdir $(wildcard $(RAY_SCHEMAS)/ray*.v1.json)); do \
+	  check-jsonschema --schemafile $(RAY_SCHEMAS)/$$kind infra/kubernetes/$${kind%.v1.json}.yaml || exit; done
 
 fmt: install-dev ## format and mend what can be mended
 	ruff format .
