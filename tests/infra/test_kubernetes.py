@@ -83,7 +83,7 @@ def test_secrets_are_named_and_never_written() -> None:
     variables = [variable for found in find(EVERYTHING, "env") for variable in found]
     for variable in variables:
         assert not re.search("PASSWORD|TOKEN|SECRET", variable["name"]) or "valueFrom" in variable
-    page = (ROOT / "docs" / "infrastructure.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in SECRETS)
 
 
