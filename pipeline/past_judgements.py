@@ -60,11 +60,10 @@ class Judged:
 
 
 def count_others(client: tracking.Client, name: str, now: Judged) -> int:
-    """How many judgements looked at half of these samples or more; to judge the same pair again is no new look."""
+    """How many other pairs were judged on half of these samples or more; to judge a pair again is no new look."""
     log = find_log(client, _title(name))
-    lines = log.read() if log else {}
-    others = [sketch for pair, sketch in map(_read_line, lines.items()) if pair != now.pair]
-    return sum(shared_share(now.samples, sketch) >= LEAST_SHARE for sketch in others)
+    lines = map(_read_line, (log.read() if log else {}).items())
+    return len({pair for pair, sketch in lines if shared_share(now.samples, sketch) >= LEAST_SHARE} - {now.pair})
 
 
 def note_judgement(client: tracking.Client, name: str, now: Judged) -> None:

@@ -117,6 +117,7 @@ def test_shards_are_in_dvcs_remote_before_workers_read_them_there(first: Place, 
     place.check_all_done()
 
 
+@pytest.mark.chaos
 def test_stopped_after_add(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     place.add_shapes(72)

@@ -438,6 +438,7 @@ def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, hea
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_the_whole_road_there_gives_the_weights_and_the_lock_of_a_run_here(tmp_path: Path) -> None:
     reason = why_not()
     if reason:
