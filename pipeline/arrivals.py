@@ -1,18 +1,16 @@
 """`unet add` and `unet shapes`: data arrive. Recording is an explicit act; every stage follows from the record."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from pipeline.command import say
+from pipeline.dvc_process import dvcs_reason, run_dvc
 from pipeline.ledger import Changes, append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
-from pipeline.placement import environment_for_tools
 from pipeline.progress import progress
 from pipeline.source import IngestConfig, Pair
 from pipeline.storage import public
@@ -70,15 +68,10 @@ def tracked_by(ledger: Path) -> Path:
 
 
 def _track(ledger: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "add", str(ledger)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment_for_tools(),
-    )
+    done = run_dvc("add", str(ledger))
     if done.returncode:
-        raise StorageError(f"DVC can't track the ledger: {ledger}: {public(' '.join(done.stderr.split()))}")
+        why = dvcs_reason(done.stderr, done.returncode)
+        raise StorageError(f"DVC can't track the ledger {ledger}: {why}. Mend it, then try again.")
 
 
 def draw_source(folder: Path, *, count: int, seed: int) -> None:

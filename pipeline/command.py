@@ -15,6 +15,9 @@ import psutil
 
 from unet_core.errors import StorageError, UnetError
 
+#: What a shell says of an interrupted command; the exit code for a job that was stopped, too.
+INTERRUPTED = 130
+
 
 def run_command(name: str, function: Callable[[], None], *, timings: Path | None = None) -> int:
     """Run a command to its exit code; with `timings`, append its seconds (from the process's start) there."""
@@ -36,7 +39,7 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
         return StorageError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(f"unet {name}: interrupted\n")
-        return 130
+        return INTERRUPTED
     if timings is not None:
         note_seconds(timings, name, time.time() - started)
     return 0

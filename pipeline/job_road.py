@@ -12,19 +12,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeline.command import run_command, say
+from pipeline.command import INTERRUPTED, run_command, say
+from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason
 from pipeline.job_results import find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
-from pipeline.retrain_steps import INTERRUPTED, STAGE_ENDED
-from pipeline.storage import public
 from unet_core.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -41,8 +39,6 @@ GRACE_SECONDS = 20.0
 LAST_WORDS_SECONDS = 5.0
 #: And then for a push of what it had finished; submit.py has Ray wait longer than all three.
 PUSH_SECONDS = 15.0
-#: Characters of what DVC says of its end.
-MAX_REASON = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,7 @@ def _carry_out(task: Task, keep: Callable[[], None]) -> int:
 def _reproduce(task: Task, keep: Callable[[], None]) -> int:
     """In parts: after each what it made is in the remote and told home, where a lost host can't take it away."""
     # A source that is not here is none that has changed.
-    repro = _dvc("repro", "--allow-missing")
+    repro = [*DVC, "repro", "--allow-missing"]
     for part in parts_of(task.stage):
         is_data = part in DATA_STAGES
         code = _call_dvc([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
@@ -195,7 +191,7 @@ def _move_data(*words: str, limit_seconds: float | None = None) -> None:
     """`dvc pull` or `dvc push`; StorageError with DVC's reason, which it keeps to itself if it is to be quiet."""
     say(f"job: dvc {words[0]}")
     with tempfile.TemporaryFile() as told:
-        code = _call(_dvc(*words), limit_seconds=limit_seconds, told=told)
+        code = _call([*DVC, *words], limit_seconds=limit_seconds, told=told)
         told.seek(0)
         text = told.read().decode(errors="replace")
     if code:
@@ -205,21 +201,8 @@ def _move_data(*words: str, limit_seconds: float | None = None) -> None:
         )
 
 
-def dvcs_reason(text: str, code: int) -> str:
-    """Why DVC ended with `code`, from its standard error: a line without secrets and without its own advertisement."""
-    # The first error is the cause of those that follow, one for each file; before it there may be as many warnings.
-    lines = text[max(0, text.find("ERROR: ")) :].splitlines()
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.strip() and "dvc.org/support" not in line]
-    short = textwrap.shorten(public("; ".join(errors)).rstrip("."), MAX_REASON, placeholder=" ...")
-    return short or f"DVC ended with {code}, without a word"
-
-
 def _unet(*words: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *words]
-
-
-def _dvc(*words: str) -> list[str]:
-    return [sys.executable, "-m", "dvc", *words]
 
 
 def _call(command: Sequence[str], *, limit_seconds: float | None = None, told: IO[bytes] | None = None) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline import identity, tracking
 from pipeline.command import say
+from pipeline.dvc_process import DVC, dvcs_reason
 from pipeline.identity import Identity
 from pipeline.lineage import Source, data_state
 from pipeline.params import RECIPE, read_sections
@@ -178,20 +179,19 @@ def find_shards(root: Path, tree: Path, shards: Path, record: Identity) -> Path:
 
 def _pull(root: Path, tree: Path, shards: Path, wanted: str) -> None:
     """Get shards into the worktree with the user's DVC settings and cache."""
-    dvc = [sys.executable, "-m", "dvc"]
     local = root / ".dvc" / "config.local"
     if local.exists():
         shutil.copy(local, tree / ".dvc" / "config.local")
-    cache = subprocess.run([*dvc, "cache", "dir"], cwd=root, capture_output=True, text=True, check=False)
-    words = [*dvc, "cache", "dir", "--local", cache.stdout.strip()]
+    cache = subprocess.run([*DVC, "cache", "dir"], cwd=root, capture_output=True, text=True, check=False)
+    words = [*DVC, "cache", "dir", "--local", cache.stdout.strip()]
     subprocess.run(words, cwd=tree, capture_output=True, check=False)
     for command in (["checkout"], ["pull"]):
-        done = subprocess.run([*dvc, *command, str(shards)], cwd=tree, capture_output=True, text=True, check=False)
+        done = subprocess.run([*DVC, *command, str(shards)], cwd=tree, capture_output=True, text=True, check=False)
         if done.returncode == 0 and (tree / shards / "index.json").exists():
             return
     raise DataError(
         f"the recorded shards are missing: {shards} with index {wanted}: neither here nor in DVC's cache "
-        f"nor at its remote: {' '.join(done.stderr.split())[:300]}. Get them (`dvc pull`), then try again."
+        f"nor at its remote: {dvcs_reason(done.stderr, done.returncode)}. Get them (`dvc pull`), then try again."
     )
 
 

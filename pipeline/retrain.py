@@ -124,6 +124,8 @@ def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
     }
     say(f"would retrain: {_join(reasons)}")
     say(f"steps: {', '.join(step for step, is_needed in steps.items() if is_needed) or 'none, only word of it'}")
+    if will_run and (other := _other_pins(placement.root)):
+        say(f"and would refuse before the first of them: {other}")
 
 
 class _Retraining:
@@ -189,13 +191,8 @@ class _Retraining:
         """TrainingError where a training would be recorded as that of versions which are not installed."""
         if not (found.must_add or is_stale(found.seen)):
             return
-        # It imports torch, which takes seconds.
-        from pipeline.identity import say_other_pins
-
-        if other := say_other_pins(self._placement.root):
-            raise TrainingError(
-                f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin."
-            )
+        if other := _other_pins(self._placement.root):
+            raise TrainingError(other)
 
     def _act(self, found: Look) -> Outcome:
         if found.must_add:
@@ -314,6 +311,15 @@ class _Retraining:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _other_pins(root: Path) -> str:
+    """In a sentence, what is installed and not as pinned; empty where nothing is."""
+    # It imports torch, which takes seconds.
+    from pipeline.identity import say_other_pins
+
+    other = say_other_pins(root)
+    return other and f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin."
 
 
 def _client(found: Look) -> Client:

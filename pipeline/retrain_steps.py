@@ -1,4 +1,4 @@
-"""What a retraining asks of DVC, as processes: what is stale, pull, reproduce (here or on a cluster), push."""
+"""What a retraining asks of DVC: what is stale, pull, reproduce (here or on a cluster), push."""
 
 import json
 import logging
@@ -7,26 +7,22 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.command import INTERRUPTED
+from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with_remote
 from pipeline.placement import environment_for_tools
 from pipeline.storage import public
 from unet_core.errors import StorageError, TrainingError, UnetError
 
 log = logging.getLogger(__name__)
 
-DVC = (sys.executable, "-m", "dvc")
 #: All stages on a cluster, without the gate, which decides where the retraining runs.
 SUBMIT = (sys.executable, "-m", "pipeline.cli", "submit", "--resume", "report")
-#: What DVC says of a stage that failed: DVC's own exit code tells nothing.
-STAGE_ENDED = re.compile(r"failed to run: .*exited with (\d+)")
-#: What a shell says of an interrupted command; the exit code for a job that was stopped.
-INTERRUPTED = 130
 #: Seconds in which an interrupted training may write its checkpoint.
 GRACE_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -56,7 +52,7 @@ def read_status(process: "subprocess.Popen[str]") -> Status:
     """What it found; StorageError where DVC can't tell."""
     told, errors = process.communicate()
     if process.returncode:
-        raise StorageError(f"DVC can't tell what is stale: {_short(errors)}")
+        raise StorageError(f"DVC can't tell what is stale: {dvcs_reason(errors, process.returncode)}.")
     # DVC may say something else before, such as that it makes its folders.
     return parse_status(json.loads(told[told.index("{") :]))
 
@@ -83,7 +79,7 @@ def parse_status(body: Mapping[str, Any]) -> Status:
 
 def has_remote(lock: int | None) -> bool:
     """Whether DVC has a default remote."""
-    return bool(_dvc("config", "core.remote", lock=lock).stdout.strip())
+    return bool(run_dvc("config", "core.remote", lock=lock).stdout.strip())
 
 
 def pull(status: Status, lock: int | None) -> None:
@@ -93,23 +89,22 @@ def pull(status: Status, lock: int | None) -> None:
     and the stage that makes it again goes on from there.
     """
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
-    done = dvc_with_remote("fetch", *names, lock=lock)
+    done = run_dvc_with_remote("fetch", *names, lock=lock)
     if done.returncode:
-        raise StorageError(f"DVC can't fetch what is recorded: {_short(done.stderr)}")
+        raise StorageError(f"DVC can't fetch what is recorded: {dvcs_reason(done.stderr, done.returncode)}.")
     gone = [name for name in names if not Path(name).exists()]
     others = [name for name in names if name not in gone]
     for found in filter(None, (gone, others)):
-        if _dvc("checkout", "--allow-missing", *found, lock=lock).returncode:
+        if run_dvc("checkout", "--allow-missing", *found, lock=lock).returncode:
             log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(found))
 
 
 def push(lock: int | None) -> None:
     """Send results to the remote; StorageError where it can't be reached."""
-    done = dvc_with_remote("push", lock=lock)
+    done = run_dvc_with_remote("push", lock=lock)
     if done.returncode:
-        raise StorageError(
-            f"DVC can't push the results: {_short(done.stderr)} They stay here; the next call tries again."
-        )
+        why = dvcs_reason(done.stderr, done.returncode)
+        raise StorageError(f"DVC can't push the results: {why}. They stay here; the next call tries again.")
 
 
 def reproduce(lock: int | None, told: Path, *, stage: str | None = None) -> None:
@@ -196,29 +191,5 @@ def _failure(code: int, text: str) -> UnetError:
     codes = [code, *map(int, reversed(STAGE_ENDED.findall(text)))]
     kind = next((kinds[each] for each in codes if each in kinds), TrainingError)
     sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
-    why = sentences[-1] if sentences else f"the pipeline ended with {code}: {_short(text)}"
+    why = sentences[-1] if sentences else f"the pipeline ended with {code}: {dvcs_reason(text, code)}."
     return kind(public(why))
-
-
-def dvc_with_remote(*words: str, lock: int | None) -> "subprocess.CompletedProcess[str]":
-    """Run DVC with an empty memory: killed while it notes what there is to send, it takes half of it for all later."""
-    with tempfile.TemporaryDirectory() as memory:
-        return _dvc(*words, lock=lock, more={"DVC_SITE_CACHE_DIR": memory})
-
-
-def _dvc(*words: str, lock: int | None, more: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*DVC, *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**environment_for_tools(), **(more or {})},
-        pass_fds=[lock] if lock is not None else [],
-    )
-
-
-def _short(text: str) -> str:
-    """The end of what DVC says, in a line without secrets."""
-    lines = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "http" not in line or "docs" not in line] or lines
-    return public(" ".join(" ".join(errors).split()))[-400:]

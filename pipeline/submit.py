@@ -18,15 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from pipeline.command import say
+from pipeline.command import INTERRUPTED, say
+from pipeline.dvc_process import dvcs_reason, run_dvc_with_remote
 from pipeline.job_results import ResultReader, note_tree, take_home
-from pipeline.job_road import Task, dvcs_reason, versions
+from pipeline.job_road import Task, versions
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, source_in_tree, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
-from pipeline.retrain_steps import INTERRUPTED, dvc_with_remote
 from pipeline.source import IngestConfig
 from pipeline.storage import is_url, public
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -169,7 +169,7 @@ def check_remote(dvc_config: Mapping[str, Mapping[str, str]], *, needs_remote: b
 
 def _push_data() -> None:
     """What only this machine has (a new batch in the ledger, say) must be where the cluster can get it."""
-    done = dvc_with_remote("push", lock=None)
+    done = run_dvc_with_remote("push", lock=None)
     if done.returncode:
         why = dvcs_reason(done.stderr, done.returncode)
         raise StorageError(f"data can't be pushed for the cluster: {why}. Mend it, so that `dvc push` works.")

@@ -1,7 +1,8 @@
 """Everything at once, as a team has it: three Ray hosts, an object store, MLflow on PostgreSQL, passwords everywhere.
 
-A tree is submitted, loses a host in mid-training, is promoted there and retrained by two schedulers at once; what comes
-home is what a machine alone makes of the same commit. Without the right word every door stays shut.
+A tree is begun by `unet init`, submitted, loses a host in mid-training, is promoted there and retrained by two
+schedulers at once; what comes home is what a machine alone makes of the same files. Without the right word every door
+stays shut.
 """
 
 import json
@@ -24,7 +25,7 @@ from benchmarks.object_store import ObjectStore, object_store
 from benchmarks.postgres import find_programs
 from benchmarks.ray_head import why_not as no_dashboard
 from benchmarks.retraining import CALL, TINY, Place, open_place
-from benchmarks.workspace import commit, run, start, weights_of
+from benchmarks.workspace import change_recipe, commit, run, start, weights_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -105,10 +106,9 @@ def team(tmp_path: Path) -> Iterator[Team]:
     reason = no_hosts() or no_dashboard() or (None if find_programs() else "PostgreSQL is not installed")
     if reason:
         pytest.skip(reason)
-    source = tmp_path / "shapes"
-    # Long enough to lose a host.
-    changes = {**TINY, "ingest.source": str(source), "train.epochs": 20}
-    place = open_place(tmp_path / "place", "shapes", changes)
+    place = open_place(tmp_path / "place", "shapes", {})
+    # A recipe is made by `unet init`.
+    (place.tree / "params.yaml").unlink()
     with network() as hosts, object_store(SERVER_ADDRESS, hosts.beside) as store:
         # Buckets of the artifacts and of DVC.
         for bucket in ("models", "dvc"):
@@ -123,14 +123,21 @@ def team(tmp_path: Path) -> Iterator[Team]:
 
 def test_a_team_submits_loses_a_host_promotes_and_retrains(team: Team, tmp_path: Path) -> None:
     check_doors(team)
-    place = team.place
-    team.run("unet", "shapes", str(tmp_path / "shapes"), "--count", "60")
-    team.run("unet", "add")
+    place, source = team.place, tmp_path / "shapes"
+    team.run("unet", "shapes", str(source), "--count", "60")
+    team.run("unet", "init", "--source", str(source))
+    # Small, and long enough to lose a host.
+    change_recipe(place.tree, None, {**TINY, "model.width": 8, "train.epochs": 20})
     place.run("dvc", "remote", "modify", "store", "url", "s3://dvc/store")
     commit(place.tree, "first delivery")
-    place.git("push", "--quiet")
     alone = train_alone(place, tmp_path)
 
+    team.run("dvc", "repro", "shard")
+    team.run("dvc", "push")
+    commit(place.tree, "first shards")
+    place.git("push", "--quiet")
+    # The hosts have the data from the store alone.
+    source.rename(tmp_path / "away")
     process = team.start("unet", "submit")
     lost = team.hosts.hosts[-1]
     wait_until_it_trains(team, process)
@@ -140,6 +147,7 @@ def test_a_team_submits_loses_a_host_promotes_and_retrains(team: Team, tmp_path:
     assert "promoted: the first champion, Dice 0." in said
     for secret in (team.hosts.token, team.store.secret, team.mlflow["MLFLOW_TRACKING_PASSWORD"]):
         assert secret not in said
+    (tmp_path / "away").rename(source)
     team.run("dvc", "pull")
     assert weights_of(place.tree) == weights_of(alone)
     assert (place.tree / "dvc.lock").read_text() == (alone / "dvc.lock").read_text()
@@ -147,7 +155,7 @@ def test_a_team_submits_loses_a_host_promotes_and_retrains(team: Team, tmp_path:
 
     commit(place.tree, "first model")
     place.git("push", "--quiet")
-    team.run("unet", "shapes", str(tmp_path / "shapes"), "--count", "72")
+    team.run("unet", "shapes", str(source), "--count", "72")
     calls = [team.retrain(tmp_path / f"{name}.log") for name in ("first", "second")]
     codes = sorted(call.wait(timeout=600) for call in calls)
     told = "".join((tmp_path / f"{name}.log").read_text() for name in ("first", "second"))

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.workspace import make_workspace, run
 from pipeline.job_results import ResultReader, take_home
-from pipeline.job_road import Task, _keep, check_versions, dvcs_reason, parts_of, versions
+from pipeline.job_road import Task, _keep, check_versions, parts_of, versions
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, write_zip
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -85,20 +85,6 @@ def test_a_push_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match=r"^dvc push failed on the cluster: DVC ended with -9, without a word\. "):
         _keep(task(), lambda: None, limit_seconds=0.01)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "DVC ended with 255, without a word"),
-        ("\nHaving any troubles? Hit us up at https://dvc.org/support, we are happy to help!\n", "DVC ended with 255, without a word"),
-        ("WARNING: gone:\nx\nERROR: failed to connect to s3 (b/x) - no route\nERROR: 2 files failed\n", "failed to connect to s3 (b/x) - no route; 2 files failed"),
-        ("ERROR: unexpected error - https://me:12345@host/x?key=12345: refused.\n\nHaving any troubles? https://dvc.org/support", "unexpected error - https://***@host/x refused"),
-        ("ERROR: first\n" + "ERROR: another\n" * 99, "first;" + " another;" * 43 + " ..."),
-    ],
-)  # fmt: skip
-def test_dvcs_reason_is_its_first_error_without_secrets(text: str, reason: str) -> None:
-    assert dvcs_reason(text, 255) == reason
 
 
 def pack(home: Path, there: Path, what: Task) -> Path:

@@ -435,6 +435,9 @@ def test_pins_that_are_not_installed_are_refused_before_the_training(first: Plac
     pins = place.tree / "constraints.txt"
     pins.write_text(pins.read_text() + "numpy==1.0\n")
     commit(place.tree, "newer")
+    code, said = place.call(*CALL, "--dry-run")
+    assert code == 0, said
+    assert "\nand would refuse before the first of them: constraints.txt pins numpy 1.0, installed is " in said
     code, said = place.call()
     assert code == 5, said
     assert "constraints.txt pins numpy 1.0, installed is " in said
