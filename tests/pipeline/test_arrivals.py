@@ -69,7 +69,9 @@ def test_a_batch_that_dvc_could_not_track_is_tracked_by_the_next_attempt(dvc_tre
     add()
     dvc_tree.add_pair("b")
     shutil.move(".dvc", "away")
-    with pytest.raises(StorageError, match=r"^DVC can't track the ledger arrivals/raw.jsonl: you are not inside of a DVC "):
+    with pytest.raises(
+        StorageError, match=r"^DVC can't track the ledger arrivals/raw.jsonl: you are not inside of a DVC "
+    ):
         add()
     shutil.move("away", ".dvc")
     add()
