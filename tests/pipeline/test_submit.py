@@ -212,7 +212,9 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
             main(["submit", "--address", address, "--", "history"])
         server.shutdown()
     assert ended.value.code == 7
-    told = json.loads((tree.root / ".unet" / "jobs.jsonl").read_text())
+    known = tree.root / ".unet" / "jobs.jsonl"
+    assert known.stat().st_mode & 0o077 == 0
+    told = json.loads(known.read_text())
     assert told["address"] == address
     assert capsys.readouterr().err.endswith(
         f"Whether the job began is not known: before you submit again, ask `unet attach {told['job']}`.\n"
