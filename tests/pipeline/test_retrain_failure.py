@@ -1,5 +1,7 @@
 import errno
 import json
+import urllib.error
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,13 @@ def failed(sentence: str) -> Summary:
 )
 def test_a_failure_is_told_in_words_that_are_nobodys_secret(error: Exception, sentence: str) -> None:
     assert to_sentence(error) == sentence
+
+
+def test_the_password_in_a_failed_address_is_told_to_nobody() -> None:
+    # Python keeps it as the name of the file that could not be had.
+    address = "https://me:12345@host.invalid/data?token=12345"
+    error = urllib.error.HTTPError(address, 403, "Forbidden", Message(), None)
+    assert to_sentence(error) == "HTTPError: https://***@host.invalid/data"
 
 
 def test_a_full_disk_keeps_the_summary_of_the_call_before(small_disk: Path) -> None:
