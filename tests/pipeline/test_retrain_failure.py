@@ -37,6 +37,15 @@ def test_the_password_in_a_failed_address_is_told_to_nobody() -> None:
     assert to_sentence(error) == "HTTPError: https://***@host.invalid/data"
 
 
+def test_a_failure_about_a_file_whose_name_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
+    # As Python reads a name in Latin-1 from a disk.
+    name = b"gr\xfcn.png".decode("utf-8", "surrogateescape")
+    tell_of_failure(failed(f"image can't be read: {name}."), report=tmp_path / "report.html", webhook=None)
+    assert json.loads((tmp_path / "retrain.json").read_text())["sentence"] == f"image can't be read: {name}."
+    told = (tmp_path / "retrain.md").read_text(encoding="utf-8")
+    assert told == "# Retraining: failed\n\nimage can't be read: gr\\udcfcn.png.\n"
+
+
 def test_a_full_disk_keeps_the_summary_of_the_call_before(small_disk: Path) -> None:
     report = small_disk / "report.html"
     tell_of_failure(failed("of the call before"), report=report, webhook=None)
