@@ -127,7 +127,8 @@ def test_a_lineage_that_is_lost_is_told_and_the_versions_own_record_counts(
         (b"[]", "not a group for each key"),
         (b'{"a": null}', "not a group for each key"),
         (b"\xff", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        (b"[" * 100_000, "maximum recursion depth exceeded while decoding a JSON array from a unicode string"),
+        # How it begins depends on Python's version.
+        (b"[" * 100_000, " while decoding a JSON array from a unicode string"),
     ],
     ids=["a list", "no group", "not text", "too deep"],
 )
@@ -138,7 +139,8 @@ def test_a_damaged_record_of_a_parent_is_refused_by_that_parents_name(
     child = register("second", seen={"d": "group d"}, **began_with("first"))
     with pytest.raises(RegistryError) as caught:
         seen_by(client, child)
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         "can't be judged: what unet version 1 was trained on can't be read: evaluation/training_groups.json of run "
-        f"{parent.run_id}: {reason}. Run `dvc repro -f -s evaluate` on the splits of its training."
+        f"{parent.run_id}: "
     )
+    assert str(caught.value).endswith(f"{reason}. Run `dvc repro -f -s evaluate` on the splits of its training.")
