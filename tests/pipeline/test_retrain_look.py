@@ -60,7 +60,11 @@ def project(tree, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.write_recipe(ingest={"source": "./raw/", "ledger": "./arrivals/raw.jsonl"})
     Path(".dvc").mkdir()
     Path(".dvc/config").touch()
-    Path("dvc.yaml").write_text("stages:\n  ingest: {cmd: cp params.yaml out, deps: [params.yaml], outs: [out]}\n")
+    Path("dvc.yaml").write_text(
+        "stages:\n"
+        "  ingest: {cmd: cp params.yaml out, deps: [params.yaml], outs: [out]}\n"
+        "  report: {cmd: cat params.yaml, deps: [params.yaml]}\n"
+    )
     git("init", "--quiet")
     git("add", "params.yaml", "dvc.yaml", ".dvc/config")
     git("commit", "--quiet", "--message", "begin")
@@ -98,7 +102,7 @@ def test_a_first_look_finds_all_and_makes_nothing(project) -> None:
         ledger="arrivals/raw.jsonl",
         new=2,
         is_first=True,
-        unfinished=["ingest"],
+        unfinished=["ingest", "report"],
         is_recorded=True,
     )
     assert found.client is None, "a registry is not made by who only looks"
@@ -108,11 +112,18 @@ def test_a_first_look_finds_all_and_makes_nothing(project) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_that_ended_once_is_stale_and_no_longer_unfinished(project) -> None:
+def test_a_stage_that_ended_once_is_told_by_its_inputs_and_one_that_never_did_is_unfinished(project) -> None:
     LOCK.write_text("schema: '2.0'\nstages:\n  ingest:\n    cmd: another one\n")
-    seen = look_now(may_mend=False).seen
-    assert (seen.is_first, list(seen.unfinished), seen.is_recorded) == (False, ["ingest"], False)
-    assert "dvc.yaml" in seen.inputs["ingest"]
+    Path("arrivals").mkdir()
+    tracked_by(LEDGER).write_text("outs:\n- path: raw.jsonl\n  md5: 0123456789abcdef0123456789abcdef\n")
+    found = look_now(may_mend=False)
+    assert not found.seen.is_first
+    assert list(found.seen.inputs) == ["ingest"]
+    assert "dvc.yaml" in found.seen.inputs["ingest"]
+    # The ledger's file is no stage.
+    assert list(found.seen.unfinished) == ["ingest", "report"]
+    assert found.changes is None, "the ledger is not here, and git knows it"
+    assert not found.seen.is_recorded
 
 
 def test_a_source_that_is_not_there_leaves_no_dvc_at_work(project) -> None:
