@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.retrain_summary import Summary, write_summary
+from pipeline.storage import public
 from pipeline.webhook import call_webhook
 from unet_core.errors import UnetError
 
@@ -20,6 +21,7 @@ def to_sentence(error: Exception) -> str:
     if isinstance(error, UnetError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
+        # Of an address that refused, Python makes the file's name.
+        return public(f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
     # Its text may hold anything.
     return f"{type(error).__name__}, which nobody foresaw: the command's own output tells more"

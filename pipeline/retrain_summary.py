@@ -89,5 +89,6 @@ def to_markdown(summary: Summary) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    # A sentence may name a file whose name is no UTF-8: people must hear of it all the same.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)

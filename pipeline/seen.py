@@ -51,40 +51,33 @@ def seen_groups(
         recorded = {**(recorded or {}), **training_groups(splits, memberships)}
     if recorded is None:
         return None
-    inherited = _inherited_groups(client, version, shards, splits, memberships)
-    return None if inherited is None else {*todays_groups(recorded, memberships), *inherited}
+    parents = _parents(client, version)
+    found = [seen_groups(client, parent, shards, splits, memberships) for parent in parents]
+    # Several have equal weights where their descriptions differ: one record is enough.
+    known = [groups for groups in found if groups is not None]
+    return {*todays_groups(recorded, memberships)}.union(*known) if known or not parents else None
 
 
-def _inherited_groups(
-    client: tracking.Client,
-    version: tracking.Version,
-    shards: Path,
-    splits: Mapping[str, Split | None],
-    memberships: Mapping[str, Membership],
-) -> set[str] | None:
-    """What the weights have seen with which a training began; None where a version of this registry does not know.
+def _parents(client: tracking.Client, version: tracking.Version) -> list[tracking.Version]:
+    """Versions with whose weights a training began, all of equal ones; none where it began with other weights.
 
-    Of weights from elsewhere (ImageNet's) nobody can know: that is told, and no reason to refuse.
+    Of weights from elsewhere (ImageNet's) nobody can know what they have seen: that is told, and no reason to refuse.
     """
     name = f"{version.name} version {version.number}"
     try:
         weights = began_with(client, version)
     except RegistryError as error:
         log.warning("what %s began with is unknown: %s", name, error)
-        return set()
+        return []
     if not weights or weights == version.weights_sha256:
-        return set()
+        return []
     parents = tracking.find_weights(client, weights)
     if not parents:
         log.warning(
             "%s began with weights of a file that is no version of this registry (%s): what those have seen is unknown",
             name, weights[:12],
         )  # fmt: skip
-        return set()
-    # Several have equal weights where their descriptions differ: one record is enough.
-    found = [seen_groups(client, parent, shards, splits, memberships) for parent in parents]
-    known = [groups for groups in found if groups is not None]
-    return set().union(*known) if known else None
+    return parents
 
 
 def _recorded_groups(client: tracking.Client, version: tracking.Version) -> dict[str, str] | None:

@@ -22,6 +22,8 @@ from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, write_zip
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
+REPOSITORY = str(Path(__file__).parents[2])
+
 
 def task(**changes) -> Task:
     given = {"job": "unet-1", "words": (), "stage": None, "has_remote": True, "is_source_in_tree": False}
@@ -98,6 +100,26 @@ def pack(home: Path, there: Path, what: Task) -> Path:
     return there
 
 
+def submit(there: Path, what: Task) -> None:
+    """What the head reads of a submission, without git."""
+    record = {"task": asdict(what), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
+    path = there / ".unet" / "submitted.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record), encoding="ascii")
+
+
+def make_pipeline(there: Path, remote: Path, validate: str) -> None:
+    """A tree of two stages in which `validate` is a command, and a DVC remote in a folder."""
+    (there / ".dvc").mkdir(parents=True)
+    (there / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
+    (there / "input").write_text("finished")
+    (there / "dvc.yaml").write_text(
+        "stages:\n"
+        "  ingest: {cmd: cp input a, deps: [input], outs: [a]}\n"
+        f"  validate: {{cmd: '{validate}', deps: [a], outs: [b]}}\n"
+    )
+
+
 def start_job(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "UNET_", "MLFLOW_"))}
     # As Ray sets it for a job's command.
@@ -172,22 +194,11 @@ def test_a_store_that_cannot_be_reached_ends_the_job_with_dvcs_reason(home: Path
 @pytest.mark.slow
 def test_a_stages_own_error_counts_more_than_that_of_the_push_after_it(tmp_path: Path) -> None:
     there = tmp_path / "there"
-    (there / ".unet").mkdir(parents=True)
-    (there / ".dvc").mkdir()
     (tmp_path / "remote").touch()
-    (there / ".dvc" / "config").write_text(
-        f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/remote\n"
-    )
-    (there / "input").write_text("x")
-    (there / "dvc.yaml").write_text(
-        "stages:\n"
-        "  ingest: {cmd: cp input a, deps: [input], outs: [a]}\n"
-        "  validate: {cmd: exit 4, deps: [a], outs: [b]}\n"
-    )
+    make_pipeline(there, tmp_path / "remote", "exit 4")
     for stage, code in (("validate", 4), ("ingest", 7)):
-        record = {"task": asdict(task(stage=stage)), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
-        (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
-        done = start_job(there, PYTHONPATH=str(Path(__file__).parents[2]))
+        submit(there, task(stage=stage))
+        done = start_job(there, PYTHONPATH=REPOSITORY)
         assert done.returncode == code, done.stdout + done.stderr
         start = "job: " if code == 4 else "unet job: "
         assert f"{start}dvc push failed on the cluster: unexpected error - " in done.stderr
@@ -209,11 +220,8 @@ def test_a_command_runs_with_its_own_exit_code(home: Path, tmp_path: Path) -> No
 )
 def test_without_a_tracking_server_nothing_is_trained_or_moved(tmp_path: Path, words, shown: str) -> None:
     there = tmp_path / "there"
-    (there / ".unet").mkdir(parents=True)
-    record = {"task": asdict(task(words=words)), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
-    (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
-    repository = str(Path(__file__).parents[2])
-    done = start_job(there, PYTHONPATH=repository)
+    submit(there, task(words=words))
+    done = start_job(there, PYTHONPATH=REPOSITORY)
     assert done.returncode == 7
     assert done.stdout.startswith(f"job unet-1: {shown}; outside git; Python 3.")
     assert done.stderr == (
@@ -225,20 +233,11 @@ def test_without_a_tracking_server_nothing_is_trained_or_moved(tmp_path: Path, w
 @pytest.mark.slow
 def test_what_a_stopped_job_had_finished_is_pushed_before_it_is_told_home(tmp_path: Path) -> None:
     there = tmp_path / "there"
-    (there / ".unet").mkdir(parents=True)
-    (there / ".dvc").mkdir()
     remote = tmp_path / "remote"
-    (there / ".dvc" / "config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
-    (there / "input").write_text("finished")
+    make_pipeline(there, remote, f"{sys.executable} slow.py")
     (there / "slow.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
-    (there / "dvc.yaml").write_text(
-        "stages:\n"
-        "  ingest: {cmd: cp input a, deps: [input], outs: [a]}\n"
-        f"  validate: {{cmd: '{sys.executable} slow.py', deps: [a], outs: [b]}}\n"
-    )
-    record = {"task": asdict(task(stage="validate")), "git": {}, "source": {"commit": "", "prefix": "", "patch": ""}}
-    (there / ".unet" / "submitted.json").write_text(json.dumps(record), encoding="ascii")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    submit(there, task(stage="validate"))
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
     words = [sys.executable, "-m", "pipeline.job_road"]
     job = subprocess.Popen(words, cwd=there, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

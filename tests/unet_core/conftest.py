@@ -15,8 +15,9 @@ import pytest
 import torch
 from hypothesis import configuration, settings
 
+from tests.unet_core.sharded import FIRST_SHARD, index_of
 from unet_core.checkpoint import TrainState
-from unet_core.index import ShardIndex, read_index, write_index
+from unet_core.index import ShardEntry, ShardIndex, read_index, write_index
 from unet_core.loader import LaneLoader
 from unet_core.model_config import ModelConfig, ModelSpec, Precision
 from unet_core.packing import pack_all
@@ -88,6 +89,36 @@ def random_sample() -> Callable[..., Sample]:
         return Sample(key=key, image=image, mask=rng.choice(np.array([0, 1, 2, 255], dtype=np.uint8), (height, width)))
 
     return draw
+
+
+@pytest.fixture
+def samples(random_sample: Callable[..., Sample]) -> list[Sample]:
+    """Three multiclass samples of different sizes."""
+    sizes = (("a", 9, 11), ("b", 1, 1), ("c", 16, 5))
+    return [random_sample(key, height=height, width=width) for key, height, width in sizes]
+
+
+@pytest.fixture
+def write_samples(tmp_path: Path, cells_map: ClassMap) -> Callable[..., ShardEntry]:
+    """Write multiclass samples as a shard below tmp_path."""
+
+    def write(samples: list[Sample], name: str = FIRST_SHARD, content: str = "content") -> ShardEntry:
+        return write_shard(tmp_path, name, content, pack_all(samples, cells_map))
+
+    return write
+
+
+@pytest.fixture
+def left_shards(
+    tmp_path: Path, write_samples: Callable[..., ShardEntry], samples: list[Sample], cells_map: ClassMap
+) -> list[ShardEntry]:
+    """Two shards and their index, as an earlier run left them below tmp_path."""
+    entries = [
+        write_samples(samples[:2], content="first"),
+        write_samples(samples[2:], "train/b0000-00001.tar", "second"),
+    ]
+    write_index(tmp_path, index_of(cells_map, *entries))
+    return entries
 
 
 @pytest.fixture(scope="session")
