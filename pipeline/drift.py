@@ -17,12 +17,18 @@ from pipeline.placement import read_placement
 from unet_core.checkpoint import model_hash
 from unet_core.errors import RecipeError
 
+#: Picture and record are named after the page, and must not take its place.
+ENDINGS = (".html", ".htm")
 #: What schedulers get for --exit-code.
 EXIT_CODES: dict[Decision, int] = {"alike": 0, "drift": 10, "too few to tell": 11}
 
 
 def drift(*, model: str, shards: Path, page: Path, since: str | None, last: int | None) -> int:
     """Compare, say what came of it, write page, picture and record; the exit code that tells a scheduler."""
+    if page.suffix.lower() not in ENDINGS:
+        raise RecipeError(
+            f"--out {page}: a page is written, with a picture and a record beside it. Let it end in .html."
+        )
     config = read_config()
     if last is not None and last < config.min_images:
         raise RecipeError(

@@ -204,6 +204,25 @@ def test_the_recipe_has_limits_and_the_command_line_a_window(trained) -> None:
         look()
 
 
+@pytest.mark.parametrize("name", ["drift", "reports/drift.", "drift.png", "drift.json", "drift.pdf", ".html"])
+def test_a_page_that_is_not_named_as_one_is_refused(tree, name: str) -> None:
+    """A picture, or a record, of the page's name would take its place."""
+    with pytest.raises(RecipeError) as caught:
+        drift(model="nowhere", shards=SHARDS, page=Path(name), since=None, last=None)
+    assert str(caught.value) == (
+        f"--out {name}: a page is written, with a picture and a record beside it. Let it end in .html."
+    )
+    assert list(tree.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.htm", "A.HTML"])
+def test_a_page_is_written_under_its_name_with_the_record_beside_it(tree, write_model_dir, name: str) -> None:
+    write_model_dir(Path("model"))
+    assert drift(model="model", shards=SHARDS, page=Path("out", name), since=None, last=None) == 11
+    assert {path.name for path in Path("out").iterdir()} == {name, f"{name[0]}.json"}
+    assert Path("out", name).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_a_time_without_a_zone_is_utc() -> None:
     assert read_time("2026-11-01") == datetime(2026, 11, 1, tzinfo=UTC)
     assert read_time("2026-11-01T08:00+02:00") == datetime(2026, 11, 1, 6, tzinfo=UTC)
