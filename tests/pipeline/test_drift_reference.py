@@ -1,6 +1,7 @@
 """What is kept of the training images: when it counts, and when it is measured anew."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.drift_reference import Reference, find_reference, hash_training_set
+from pipeline.drift_reference import MAX_KEPT, Reference, find_reference, hash_training_set
 from pipeline.placement import read_placement
 from unet_core.errors import DataError
 from unet_core.index import ShardEntry, ShardIndex, read_index, write_index
@@ -113,6 +114,23 @@ def test_what_is_damaged_is_measured_anew_and_put_right(with_model, damaged: byt
     kept.write_bytes(damaged)
     assert find() == first
     assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("num_before", [MAX_KEPT - 1, MAX_KEPT, MAX_KEPT + 5])
+def test_the_newest_are_kept_and_older_ones_make_room(with_model, num_before: int) -> None:
+    KEPT.mkdir(parents=True)
+    # In the order of their ages, which is not that of their names; half of them by killed processes.
+    before = [KEPT / f"{100 - number}.json{'.7.partial' * (number % 2)}" for number in range(num_before)]
+    for number, path in enumerate(before):
+        path.write_bytes(b"")
+        # Times ahead: a clock that was put back must not cost what was just written.
+        os.utime(path, (2e9 + number, 2e9 + number))
+    first = find()
+    left = set(KEPT.iterdir())
+    assert len(left) == MAX_KEPT
+    assert set(before) & left == set(before[num_before - MAX_KEPT + 1 :])
+    Path("model").rename("gone")
+    assert find() == first
 
 
 def test_undefined_numbers_are_kept_as_such(with_model) -> None:
