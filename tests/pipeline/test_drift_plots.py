@@ -142,3 +142,15 @@ def test_by_time_there_is_a_point_for_each_defined_image_and_a_band_of_nine_of_t
 def test_by_time_without_training_values_there_is_no_band() -> None:
     _, figure = drawn(draw_times, finding(), np.array([0.1, 0.2]), [DAY, DAY + timedelta(days=1)])
     assert (len(figure.axes[0].patches), len(figure.axes[0].lines)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("$B_{$", r"\$B_{\$"), ("a $10 $x$", r"a \$10 \$x\$"), ("n" * 36, "n" * 36), ("n" * 37, "n" * 35 + "…")],
+)
+def test_a_class_may_be_called_anything(name: str, shown: str) -> None:
+    """Two dollars would begin a formula, which many names are not, and long names run over each other."""
+    _, figure = shares_of({"height": [1, 2, 3], name: [1, 2, 3]}, {"height": [1, 2, 3], name: [7, 8, 9]})
+    assert figure.axes[0].get_title() == f"{shown}: 1.00"
+    _, figure = drawn(draw_times, finding(name), np.array([0.1]), [DAY])
+    assert figure.axes[0].get_ylabel() == shown
