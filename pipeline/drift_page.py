@@ -1,6 +1,7 @@
 """The page about drift: what was decided, each quantity of recent and training images, the oddest recent images."""
 
 import html
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def _times(found: Found) -> str:
     for finding in found.comparison.findings:
         if finding.distance is not None and (not shown or finding.name == EMBEDDING):
             shown[finding.name] = finding
-    times = [entry.time.replace(tzinfo=None) for entry in found.log.entries]
+    times = [entry.time.astimezone(UTC).replace(tzinfo=None) for entry in found.log.entries]
     figures = "".join(
         f"<figure>{embed(draw_times(finding, found.recent[name], times), f'{name} by time')}</figure>"
         for name, finding in shown.items()
@@ -117,7 +118,7 @@ def _odd(found: Found, folder: Path) -> str:
     odd = odd_images(found)
     if not odd:
         return ""
-    rows = [(entry.image, f"{entry.time:%Y-%m-%d}", f"{distance:.2f}") for entry, distance in odd]
+    rows = [(entry.image, f"{entry.time.astimezone(UTC):%Y-%m-%d}", f"{distance:.2f}") for entry, distance in odd]
     figures = "".join(
         f"<figure>{picture(path, entry.image)}<figcaption>{html.escape(entry.image)}</figcaption></figure>"
         for entry, _ in odd

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: So many quantities fit on a picture that can be read; the table on the page has all.
 MAX_PANELS = 24
 COLUMNS = 3
+HALF_DAY = np.timedelta64(12, "h")
 #: Letters of a quantity's name above a panel.
 MAX_NAME = 36
 
@@ -40,7 +41,7 @@ def draw_shares(findings: Sequence[Finding], recent: Mapping[str, Values], train
 
 
 def draw_times(finding: Finding, recent: Values, times: Sequence[datetime]) -> bytes:
-    """A point an image, by time; the band holds nine of ten training images. PNG."""
+    """A point an image, by time (UTC, without a zone); the band holds nine of ten training images. PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 2.8), dpi=130, layout="constrained")
@@ -50,7 +51,11 @@ def draw_times(finding: Finding, recent: Values, times: Sequence[datetime]) -> b
         axes.axhspan(finding.training.low, finding.training.high, color=BLUE, alpha=0.18, linewidth=0)
         axes.axhline(finding.training.median, color=BLUE, linewidth=1)
     seen = np.isfinite(recent)
-    axes.scatter(np.array(times, dtype="datetime64[s]")[seen], recent[seen], s=8, color=ORANGE)
+    places = np.array(times, dtype="datetime64[s]")
+    axes.scatter(places[seen], recent[seen], s=8, color=ORANGE)
+    if len(set(times)) == 1:
+        # By itself, an axis of one second would span four years.
+        axes.set_xlim(places[0] - HALF_DAY, places[0] + HALF_DAY)
     axes.set(ylabel=_name(finding))
     axes.tick_params(axis="x", labelsize=8)
     return _png(figure)

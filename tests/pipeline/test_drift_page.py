@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -222,3 +222,12 @@ def test_the_largest_distance_and_that_of_features_are_shown_by_time() -> None:
     odd = [replace(image, embedding=(400.0 * (-1) ** number, 0.0)) for number, image in enumerate(images())]
     by_time = [text for text in Reader(page_of(look(odd, images()))).alternatives if text.endswith(" by time")]
     assert by_time == ["embedding distance by time"]
+
+
+def test_times_of_other_zones_are_told_as_those_of_utc() -> None:
+    found = look(images(), images())
+    east = timezone(timedelta(hours=14))
+    moved = tuple(replace(entry, time=entry.time.astimezone(east)) for entry in found.log.entries)
+    assert page_of(replace(found, log=replace(found.log, entries=moved))) == page_of(found)
+    west = tuple(replace(entry, time=entry.time.replace(tzinfo=east)) for entry in found.log.entries)
+    assert page_of(replace(found, log=replace(found.log, entries=west))) != page_of(found)

@@ -154,3 +154,10 @@ def test_a_class_may_be_called_anything(name: str, shown: str) -> None:
     assert figure.axes[0].get_title() == f"{shown}: 1.00"
     _, figure = drawn(draw_times, finding(name), np.array([0.1]), [DAY])
     assert figure.axes[0].get_ylabel() == shown
+
+
+def test_images_of_one_second_lie_in_the_middle_of_a_day() -> None:
+    """A night's few images may be predicted in one."""
+    _, figure = drawn(draw_times, finding(), np.array([0.1, 0.2]), [DAY, DAY])
+    left, right = (num2date(day).replace(tzinfo=None) for day in figure.axes[0].get_xlim())
+    assert (DAY - left, right - DAY) == (timedelta(hours=12), timedelta(hours=12))
