@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.drift_look import Found
+from pipeline.drift_look import Found, say_number
 from pipeline.drift_plots import draw_times
 from pipeline.drift_statistics import EMBEDDING, Finding, Spread
 from pipeline.page import Cell, embed, html_page, picture, table
@@ -70,7 +70,10 @@ def _findings(found: Found, shares: bytes) -> str:
 
 
 def _range(spread: Spread | None) -> str:
-    return "none" if spread is None else f"{spread.median:.3g} ({spread.low:.3g} to {spread.high:.3g})"
+    if spread is None:
+        return "none"
+    low, median, high = map(say_number, (spread.low, spread.median, spread.high))
+    return f"{median} ({low} to {high})"
 
 
 def _classes(found: Found) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.drift_look import DriftQuestion, Found, look_for_drift, say_drift
+from pipeline.drift_look import DriftQuestion, Found, look_for_drift, say_drift, say_number
 from pipeline.drift_reference import find_reference
 from pipeline.drift_statistics import Comparison, Decision, DriftConfig, Finding, Spread
 from pipeline.placement import read_placement
@@ -144,6 +144,24 @@ def test_a_drift_names_three_quantities_and_counts_the_others() -> None:
 
 def test_where_medians_read_the_same_the_distance_is_told() -> None:
     assert f": contrast (distance 0.50); {COUNTS}" in say("drift", finding("contrast", 0.12345, 0.12346))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.012345, "0.0123"),
+        (999.4, "999"),
+        (999.5, "1000"),
+        (1024.0, "1024"),
+        (1536.5, "1536"),
+        (-1234.0, "-1234"),
+        (999_999.0, "999999"),
+        (1e30, "1e+30"),
+    ],
+)
+def test_numbers_are_short_and_sizes_of_images_whole(value: float, text: str) -> None:
+    assert say_number(value) == text
 
 
 def test_images_that_are_alike_are_told_with_the_largest_distance() -> None:

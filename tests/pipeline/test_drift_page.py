@@ -167,6 +167,12 @@ def test_a_row_tells_of_both_sides_and_of_what_training_never_had() -> None:
     assert (unseen, is_drift) == ("50%", "")
 
 
+def test_sizes_of_large_images_are_told_to_the_pixel() -> None:
+    training = images(height=1024)
+    page = Reader(page_of(look(images(height=1536), training)))
+    assert page.row("height")[2:] == ["1536 (1536 to 1536)", "1024 (1024 to 1024)", "100%", "drift"]
+
+
 def test_what_recent_images_lack_is_undefined() -> None:
     page = Reader(page_of(look(images(shares={}, embedding=()), images(), masks={"ring": None})))
     assert page.row("share of ring") == ["undefined", "", "none", "0.2 (0.2 to 0.2)", "", ""]
