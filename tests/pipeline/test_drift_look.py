@@ -113,6 +113,10 @@ def test_without_a_time_as_many_days_count_as_the_recipe_says(tree) -> None:
     assert now <= found.since + timedelta(days=2) <= datetime.now(UTC)
 
 
+def test_a_century_is_no_window_too_long(tree) -> None:
+    assert look(replace(FEW, window_days=36_500), since=None).comparison.num_recent == 0
+
+
 def finding(
     name: str, recent: float | None, training: float | None, *, distance: float | None = 0.5, is_drift: bool = True
 ) -> Finding:
