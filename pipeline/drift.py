@@ -54,9 +54,11 @@ def drift(*, model: str, shards: Path, page: Path, since: str | None, last: int 
         plot.write_bytes(shares)
     else:
         plot.unlink(missing_ok=True)
-    page.write_text(render(found, shares, placement.prediction_log), encoding="utf-8")
-    text = json.dumps(_record(found, ask, model), indent=1, allow_nan=False)
-    page.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    # Names of files may hold bytes that are no UTF-8.
+    text = render(found, shares, placement.prediction_log)
+    page.write_text(text, encoding="utf-8", errors="backslashreplace")
+    record = json.dumps(_record(found, ask, model), indent=1, allow_nan=False)
+    page.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
     say(found.sentence)
     say(f"page: {page}")
     return EXIT_CODES[comparison.decision]

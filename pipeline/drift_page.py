@@ -139,5 +139,9 @@ def _copy(entry: Entry, folder: Path) -> Path | None:
     if entry.copy is None:
         return None
     path = folder / entry.copy
-    is_below = path.resolve().is_relative_to(folder.resolve())
-    return path if is_below and path.suffix == ".png" and path.is_file() else None
+    try:
+        is_below = path.resolve().is_relative_to(folder.resolve())
+        return path if is_below and path.suffix == ".png" and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        # No name of a file: too long, a zero in it, links in a circle.
+        return None

@@ -171,11 +171,12 @@ def test_a_log_that_somebody_else_wrote_shows_no_other_file_and_no_markup(traine
     give(["new"], "out")
     (file,) = LOG.glob("*.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    changed = [{**line, "image": f"<b>{number}", "copy": "../secret.png"} for number, line in enumerate(lines)]
+    changed = [{**line, "image": f"<b>{number}\udcff", "copy": "../secret.png"} for number, line in enumerate(lines)]
     file.write_text("".join(json.dumps(line) + "\n" for line in changed))
     look()
     page = PAGE.read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page
+    assert "\\udcff</td>" in page
     assert "<b>1" not in page
     # Pictures of the quantities and of two by time.
     assert page.count("<img ") <= 3

@@ -213,11 +213,22 @@ def test_only_pictures_below_the_logs_folder_are_shown(tmp_path: Path) -> None:
         Image.new("L", (4, 3)).save(tmp_path / path, format="PNG")
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
     (folder / "folder.png").mkdir()
-    copies = ["a.png", "../outside.png", str(tmp_path / "outside.png"), "link.png", "b.txt", "folder.png", "gone.png"]
-    page = Reader(page_of(look(images(7), images(7), copies=copies), folder))
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    no_names = ["zero\0.png", "n" * 300 + ".png", "circle.png"]
+    copies = [
+        "a.png",
+        *no_names,
+        "../outside.png",
+        str(tmp_path / "outside.png"),
+        "link.png",
+        "b.txt",
+        "folder.png",
+        "gone.png",
+    ]
+    page = Reader(page_of(look(images(10), images(10), copies=copies), folder))
     assert [text for text in page.alternatives if text.startswith("new/")] == ["new/0.png"]
     # All of them are in the table.
-    assert all(page.row(f"new/{number}.png") for number in range(7))
+    assert all(page.row(f"new/{number}.png") for number in range(10))
 
 
 def test_the_largest_distance_and_that_of_features_are_shown_by_time() -> None:
