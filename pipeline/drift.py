@@ -17,12 +17,18 @@ from pipeline.placement import read_placement
 from unet_core.checkpoint import model_hash
 from unet_core.errors import RecipeError
 
+#: Picture and record are named after the page, and must not take its place.
+ENDINGS = (".html", ".htm")
 #: What schedulers get for --exit-code.
 EXIT_CODES: dict[Decision, int] = {"alike": 0, "drift": 10, "too few to tell": 11}
 
 
 def drift(*, model: str, shards: Path, page: Path, since: str | None, last: int | None) -> int:
     """Compare, say what came of it, write page, picture and record; the exit code that tells a scheduler."""
+    if page.suffix.lower() not in ENDINGS:
+        raise RecipeError(
+            f"--out {page}: a page is written, with a picture and a record beside it. Let it end in .html."
+        )
     config = read_config()
     if last is not None and last < config.min_images:
         raise RecipeError(
@@ -48,9 +54,11 @@ def drift(*, model: str, shards: Path, page: Path, since: str | None, last: int 
         plot.write_bytes(shares)
     else:
         plot.unlink(missing_ok=True)
-    page.write_text(render(found, shares, placement.prediction_log), encoding="utf-8")
-    text = json.dumps(_record(found, ask, model), indent=1, allow_nan=False)
-    page.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    # Names of files may hold bytes that are no UTF-8.
+    text = render(found, shares, placement.prediction_log)
+    page.write_text(text, encoding="utf-8", errors="backslashreplace")
+    record = json.dumps(_record(found, ask, model), indent=1, allow_nan=False)
+    page.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
     say(found.sentence)
     say(f"page: {page}")
     return EXIT_CODES[comparison.decision]

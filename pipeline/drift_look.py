@@ -115,15 +115,16 @@ def say_drift(comparison: Comparison, config: DriftConfig, since: datetime) -> s
 def _say(finding: Finding) -> str:
     assert finding.recent is not None, "a drift is of defined values"
     assert finding.training is not None, "a drift is of defined values"
-    new, old = (_number(spread.median) for spread in (finding.recent, finding.training))
+    new, old = (say_number(spread.median) for spread in (finding.recent, finding.training))
     # Values may gather elsewhere around one median.
     return (
         f"{finding.name} {new} (training {old})" if new != old else f"{finding.name} (distance {finding.distance:.2f})"
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+def say_number(value: float) -> str:
+    """Three digits, or all before the point: sizes of images are read as they are, not as 1.02e+03."""
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _images(count: int) -> str:

@@ -1,11 +1,12 @@
 """The page about drift: what was decided, each quantity of recent and training images, the oddest recent images."""
 
 import html
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.drift_look import Found
+from pipeline.drift_look import Found, say_number
 from pipeline.drift_plots import draw_times
 from pipeline.drift_statistics import EMBEDDING, Finding, Spread
 from pipeline.page import Cell, embed, html_page, picture, table
@@ -69,7 +70,10 @@ def _findings(found: Found, shares: bytes) -> str:
 
 
 def _range(spread: Spread | None) -> str:
-    return "none" if spread is None else f"{spread.median:.3g} ({spread.low:.3g} to {spread.high:.3g})"
+    if spread is None:
+        return "none"
+    low, median, high = map(say_number, (spread.low, spread.median, spread.high))
+    return f"{median} ({low} to {high})"
 
 
 def _classes(found: Found) -> str:
@@ -104,7 +108,7 @@ def _times(found: Found) -> str:
     for finding in found.comparison.findings:
         if finding.distance is not None and (not shown or finding.name == EMBEDDING):
             shown[finding.name] = finding
-    times = [entry.time.replace(tzinfo=None) for entry in found.log.entries]
+    times = [entry.time.astimezone(UTC).replace(tzinfo=None) for entry in found.log.entries]
     figures = "".join(
         f"<figure>{embed(draw_times(finding, found.recent[name], times), f'{name} by time')}</figure>"
         for name, finding in shown.items()
@@ -117,7 +121,7 @@ def _odd(found: Found, folder: Path) -> str:
     odd = odd_images(found)
     if not odd:
         return ""
-    rows = [(entry.image, f"{entry.time:%Y-%m-%d}", f"{distance:.2f}") for entry, distance in odd]
+    rows = [(entry.image, f"{entry.time.astimezone(UTC):%Y-%m-%d}", f"{distance:.2f}") for entry, distance in odd]
     figures = "".join(
         f"<figure>{picture(path, entry.image)}<figcaption>{html.escape(entry.image)}</figcaption></figure>"
         for entry, _ in odd
@@ -135,5 +139,9 @@ def _copy(entry: Entry, folder: Path) -> Path | None:
     if entry.copy is None:
         return None
     path = folder / entry.copy
-    is_below = path.resolve().is_relative_to(folder.resolve())
-    return path if is_below and path.suffix == ".png" and path.is_file() else None
+    try:
+        is_below = path.resolve().is_relative_to(folder.resolve())
+        return path if is_below and path.suffix == ".png" and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):
+        # No name of a file: too long, a zero in it, links in a circle.
+        return None

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: So many quantities fit on a picture that can be read; the table on the page has all.
 MAX_PANELS = 24
 COLUMNS = 3
+HALF_DAY = np.timedelta64(12, "h")
+#: Letters of a quantity's name above a panel.
+MAX_NAME = 36
 
 
 def draw_shares(findings: Sequence[Finding], recent: Mapping[str, Values], training: Mapping[str, Values]) -> bytes:
@@ -38,7 +41,7 @@ def draw_shares(findings: Sequence[Finding], recent: Mapping[str, Values], train
 
 
 def draw_times(finding: Finding, recent: Values, times: Sequence[datetime]) -> bytes:
-    """A point an image, by time; the band holds nine of ten training images. PNG."""
+    """A point an image, by time (UTC, without a zone); the band holds nine of ten training images. PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 2.8), dpi=130, layout="constrained")
@@ -48,8 +51,12 @@ def draw_times(finding: Finding, recent: Values, times: Sequence[datetime]) -> b
         axes.axhspan(finding.training.low, finding.training.high, color=BLUE, alpha=0.18, linewidth=0)
         axes.axhline(finding.training.median, color=BLUE, linewidth=1)
     seen = np.isfinite(recent)
-    axes.scatter(np.array(times, dtype="datetime64[s]")[seen], recent[seen], s=8, color=ORANGE)
-    axes.set(ylabel=finding.name)
+    places = np.array(times, dtype="datetime64[s]")
+    axes.scatter(places[seen], recent[seen], s=8, color=ORANGE)
+    if len(set(times)) == 1:
+        # By itself, an axis of one second would span four years.
+        axes.set_xlim(places[0] - HALF_DAY, places[0] + HALF_DAY)
+    axes.set(ylabel=_name(finding))
     axes.tick_params(axis="x", labelsize=8)
     return _png(figure)
 
@@ -60,7 +67,7 @@ def _draw_panel(axes: "Axes", finding: Finding, recent: Values, training: Values
     # More would run into each other.
     axes.locator_params(axis="x", nbins=4)
     axes.tick_params(labelsize=8)
-    axes.set_title(f"{finding.name}: {_said(finding)}", fontsize=9, color=ORANGE if finding.is_drift else "black")
+    axes.set_title(f"{_name(finding)}: {_said(finding)}", fontsize=9, color=ORANGE if finding.is_drift else "black")
     old, new = (np.sort(values[np.isfinite(values)]) for values in (training, recent))
     for values, colour, name in ((old, BLUE, "training"), (new, ORANGE, "recent")):
         if len(values):
@@ -70,6 +77,12 @@ def _draw_panel(axes: "Axes", finding: Finding, recent: Values, training: Values
         below = [np.searchsorted(values, places, side="right") / len(values) for values in (old, new)]
         widest = int(np.abs(below[0] - below[1]).argmax())
         axes.plot([places[widest]] * 2, [below[0][widest], below[1][widest]], color=GRAY, linewidth=1.2)
+
+
+def _name(finding: Finding) -> str:
+    """A class may be called anything: no formula begins in its name, and it stays above its panel."""
+    name = finding.name
+    return (name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…").replace("$", r"\$")
 
 
 def _said(finding: Finding) -> str:

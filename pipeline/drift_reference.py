@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from unet_core.index import ShardIndex, read_index
 from unet_core.traits import Traits, parse_traits
 
 FORMAT_VERSION = 1
+#: A model's numbers take up to 20 MB, and each new champion has its own.
+MAX_KEPT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +96,16 @@ def _write(path: Path, known: _Known) -> None:
     partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial_file.write_text(json.dumps(asdict(known)) + "\n", encoding="utf-8")
     partial_file.replace(path)
+    _forget(path)
+
+
+def _forget(written: Path) -> None:
+    """Keep the newest files; what a killed process left half written grows old too. One too few is measured again."""
+    ages = []
+    for path in written.parent.iterdir():
+        # Another process may do the same at once.
+        with suppress(FileNotFoundError):
+            ages.append((path.stat().st_mtime_ns, path))
+    others = sorted((age, path) for age, path in ages if path != written)
+    for _, path in others[: max(0, len(others) - MAX_KEPT + 1)]:
+        path.unlink(missing_ok=True)

@@ -32,6 +32,8 @@ EMBEDDING = "embedding distance"
 LEAST_SPREAD = 0.1
 #: Directions in which training images' features differ most, that are compared one by one.
 NUM_DIRECTIONS = 3
+#: A century: a calendar has no day a million days ago.
+MAX_DAYS = 36_500
 #: Every second training image tells the directions; the others are compared.
 _LEARNT = slice(0, None, 2)
 
@@ -57,8 +59,8 @@ class DriftConfig:
         for name in ("max_distance", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise RecipeError(f"drift.{name}: {getattr(self, name)}: must be between 0 and 1.")
-        if not 0 < self.window_days < math.inf:
-            raise RecipeError(f"drift.window_days: {self.window_days}: must be above 0.")
+        if not 0 < self.window_days <= MAX_DAYS:
+            raise RecipeError(f"drift.window_days: {self.window_days}: must be above 0 and at most {MAX_DAYS}.")
         # The spread of training images without one of them needs two others.
         if self.min_images < 3:
             raise RecipeError(f"drift.min_images: {self.min_images}: must be at least 3.")

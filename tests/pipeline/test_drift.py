@@ -171,11 +171,12 @@ def test_a_log_that_somebody_else_wrote_shows_no_other_file_and_no_markup(traine
     give(["new"], "out")
     (file,) = LOG.glob("*.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    changed = [{**line, "image": f"<b>{number}", "copy": "../secret.png"} for number, line in enumerate(lines)]
+    changed = [{**line, "image": f"<b>{number}\udcff", "copy": "../secret.png"} for number, line in enumerate(lines)]
     file.write_text("".join(json.dumps(line) + "\n" for line in changed))
     look()
     page = PAGE.read_text(encoding="utf-8")
     assert "&lt;b&gt;" in page
+    assert "\\udcff</td>" in page
     assert "<b>1" not in page
     # Pictures of the quantities and of two by time.
     assert page.count("<img ") <= 3
@@ -202,6 +203,25 @@ def test_the_recipe_has_limits_and_the_command_line_a_window(trained) -> None:
     Path("params.yaml").write_text(recipe + "drift: {limit: 1}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="unknown key: params.yaml: drift: limit"):
         look()
+
+
+@pytest.mark.parametrize("name", ["drift", "reports/drift.", "drift.png", "drift.json", "drift.pdf", ".html"])
+def test_a_page_that_is_not_named_as_one_is_refused(tree, name: str) -> None:
+    """A picture, or a record, of the page's name would take its place."""
+    with pytest.raises(RecipeError) as caught:
+        drift(model="nowhere", shards=SHARDS, page=Path(name), since=None, last=None)
+    assert str(caught.value) == (
+        f"--out {name}: a page is written, with a picture and a record beside it. Let it end in .html."
+    )
+    assert list(tree.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.htm", "A.HTML"])
+def test_a_page_is_written_under_its_name_with_the_record_beside_it(tree, write_model_dir, name: str) -> None:
+    write_model_dir(Path("model"))
+    assert drift(model="model", shards=SHARDS, page=Path("out", name), since=None, last=None) == 11
+    assert {path.name for path in Path("out").iterdir()} == {name, f"{name[0]}.json"}
+    assert Path("out", name).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_a_time_without_a_zone_is_utc() -> None:

@@ -202,8 +202,9 @@ def test_neither_order_nor_unit_changes_a_distance(recent, training, random) -> 
     [
         ({"max_distance": 1.0}, "drift.max_distance: 1.0: must be between 0 and 1."),
         ({"confidence": 0.0}, "drift.confidence: 0.0: must be between 0 and 1."),
-        ({"window_days": 0}, "drift.window_days: 0: must be above 0."),
-        ({"window_days": math.nan}, "drift.window_days: nan: must be above 0."),
+        ({"window_days": 0}, "drift.window_days: 0: must be above 0 and at most 36500."),
+        ({"window_days": math.nan}, "drift.window_days: nan: must be above 0 and at most 36500."),
+        ({"window_days": 1_000_000}, "drift.window_days: 1000000: must be above 0 and at most 36500."),
         ({"min_images": 2}, "drift.min_images: 2: must be at least 3."),
         ({"window_images": 19}, "drift.window_images: 19: fewer than min_images (20) never suffice."),
         ({"training_images": 5}, "drift.training_images: 5: fewer than min_images (20) never suffice."),
