@@ -89,7 +89,8 @@ def append_entry(log: Logbook, *, image: str, version: str, traits: Traits, copy
     """Add a line; False where the copy found no place, and the line says so."""
     now = datetime.now(UTC)
     day = now.date().isoformat()
-    name = hashlib.sha256("\n".join([image, version, log.model_sha256]).encode()).hexdigest()[:16]
+    # A file's name may hold bytes that are no UTF-8.
+    name = hashlib.sha256(os.fsencode("\n".join([image, version, log.model_sha256]))).hexdigest()[:16]
     path = Path("images") / day / f"{name}.png"
     with _locked(log.folder):
         is_kept = copy is not None and _keep_copy(log, path, copy)

@@ -1,5 +1,6 @@
 """A few numbers of an image and of what the network made of it: what later images are compared by."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,8 @@ def parse_traits(body: dict[str, Any]) -> Traits:
     """Traits as JSON has them; ValueError, KeyError or TypeError where these are none."""
     spread = body["channel_range"]
     return Traits(
-        height=int(body["height"]),
-        width=int(body["width"]),
+        height=operator.index(body["height"]),
+        width=operator.index(body["width"]),
         means=tuple(map(float, body["means"])),
         deviations=tuple(map(float, body["deviations"])),
         channel_range=None if spread is None else float(spread),

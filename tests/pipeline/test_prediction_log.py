@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,6 +47,21 @@ def test_what_is_written_is_read_with_undefined_values(tmp_path: Path) -> None:
     assert (entry.image, entry.version, entry.model_sha256, entry.copy) == ("scans/ä.tif", "v", "m1", None)
     assert entry.traits == TRAITS
     assert file_of(tmp_path / "log").stem == entry.time.date().isoformat()
+
+
+def test_a_name_that_is_no_utf8_is_logged(tmp_path: Path) -> None:
+    image = os.fsdecode(b"n\xe4h.png")
+    assert add(book(tmp_path), image, copy=small_copy(np.zeros((4, 4, 1), np.uint8)))
+    (entry,) = read(tmp_path).entries
+    assert entry.image == image
+    assert entry.copy is not None
+
+
+def test_a_line_with_a_size_that_is_no_number_of_pixels_is_damaged(tmp_path: Path) -> None:
+    add(book(tmp_path), "a")
+    path = file_of(tmp_path)
+    path.write_text(path.read_text().replace('"height":12', '"height":Infinity'))
+    assert (read(tmp_path).entries, read(tmp_path).num_damaged) == ((), 1)
 
 
 def test_the_newest_of_each_image_counts_and_other_models_are_counted(tmp_path: Path) -> None:

@@ -39,6 +39,14 @@ def test_the_curve_of_a_loss_that_never_falls_is_drawn(tree) -> None:
             _ = sweep.steepest
 
 
+def test_the_picture_has_the_name_that_was_given(tree) -> None:
+    from pipeline.tune import draw
+
+    for name in ("reports/plain", "reports/odd.ending"):
+        draw(Path(name), Sweep(rates=(1e-5, 1e-4), losses=(1.0, 0.5)), [])
+        assert Path(name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_memory_of_a_step_grows_with_its_samples_though_freed_memory_is_kept() -> None:
     # In a process of its own, since the setting stays.
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
