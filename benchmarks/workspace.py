@@ -26,6 +26,9 @@ TRAIN = (
     *("--examples", "plots/predictions.png"),
 )
 
+#: Starts a command as a shell script starts one in the background (GNU env): with SIGINT ignored, by its children, too.
+IN_BACKGROUND = ("env", "--ignore-signal=INT")
+
 
 def make_workspace(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Path:
     """Copy the project to `folder` with recipes/RECIPE.yaml as its recipe, `changes` ("train.epochs": 1) applied."""

@@ -55,12 +55,18 @@ def _missing(error: FileNotFoundError) -> str:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Inside, a scheduler's SIGTERM ends the work as Ctrl-C does: a training writes a checkpoint."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Inside, a scheduler's SIGTERM ends the work as Ctrl-C does: a training writes a checkpoint.
+
+    SIGINT does, too, where it came ignored, as a shell has it for what it starts in the background: the stages inherit
+    that, and could be ended by a kill alone.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def note_seconds(timings: Path, stage: str, seconds: float) -> None:

@@ -296,8 +296,10 @@ def _remove_remains(root: Path, kept: set[Path]) -> None:
 
 def main() -> None:
     """The job's command."""
-    # Ray's way to stop a job; as with Ctrl-C, whatever runs ends by itself.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ray's ways to stop a job; as with Ctrl-C, whatever runs ends by itself. A head that a script started in the
+    # background ignores SIGINT, and so would all below it: a stopped job would go on to the gate.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run_command("job", lambda: run(Path.cwd())))
 
 

@@ -28,19 +28,20 @@ from pipeline.retrain_reasons import Reason, find_reasons, is_stale, say_idle
 from pipeline.retrain_record import (
     added_samples,
     check_branch,
+    check_name,
     is_recorded,
     push_branch,
     unpushed_branch,
     update,
     write_record,
 )
-from pipeline.retrain_standing import Memory, Standing, forget, nowhere, read_standing, read_verdict, remember
+from pipeline.retrain_standing import Memory, conclude, forget, nowhere, read_standing, read_verdict, remember
 from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_there
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.source import IngestConfig
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
-from unet_core.errors import RecipeError, RegistryError, TrainingError
+from unet_core.errors import RecipeError, RegistryError, TrainingError, UnetError
 
 log = logging.getLogger(__name__)
 
@@ -64,20 +65,12 @@ class Request:
     """Why to act without a reason of its own."""
     dry_run: bool = False
 
-    def __post_init__(self) -> None:
-        if self.max_age_days is not None and not self.max_age_days > 0:
-            raise RecipeError(f"--max-age {self.max_age_days:g}: not a number of days above 0. Correct it.")
-
 
 def retrain(ask: Request, paths: Paths) -> int:
     """Do what there is to do and say why; the exit code that tells a scheduler what came of it."""
     placement = read_placement()
-    if ask.submit and placement.tracking_uri.startswith("sqlite:"):
-        raise RegistryError(
-            "--submit without MLFLOW_TRACKING_URI: the cluster's models would be judged in a registry of this machine. "
-            "Set it to the server that the cluster uses."
-        )
     if ask.dry_run:
+        _check(ask, placement)
         _explain(ask, paths, placement)
         return EXIT_CODES["nothing to do"]
     path = placement.state_dir / "retrain.lock"
@@ -92,6 +85,7 @@ def retrain(ask: Request, paths: Paths) -> int:
 def _run(ask: Request, paths: Paths, placement: Placement, lock: int) -> Outcome:
     began = _now()
     try:
+        _check(ask, placement)
         retraining = _Retraining(ask, paths, placement, lock)
     except Exception as error:
         # The recipe can't be read, perhaps since somebody merged it.
@@ -101,9 +95,21 @@ def _run(ask: Request, paths: Paths, placement: Placement, lock: int) -> Outcome
     return retraining.run()
 
 
+def _check(ask: Request, placement: Placement) -> None:
+    """An error for what can't be done, whatever there is to do."""
+    if ask.max_age_days is not None and not ask.max_age_days > 0:
+        raise RecipeError(f"--max-age {ask.max_age_days:g}: not a number of days above 0. Correct it.")
+    if ask.submit and placement.tracking_uri.startswith("sqlite:"):
+        raise RegistryError(
+            "--submit with a registry of this machine: the cluster's models would not be in it. Set "
+            "MLFLOW_TRACKING_URI to the server that the cluster uses."
+        )
+
+
 def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
     """Say what would be done, and do nothing."""
     goal = make_record(paths, placement, ask.branch)
+    check_name(goal)
     found = look(paths, placement, goal, may_mend=False)
     away = [name for part in found.status.absent.values() for name in part]
     if away and has_remote(None):
@@ -118,14 +124,14 @@ def _explain(ask: Request, paths: Paths, placement: Placement) -> None:
     steps = {
         "unet add": found.must_add,
         "unet submit" if ask.submit else "dvc repro": will_run,
-        "dvc push": (asks_gate or not found.seen.is_recorded) and has_remote(None),
+        "dvc push": has_remote(None),
         f"a commit on branch {ask.branch}" if ask.branch else "a patch file": will_run or not found.seen.is_recorded,
         "unet promote": asks_gate,
     }
     say(f"would retrain: {_join(reasons)}")
     say(f"steps: {', '.join(step for step, is_needed in steps.items() if is_needed) or 'none, only word of it'}")
-    if will_run and (other := _other_pins(placement.root)):
-        say(f"and would refuse before the first of them: {other}")
+    if will_run and (error := _find_refusal(placement.root)):
+        say(f"and would refuse before the first of them: {error}")
 
 
 class _Retraining:
@@ -146,6 +152,7 @@ class _Retraining:
     def run(self) -> Outcome:
         """All steps that are needed; people hear of a failure too."""
         try:
+            check_name(self._record)
             clear_leftovers(self._placement.root)
             self._update()
             found = self._look()
@@ -160,7 +167,8 @@ class _Retraining:
                 say(summary.line)
                 return "nothing to do"
             check_branch(self._record)
-            self._check_pins(found)
+            if (found.must_add or is_stale(found.seen)) and (error := _find_refusal(self._placement.root)):
+                raise error
             say(f"retraining: {_join(self._reasons)}")
             return self._act(found)
         except Exception as error:
@@ -187,13 +195,6 @@ class _Retraining:
         with self._timed("look"):
             return look(self._paths, self._placement, self._record, may_mend=True)
 
-    def _check_pins(self, found: Look) -> None:
-        """TrainingError where a training would be recorded as that of versions which are not installed."""
-        if not (found.must_add or is_stale(found.seen)):
-            return
-        if other := _other_pins(self._placement.root):
-            raise TrainingError(other)
-
     def _act(self, found: Look) -> Outcome:
         if found.must_add:
             with self._timed("add"):
@@ -207,21 +208,19 @@ class _Retraining:
                 self._reproduce(self._placement.state_dir)
         self._stand(found)
         self._memory = memory = self._remember(found)
-        asks_gate = self._ask.force is not None or _is_open(self._standing)
+        # Also what people have committed and did not push: nobody could rebuild a champion of it.
+        self._push()
         if not is_recorded(self._record):
-            self._push_and_record(memory)
-        elif asks_gate:
-            # People may have committed what they did not push: nobody could rebuild a champion of it.
-            self._push()
+            self._write_record(memory)
         if (branch := unpushed_branch(self._record)) is not None:
             with self._timed("push branch"):
                 push_branch(self._record)
             log.info("branch %s is at origin", branch)
-        if asks_gate:
+        if self._ask.force is not None or self._standing.is_open:
             with self._timed("gate"):
                 self._promote()
             self._stand(found)
-        outcome, sentence = _conclude(self._standing, memory)
+        outcome, sentence = conclude(self._standing, memory)
         # It trains nothing, so people must act: chat programs show them this sentence alone.
         sentence = "; ".join([sentence, *(reason.text for reason in self._reasons if reason.kind == "drift")])
         summary = self._summarize(outcome, sentence)
@@ -258,8 +257,7 @@ class _Retraining:
             remember(_client(found), standing.version, memory)
         return memory
 
-    def _push_and_record(self, memory: Memory) -> None:
-        self._push()
+    def _write_record(self, memory: Memory) -> None:
         with self._timed("record"):
             counts = [f"{count} {word}" for word, count in memory.samples.items() if count]
             title = f"Retrain: {', '.join(counts)} samples" if counts else f"Retrain: {memory.reasons[0]}"[:72]
@@ -313,36 +311,25 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _other_pins(root: Path) -> str:
-    """In a sentence, what is installed and not as pinned; empty where nothing is."""
-    # It imports torch, which takes seconds.
+def _find_refusal(root: Path) -> UnetError | None:
+    """Why no stage should begin: DVC takes old results away before a stage can refuse."""
+    # They import torch, which takes seconds.
     from pipeline.identity import say_other_pins
+    from pipeline.recipe_check import check_recipe
 
-    other = say_other_pins(root)
-    return other and f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin."
+    try:
+        check_recipe()
+    except UnetError as error:
+        return error
+    if other := say_other_pins(root):
+        # It would be recorded as a training of versions that are not installed.
+        return TrainingError(f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin.")
+    return None
 
 
 def _client(found: Look) -> Client:
     assert found.client is not None, "only a dry run goes without a registry"
     return found.client
-
-
-def _is_open(standing: Standing) -> bool:
-    """Whether the gate has something to decide, or to bring to an end."""
-    return standing.is_half_moved or (standing.answer is None and not standing.is_champion)
-
-
-def _conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
-    """What came of it: promoted is what became champion by this call, or by a stopped one that this one ends."""
-    answer = standing.answer
-    if standing.is_champion and not memory.was_champion:
-        return "promoted", answer.sentence if answer else "champion by other means"
-    if standing.is_champion:
-        return "not promoted", "the model is the same as before, and champion already"
-    if answer is not None and answer.decision == "promoted":
-        # Its sentence speaks of then.
-        return "not promoted", "it was champion before, and people made another version champion since"
-    return "not promoted", answer.sentence if answer else "the gate gave no answer"
 
 
 def _join(reasons: list[Reason]) -> str:

@@ -45,14 +45,29 @@ class Record:
         return self.root / ".unet" / PATCH_NAME
 
 
+def check_name(record: Record) -> None:
+    """StorageError where git can't make the branch, whatever there is to record."""
+    name = record.branch
+    if name is None:
+        return
+    if name.startswith("-") or _git(record.root, "check-ref-format", "--branch", name).returncode:
+        raise StorageError(f"not a name for a branch: {name}. Choose another one.")
+    for place in ("refs/heads/", f"refs/remotes/{REMOTE}/"):
+        for ref in _ask(record.root, "for-each-ref", "--format=%(refname)", place).splitlines():
+            other = ref.removeprefix(place)
+            if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
+                raise StorageError(
+                    f"no room for branch {name}: there is {ref}. Choose another name, or remove that (`git fetch "
+                    "--prune` where the server has it no more)."
+                )
+
+
 def check_branch(record: Record) -> None:
     """StorageError where a commit on the branch would lose something, or hold results without their cause."""
     name = record.branch
     if name is None:
         return
-    if _git(record.root, "check-ref-format", "--branch", name).returncode:
-        raise StorageError(f"not a name for a branch: {name}. Choose another one.")
-    _check_room(record.root, name)
+    _check_elsewhere(record.root, name)
     changed = _changed_beside(record, ".")
     if changed:
         raise StorageError(
@@ -62,16 +77,8 @@ def check_branch(record: Record) -> None:
     _check_commits(record, name)
 
 
-def _check_room(root: Path, name: str) -> None:
-    """StorageError where git can't make the branch, or move it: it would refuse after the training."""
-    for place in ("refs/heads/", f"refs/remotes/{REMOTE}/"):
-        for ref in _ask(root, "for-each-ref", "--format=%(refname)", place).splitlines():
-            other = ref.removeprefix(place)
-            if other.startswith(f"{name}/") or name.startswith(f"{other}/"):
-                raise StorageError(
-                    f"no room for branch {name}: there is {ref}. Choose another name, or remove that (`git fetch "
-                    "--prune` where the server has it no more)."
-                )
+def _check_elsewhere(root: Path, name: str) -> None:
+    """StorageError where another working tree is on the branch: git would refuse after the training."""
     listed = _ask(root, "worktree", "list", "--porcelain").split("\n\n")
     elsewhere = [lines[0].removeprefix("worktree ") for lines in map(str.splitlines, listed)
                  if f"branch refs/heads/{name}" in lines]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import history, tracking
 from pipeline.params import read_sections
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
+from pipeline.retrain_summary import Outcome
 from unet_core.errors import DataError, RecipeError
 
 #: Tag of versions: what a retraining is about (JSON), until people were told what came of it.
@@ -54,6 +55,11 @@ class Standing:
         mine, best = self.version, self.champion
         return mine is not None and best is not None and mine.model_sha256 == best.model_sha256
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the gate has something to decide, or to bring to an end."""
+        return self.is_half_moved or (self.answer is None and not self.is_champion)
+
 
 def read_standing(client: tracking.Client, *, receipt: Path, shards: Path) -> Standing:
     """Ask the registry; it is not changed."""
@@ -84,6 +90,19 @@ def nowhere() -> Standing:
         memory=None,
         is_half_moved=False,
     )
+
+
+def conclude(standing: Standing, memory: Memory) -> tuple[Outcome, str]:
+    """What came of it: promoted is what became champion by this call, or by a stopped one that this one ends."""
+    answer = standing.answer
+    if standing.is_champion and not memory.was_champion:
+        return "promoted", answer.sentence if answer else "champion by other means"
+    if standing.is_champion:
+        return "not promoted", "the model is the same as before, and champion already"
+    if answer is not None and answer.decision == "promoted":
+        # Its sentence speaks of then.
+        return "not promoted", "it was champion before, and people made another version champion since"
+    return "not promoted", answer.sentence if answer else "the gate gave no answer"
 
 
 def read_verdict(report: Path, standing: Standing) -> dict[str, Any]:

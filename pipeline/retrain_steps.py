@@ -91,12 +91,17 @@ def pull(status: Status, lock: int | None) -> None:
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
     done = run_dvc_with_remote("fetch", *names, lock=lock)
     if done.returncode:
-        raise StorageError(f"DVC can't fetch what is recorded: {dvcs_reason(done.stderr, done.returncode)}.")
+        why = dvcs_reason(done.stderr, done.returncode)
+        raise StorageError(
+            f"DVC can't fetch what is recorded: {why}. `dvc push` it where it is, or make it again here (`dvc repro`)."
+        )
     gone = [name for name in names if not Path(name).exists()]
     others = [name for name in names if name not in gone]
     for found in filter(None, (gone, others)):
-        if run_dvc("checkout", "--allow-missing", *found, lock=lock).returncode:
-            log.info("left for the pipeline, since DVC does not have them: %s", ", ".join(found))
+        done = run_dvc("checkout", "--allow-missing", *found, lock=lock)
+        if done.returncode:
+            why = dvcs_reason(done.stderr, done.returncode)
+            log.info("left for the pipeline: %s, since DVC can't put them here: %s", ", ".join(found), why)
 
 
 def push(lock: int | None) -> None:
@@ -189,7 +194,9 @@ def _failure(code: int, text: str) -> UnetError:
         return TrainingError("the pipeline was stopped, and not from here. The next call goes on, or submits it anew.")
     kinds = {kind.exit_code: kind for kind in UnetError.__subclasses__()}
     codes = [code, *map(int, reversed(STAGE_ENDED.findall(text)))]
-    kind = next((kinds[each] for each in codes if each in kinds), TrainingError)
+    # Where it speaks of an error and of no stage, DVC failed by itself: no room, say.
+    by_itself = "ERROR: " in text and not STAGE_ENDED.search(text)
+    kind = next((kinds[each] for each in codes if each in kinds), StorageError if by_itself else TrainingError)
     sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
     why = sentences[-1] if sentences else f"the pipeline ended with {code}: {dvcs_reason(text, code)}."
     return kind(public(why))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.workspace import make_workspace, run
+from benchmarks.workspace import IN_BACKGROUND, make_workspace, run
 from pipeline.job_results import ResultReader, take_home
 from pipeline.job_road import Task, _keep, check_versions, parts_of, versions
 from pipeline.lineage import git_state, source_state
@@ -231,14 +231,19 @@ def test_without_a_tracking_server_nothing_is_trained_or_moved(tmp_path: Path, w
 
 
 @pytest.mark.slow
-def test_what_a_stopped_job_had_finished_is_pushed_before_it_is_told_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "before", [(), IN_BACKGROUND], ids=["", "below a head that a script started in the background"]
+)
+def test_what_a_stopped_job_had_finished_is_pushed_before_it_is_told_home(
+    tmp_path: Path, before: tuple[str, ...]
+) -> None:
     there = tmp_path / "there"
     remote = tmp_path / "remote"
     make_pipeline(there, remote, f"{sys.executable} slow.py")
     (there / "slow.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(60)\n")
     submit(there, task(stage="validate"))
     environment = {**os.environ, "PYTHONPATH": REPOSITORY}
-    words = [sys.executable, "-m", "pipeline.job_road"]
+    words = [*before, sys.executable, "-m", "pipeline.job_road"]
     job = subprocess.Popen(words, cwd=there, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (there / "begun").exists():

@@ -430,6 +430,21 @@ def test_a_lock_file_that_a_kill_cut_off_is_mended(reproduced: Place, tmp_path: 
     place.check_all_done()
 
 
+def test_a_typo_anywhere_in_the_recipe_is_told_before_results_are_gone(first: Place, tmp_path: Path) -> None:
+    place = first.copy_to(tmp_path / "place")
+    recipe = place.tree / "params.yaml"
+    recipe.write_text(recipe.read_text().replace("  learning_rate:", "  learning_rat:"))
+    commit(place.tree, "faster")
+    code, said = place.call(*CALL, "--dry-run")
+    assert code == 0, said
+    assert "\nand would refuse before the first of them: unknown key: params.yaml: train: learning_rat. " in said
+    code, said = place.call()
+    assert code == 3, said
+    assert place.summary()["sentence"].startswith("unknown key: params.yaml: train: learning_rat. ")
+    assert place.git("status", "--porcelain") == ""
+    assert (place.tree / "models" / "final").is_dir()
+
+
 def test_pins_that_are_not_installed_are_refused_before_the_training(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     pins = place.tree / "constraints.txt"

@@ -4,16 +4,15 @@ import errno
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from pipeline.retrain import Request, _conclude, retrain
+from pipeline.retrain import Request, retrain
 from pipeline.retrain_look import Paths
-from pipeline.retrain_standing import Answer, Memory, Standing
-from pipeline.tracking import Version
-from unet_core.errors import RecipeError
+from unet_core.errors import RecipeError, RegistryError, StorageError, UnetError
 
 PATHS = Paths(
     accepted=Path("data/accepted.parquet"),
@@ -82,21 +81,28 @@ def test_what_nobody_foresaw_is_told_without_its_own_words(
     assert (body["outcome"], body["sentence"]) == ("failed", sentence)
 
 
-def test_who_was_champion_and_is_no_more_is_not_said_to_be_promoted() -> None:
-    def version(number: str) -> Version:
-        return Version(name="unet", number=number, run_id=None, model_sha256=number, weights_sha256=number, tags={})
-
-    standing = Standing(
-        model="unet",
-        version=version("2"),
-        champion=version("1"),
-        champion_age_days=1.0,
-        answer=Answer(decision="promoted", sentence="promoted: Dice 0.9 vs 0.8"),
-        memory=None,
-        is_half_moved=False,
-    )
-    memory = Memory(reasons=("12 new samples",), samples={}, was_champion=False)
-    assert _conclude(standing, memory) == (
-        "not promoted",
-        "it was champion before, and people made another version champion since",
-    )
+@pytest.mark.parametrize(
+    ("ask", "kind", "sentence"),
+    [
+        (Request(max_age_days=0), RecipeError, "--max-age 0: not a number of days above 0. Correct it."),
+        (
+            Request(submit=True),
+            RegistryError,
+            "--submit with a registry of this machine: the cluster's models would not be in it. Set "
+            "MLFLOW_TRACKING_URI to the server that the cluster uses.",
+        ),
+        (Request(branch="re train"), StorageError, "not a name for a branch: re train. Choose another one."),
+        (Request(branch=""), StorageError, "not a name for a branch: . Choose another one."),
+        (Request(branch="-x"), StorageError, "not a name for a branch: -x. Choose another one."),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_can_not_be_done_is_told_though_there_may_be_nothing_to_do(
+    dvc_tree, told: list[dict], ask: Request, kind: type[UnetError], sentence: str, dry_run: bool
+) -> None:
+    dvc_tree.write_recipe()
+    with pytest.raises(kind) as caught:
+        retrain(replace(ask, dry_run=dry_run), PATHS)
+    assert str(caught.value) == sentence
+    # Who asks for an explanation reads it.
+    assert [body["sentence"] for body in told] == ([] if dry_run else [sentence])

@@ -11,6 +11,7 @@ from pipeline.retrain_record import (
     NOBODY,
     Record,
     check_branch,
+    check_name,
     committed_text,
     is_recorded,
     push_branch,
@@ -228,12 +229,12 @@ def test_a_branch_that_git_has_no_room_for_is_refused_before_the_training(
 ) -> None:
     git(record.root, "update-ref", f"{where}{there}", "HEAD")
     with pytest.raises(StorageError) as caught:
-        check_branch(replace(record, branch="retrain/x"))
+        check_name(replace(record, branch="retrain/x"))
     assert str(caught.value) == (
         f"no room for branch retrain/x: there is {where}{there}. Choose another name, or remove that "
         "(`git fetch --prune` where the server has it no more)."
     )
-    check_branch(replace(record, branch="retrainings"))
+    check_name(replace(record, branch="retrainings"))
 
 
 def test_a_branch_that_is_checked_out_elsewhere_is_refused_before_the_training(record: Record, people: Path) -> None:
@@ -356,7 +357,7 @@ def test_a_branch_with_other_commits_is_not_moved(record: Record) -> None:
 
 def test_a_name_that_git_refuses_is_named(record: Record) -> None:
     with pytest.raises(StorageError) as caught:
-        check_branch(replace(record, branch="a..b"))
+        check_name(replace(record, branch="a..b"))
     assert str(caught.value) == "not a name for a branch: a..b. Choose another one."
 
 

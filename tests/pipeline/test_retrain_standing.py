@@ -9,7 +9,7 @@ import pytest
 from pipeline import tracking
 from pipeline.history import Move, move_champion
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
-from pipeline.retrain_standing import Answer, Memory, Standing, forget, nowhere, read_standing, remember
+from pipeline.retrain_standing import Answer, Memory, Standing, conclude, forget, nowhere, read_standing, remember
 from unet_core.errors import RecipeError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -92,3 +92,25 @@ def test_a_recipe_without_a_models_name_is_told(tree) -> None:
     with pytest.raises(RecipeError) as caught:
         nowhere()
     assert str(caught.value) == "missing key: params.yaml: register.model. Add it; recipes/ shows examples."
+
+
+def test_who_was_champion_and_is_no_more_is_not_said_to_be_promoted() -> None:
+    def version(number: str) -> tracking.Version:
+        return tracking.Version(
+            name="unet", number=number, run_id=None, model_sha256=number, weights_sha256=number, tags={}
+        )
+
+    standing = Standing(
+        model="unet",
+        version=version("2"),
+        champion=version("1"),
+        champion_age_days=1.0,
+        answer=Answer(decision="promoted", sentence="promoted: Dice 0.9 vs 0.8"),
+        memory=None,
+        is_half_moved=False,
+    )
+    memory = Memory(reasons=("12 new samples",), samples={}, was_champion=False)
+    assert conclude(standing, memory) == (
+        "not promoted",
+        "it was champion before, and people made another version champion since",
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.workspace import IN_BACKGROUND
 from pipeline.retrain_steps import Status, has_remote, parse_status, pull, push, read_status, reproduce, start_status
 from unet_core.errors import DataError, StorageError, TrainingError
 
@@ -106,6 +107,40 @@ def test_an_interrupted_call_interrupts_the_stage(pipeline: Path) -> None:
     call.wait(30)
     assert (pipeline / "left").read_text() == "with a checkpoint"
     assert psutil.wait_procs(below, timeout=10)[1] == []
+
+
+@pytest.mark.slow
+def test_a_stage_is_interrupted_though_a_script_started_all_in_the_background(pipeline: Path) -> None:
+    (pipeline / "b.py").write_text(
+        "import time\n"
+        "try:\n"
+        "    open('begun', 'w').close()\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    open('left', 'w').close()\n"
+        "    raise\n"
+    )
+    script = (
+        "from pathlib import Path\n"
+        "from pipeline.command import terminated_as_interrupted\n"
+        "from pipeline.retrain_steps import reproduce\n"
+        "with terminated_as_interrupted(): reproduce(None, Path('l'))\n"
+    )
+    call = subprocess.Popen(
+        [*IN_BACKGROUND, sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(pipeline / "begun")
+    call.terminate()
+    call.wait(30)
+    assert (pipeline / "left").exists()
+
+
+@pytest.mark.slow
+def test_where_dvc_fails_by_itself_that_is_no_error_of_a_training(pipeline: Path) -> None:
+    (pipeline / ".dvc" / "config").write_text("[cache]\n    dir = /proc/nowhere\n")
+    with pytest.raises(StorageError, match=r"^the pipeline ended with 255: .*/proc/nowhere"):
+        reproduce(None, LOG)
 
 
 @pytest.mark.slow

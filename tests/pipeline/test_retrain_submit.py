@@ -77,8 +77,8 @@ def test_without_the_clusters_registry_nothing_begins(team: Team) -> None:
     code, said = team.place.call(*CALL, env=team.head.environment())
     assert code == 6
     assert said == (
-        "unet retrain: --submit without MLFLOW_TRACKING_URI: the cluster's models would be judged in a registry of this "
-        "machine. Set it to the server that the cluster uses.\n"
+        "unet retrain: --submit with a registry of this machine: the cluster's models would not be in it. Set "
+        "MLFLOW_TRACKING_URI to the server that the cluster uses.\n"
     )
 
 
