@@ -1,6 +1,6 @@
 """A retraining that failed: people hear of it, in a sentence that holds no secret."""
 
-from contextlib import suppress
+import logging
 from pathlib import Path
 
 from pipeline.retrain_summary import Summary, write_summary
@@ -8,11 +8,15 @@ from pipeline.storage import public
 from pipeline.webhook import call_webhook
 from unet_core.errors import UnetError
 
+log = logging.getLogger(__name__)
+
 
 def tell_of_failure(summary: Summary, *, report: Path, webhook: str | None) -> None:
     """Write the summary and call the webhook; on a full disk people hear of it all the same."""
-    with suppress(OSError):
+    try:
         write_summary(summary, report)
+    except OSError as error:
+        log.warning("the summary in %s is not of this call: it can't be written: %s", report.parent, error.strerror)
     call_webhook(webhook, summary.body())
 
 

@@ -90,5 +90,10 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     # A sentence may name a file whose name is no UTF-8: people must hear of it all the same.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError:
+        # It would take the little room that there is.
+        partial.unlink(missing_ok=True)
+        raise

@@ -46,8 +46,12 @@ def test_a_failure_about_a_file_whose_name_is_no_text_is_written_all_the_same(tm
     assert told == "# Retraining: failed\n\nimage can't be read: gr\\udcfcn.png.\n"
 
 
-def test_a_full_disk_keeps_the_summary_of_the_call_before(small_disk: Path) -> None:
+def test_a_full_disk_keeps_the_summary_of_the_call_before(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     report = small_disk / "report.html"
     tell_of_failure(failed("of the call before"), report=report, webhook=None)
     tell_of_failure(failed("long " * 1_000_000), report=report, webhook=None)
     assert json.loads((small_disk / "retrain.json").read_text())["sentence"] == "of the call before"
+    assert not list(small_disk.glob("*.partial"))
+    assert caplog.messages == [
+        f"the summary in {small_disk} is not of this call: it can't be written: No space left on device"
+    ]
