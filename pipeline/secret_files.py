@@ -10,7 +10,8 @@ SECRET_FOLDERS = frozenset({".gnupg", ".kube", ".ssh", ".secrets", "secrets"})
 #: In folders that have other files, too.
 SECRET_PLACES = (".aws/config", ".aws/credentials", ".docker/config.json", ".azure/accesstokens.json")
 SECRET_NAMES = (
-    *(".env", "*.env", "*.env.*", ".env[-_ ]*", ".envrc"),
+    # As prod.env.local, but not gpu.env.yaml, which is conda's.
+    *(".env", ".env[-._ ]*", "*.env", "*.env.[!y]*", ".envrc"),
     *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "key", "key.json", "key.txt", "pat", "pat.txt"),
     *("*service-account*.json", "*service_account*.json", "*adminsdk*.json", "kaggle.json"),

@@ -58,7 +58,16 @@ HARMLESS = [
     *("api_key.ts", "api_keynote.txt", "apikey.go", "access_keys.sql", "private_keyboard.json"),
     *("patch.py", "patterns.py", "path.txt", "pat.png", "pat_01.csv", "compat.txt", "spatial.json", "pass.csv"),
     *("rotate_access_keys.sh", "first_pass.yaml"),
-    *("env.py", "environment.yaml", "env.sh", "sacred.yaml", "results.csv.bak", "pipeline/cli.py.orig", "data/.bak"),
+    *(
+        "env.py",
+        "environment.yaml",
+        "gpu.env.yaml",
+        "env.sh",
+        "sacred.yaml",
+        "results.csv.bak",
+        "pipeline/cli.py.orig",
+        "data/.bak",
+    ),
 ]
 
 
