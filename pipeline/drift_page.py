@@ -40,10 +40,11 @@ def odd_images(found: Found) -> list[tuple[Entry, float]]:
 
 def _left_out(found: Found) -> str:
     told = []
-    if found.log.num_of_others:
-        told.append(f"{found.log.num_of_others} predictions by other models are left out.")
-    if found.log.num_damaged:
-        told.append(f"{found.log.num_damaged} lines of the log can't be read.")
+    if others := found.log.num_of_others:
+        what = "1 prediction by another model is" if others == 1 else f"{others} predictions by other models are"
+        told.append(f"{what} left out.")
+    if damaged := found.log.num_damaged:
+        told.append(f"{damaged} {'line' if damaged == 1 else 'lines'} of the log can't be read.")
     return f"<p class='soft'>{' '.join(told)}</p>" if told else ""
 
 

@@ -127,7 +127,11 @@ class Jobs:
     def find(self, name: str) -> Job:
         """One job; StorageError where the cluster knows none of this name."""
         with self._foreseen(job=name):
-            return _job(self._client.get_job_info(name))
+            about = self._client.get_job_info(name)
+            if not about.submission_id:
+                # A program that was started by hand, and has no log that could be followed.
+                raise self._no_such_job(name)
+            return _job(about)
 
     def newest(self) -> list[Job]:
         """All jobs that were submitted, the newest first."""
@@ -149,6 +153,8 @@ class Jobs:
         tries = 0
         while True:
             try:
+                # Ray's dashboard writes the token into its own log where the log of an unknown job is asked for.
+                self.find(name)
                 is_whole = asyncio.run(self._tail(name, on_text))
                 job = self.find(name)
             except ClusterAwayError:
@@ -210,9 +216,16 @@ class Jobs:
             told: dict[str, Any] = answer.json()
         return told
 
+    def _shown(self) -> str:
+        """The address without a password."""
+        return re.sub(r"://[^/@\s]*@", "://***@", self.address)
+
+    def _no_such_job(self, name: str) -> StorageError:
+        return StorageError(f"no such job: {self._shown()}: {name}. `unet status` lists them.")
+
     @contextmanager
     def _foreseen(self, *, job: str | None = None) -> Iterator[None]:
-        shown = re.sub(r"://[^/@\s]*@", "://***@", self.address)
+        shown = self._shown()
         try:
             yield
         except AuthenticationError as error:
@@ -232,7 +245,7 @@ class Jobs:
             ) from error
         except RuntimeError as error:
             if job is not None and re.search(r"status code 404\b", str(error)):
-                raise StorageError(f"no such job: {shown}: {job}. `unet status` lists them.") from error
+                raise self._no_such_job(job) from error
             if found := AWAY.search(str(error)):
                 raise ClusterAwayError(
                     f"Ray's Jobs API is away: {shown}: a gateway answers with {found[0]}. Try again when the cluster "

@@ -38,6 +38,8 @@ class Contents:
     """What is sent of a working tree, sorted."""
 
     names: tuple[str, ...]
+    new: tuple[str, ...]
+    """Those of the names that git does not track."""
     data: tuple[str, ...]
     """Left out, since they are data."""
 
@@ -48,8 +50,8 @@ def find_contents(root: Path, *, source: str) -> Contents:
     StorageError where there is no git, and for what can't be sent: secrets, large files, links. RecipeError for a
     source that the cluster would take for another one.
     """
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate")
-    found = sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
+    untracked = _list(root, "--others", "--exclude-standard")
+    found = sorted(_list(root, "--cached") | untracked)
     folder = source_in_tree(root, source)
     folders = [*DATA_FOLDERS, *([] if folder in (None, ".") else [folder])]
     # A file that git tracks and that is gone is not part of the working tree.
@@ -59,7 +61,8 @@ def find_contents(root: Path, *, source: str) -> Contents:
     for name in names:
         _check_file(root, name)
     _check_dvc_config(root, names)
-    return Contents(names=tuple(names), data=tuple(data))
+    new = [name for name in names if name in untracked]
+    return Contents(names=tuple(names), new=tuple(new), data=tuple(data))
 
 
 def hash_tree(root: Path, names: Sequence[str]) -> str:
@@ -176,6 +179,11 @@ def _is_below(name: str, folders: Iterable[str]) -> bool:
 
 def _is_text(name: str) -> bool:
     return name == name.encode(errors="replace").decode()
+
+
+def _list(root: Path, *options: str) -> set[str]:
+    listed = _git(root, "ls-files", "-z", *options)
+    return {os.fsdecode(name) for name in listed.split(b"\0") if name}
 
 
 def _git(root: Path, *words: str, environment: Mapping[str, str] | None = None, given: bytes = b"") -> bytes:

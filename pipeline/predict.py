@@ -12,7 +12,7 @@ from pipeline.model_files import ModelFiles, open_model_files
 from pipeline.parallel import FEW, WORTH_SECONDS, map_parallel
 from pipeline.placement import Placement, read_placement
 from pipeline.predict_image import Job, Options, Outcome, died, load_model, predict_job
-from pipeline.prediction_log import Logbook, What
+from pipeline.prediction_log import Logbook, What, check_log
 from pipeline.results import FOLDERS
 from pipeline.results_record import has_others, is_done
 from pipeline.storage import version_at
@@ -35,12 +35,14 @@ def predict(places: Sequence[str], *, out: Path, model: str, options: Options, l
     images = name_results(find_images(places, outside=out))
     placement = read_placement()
     with open_model_files(model) as files:
-        # Whatever is wrong with the model is told before any image is.
+        # Whatever is wrong with the model or the log is told before any image is.
         load_model(files)
+        log = _logbook(placement, files, log_what) if log_what else None
+        if log is not None:
+            check_log(placement.root / log.folder)
         jobs = _jobs(images, files, options)
         todo = _without_done(jobs, out)
         out.mkdir(parents=True, exist_ok=True)
-        log = _logbook(placement, files, log_what) if log_what else None
         work = partial(predict_job, model=files, root=placement.root, out=out, options=options, log=log)
         outcomes = _predict_all(work, todo, placement)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]

@@ -85,6 +85,18 @@ def small_copy(image: Array) -> bytes:
     return stream.getvalue()
 
 
+def check_log(folder: Path) -> None:
+    """StorageError where no log can be written: otherwise each image would fail, after it was predicted."""
+    try:
+        with _locked(folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"the log of predictions can't be written: {folder}: {error.strerror}. Let UNET_PREDICTION_LOG name a "
+            "folder that can be made and written."
+        ) from error
+
+
 def append_entry(log: Logbook, *, image: str, version: str, traits: Traits, copy: bytes | None) -> bool:
     """Add a line; False where the copy found no place, and the line says so."""
     now = datetime.now(UTC)

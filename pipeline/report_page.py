@@ -145,7 +145,8 @@ def _colour_key(colours: Mapping[str, str]) -> str:
 
 def _training(page: Page) -> str:
     resting = page.training["samples_resting_per_epoch"]
-    note = f" {resting} samples rest in each epoch, others each time." if resting else ""
+    who = "1 sample rests" if resting == 1 else f"{resting} samples rest"
+    note = f" {who} in each epoch, {'another' if resting == 1 else 'others'} each time." if resting else ""
     return (
         f"<h2>Training</h2><p class='soft'>{page.training['steps']} steps; the weights are those after epoch "
         f"{page.training['best_epoch']}, best on validation.{note}</p>"

@@ -10,31 +10,47 @@ SECRET_FOLDERS = frozenset({".gnupg", ".kube", ".ssh", ".secrets", "secrets"})
 #: In folders that have other files, too.
 SECRET_PLACES = (".aws/config", ".aws/credentials", ".docker/config.json", ".azure/accesstokens.json")
 SECRET_NAMES = (
-    *(".env", ".env.*", "*.env", ".envrc"),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
-    *("*credentials.json", "*service-account*.json", "*service_account*.json", "kaggle.json"),
+    # As prod.env.local, but not gpu.env.yaml, which is conda's.
+    *(".env", ".env[-._ ]*", "*.env", "*.env.[!y]*", ".envrc"),
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "key", "key.json", "key.txt", "pat", "pat.txt"),
+    *("*service-account*.json", "*service_account*.json", "*adminsdk*.json", "kaggle.json"),
     *("kubeconfig*", "*.kubeconfig", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*"),
     *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".dockercfg", ".htpasswd"),
-    *(".s3cfg", ".boto", "rclone.conf", "config.local"),
+    *("*.dockerconfigjson", "dockerconfig.json", "docker[-_]config.json"),
+    *(".s3cfg", ".boto", "rclone.conf", "config.local", "*token.sh"),
 )
-#: A word of the name, as in my-secrets.yaml and .git-credentials, but not in secretion.png; a token's is the last.
-SECRET_WORDS = re.compile(
-    r"(?<![a-z])(secrets?|credentials?|passwords?|passwd)(?![a-z])|(?<![a-z])tokens?(\.(txt|json|ya?ml|toml))?$",
+#: A word of the name, as in my-secrets.yaml and .git-credentials, but not in secretion.png.
+SECRET_WORDS = re.compile(r"(?<![a-z])(secrets?|credentials?|passwords?|passwd)(?![a-z])", re.ASCII)
+#: How the name of a file of values ends, as in mytoken.txt, user_accessKeys (1).csv and gcp-key.json, and no code's.
+SECRET_VALUES = re.compile(
+    r"((secret|credential|password|passphrase|token)s?|creds|passwd"
+    r"|(api|access|auth|private|secret|root|master|account|service|ssh|rsa|deploy|signing|encryption|gcp|aws|azure"
+    r"|google|firebase|(?<![a-z])sa)[-_. ]?keys?(?![a-z])[^.]*"
+    r"|(?<![a-z])(db|vault)[-_.]?pass|(?<![a-z])(github|gitlab|gh|my)[-_.]?pat)"
+    r"( \(\d+\))?(\.(txt|json|ya?ml|toml|csv|ini|cfg|conf))?$",
     re.ASCII,
 )
+#: Of a copy, which is as secret as the file itself.
+BACKUP = re.compile(r"(?<=[^/])(\.(bak|backup|old|orig|save|swp)|~)+$")
 #: Names that are about secrets and hold none.
-HARMLESS = ("*.example*", "*.sample*", "*.template*", "*.dist", "*.py", "*.md", "*.rst", ".secrets.baseline")
+HARMLESS = (
+    *("*.example*", "*.sample*", "*.template*", "*.dist", "*.py", "*.md", "*.rst", ".secrets.baseline"),
+    # A tokenizer's words.
+    "added_tokens.json",
+    *(f"{verb}[-_]*token.sh" for verb in ("get", "fetch", "make", "create", "renew", "rotate", "check")),
+)
 #: Python that holds them all the same.
 SECRET_CODE = ("secret.py", "secrets.py", "credentials.py")
 
 
 def is_secret_file(name: str) -> bool:
     """Whether a file of this name, a path with slashes, is taken for a secret."""
+    name = BACKUP.sub("", name.lower())
     if fits(name, SECRET_CODE):
         return True
-    path = PurePosixPath(name.lower())
-    is_named_so = fits(name, SECRET_NAMES) or SECRET_WORDS.search(path.name) is not None
+    path = PurePosixPath(name)
+    is_named_so = fits(name, SECRET_NAMES) or any(known.search(path.name) for known in (SECRET_WORDS, SECRET_VALUES))
     is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1]) or "/".join(path.parts[-2:]) in SECRET_PLACES
     # What GitHub runs is there for all to read.
     is_harmless = fits(name, HARMLESS) or path.parts[:1] == (".github",)

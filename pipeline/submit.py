@@ -34,6 +34,8 @@ from unet_core.errors import RecipeError, StorageError, TrainingError
 log = logging.getLogger(__name__)
 
 ENTRYPOINT = "python -m pipeline.job_road"
+#: New files that are named; the number of the others is said.
+MAX_NAMED = 10
 #: As progress.py writes it where there is no terminal.
 PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 #: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
@@ -60,6 +62,8 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
     jobs = Jobs(address or placement.jobs_address)
     here = versions()
     check_ray(here["ray"], jobs.ray_version())
+    if contents.new:
+        say(f"new files, which git does not track, go along: {say_names(contents.new)}")
     if has_remote:
         say("pushing what only this machine has (dvc push)")
         _push_data()
@@ -102,6 +106,12 @@ def attach(name: str | None, *, address: str | None) -> int:
     known = last if last is not None and name in (None, last["job"]) else None
     where = address or (known["address"] if known else placement.jobs_address)
     return _follow(placement, Jobs(where), name or (last or {})["job"])
+
+
+def say_names(names: Sequence[str]) -> str:
+    """The first of them, and how many there are besides."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:

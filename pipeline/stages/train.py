@@ -138,10 +138,8 @@ def _check_early(
     border = config.read_border_weight(spec.class_map)
     loader = LaneLoader(train, spec.class_map, augment, seed=config.seed, border=border)
     next(loader.steps(plan, epoch=0, lanes=range(1)))
-    log.info(
-        "train: %d epochs of %d steps; %d samples rest in each epoch",
-        config.epochs, plan.num_steps, plan.num_resting,
-    )  # fmt: skip
+    resting = "1 sample rests" if plan.num_resting == 1 else f"{plan.num_resting} samples rest"
+    log.info("train: %d epochs of %d steps; %s in each epoch", config.epochs, plan.num_steps, resting)
     native = has_native_bfloat16(device)
     if config.precision == "bfloat16" and not native:
         log.warning("this processor has no native bfloat16 and emulates it slowly: train.precision: float32 is faster")
@@ -176,8 +174,8 @@ def _train(
 ) -> None:
     config = recipe[1]
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
-    workers = f"{group.least} to {group.most}" if group.least < group.most else str(group.most)
-    log.info("train: %s workers with %d threads each", workers, group.threads)
+    workers = f"{group.least} to {group.most}" if group.least < group.most else group.most
+    log.info("train: %s each", cluster.say_size(workers, group.threads))
     options = {
         "root": str(placement.root),
         "index": data[0],

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from pipeline.cli import main
 from pipeline.drift import drift, read_time
 from pipeline.predict import predict
 from pipeline.predict_image import Options
@@ -137,6 +138,23 @@ def test_other_models_predictions_are_left_out_and_told(trained, write_model_dir
     told = look()[1]
     assert (told["decision"], told["images"]["of_other_models"]) == ("too few to tell", NUM_NEW)
     assert f"{NUM_NEW} predictions by other models are left out" in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_log_that_cannot_be_written_is_told_before_anything_is_predicted(
+    tree, write_model_dir, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    write_model_dir(Path("model"))
+    Image.new("L", (9, 6)).save("a.png")
+    Path("file").touch()
+    monkeypatch.setenv("UNET_PREDICTION_LOG", str(tree.root / "file" / "log"))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "a.png", "--out", "out", "--model", "model", "--log", "statistics"])
+    assert ended.value.code == 7
+    assert capsys.readouterr().err == (
+        f"unet predict: the log of predictions can't be written: {tree.root}/file/log: Not a directory. Let "
+        "UNET_PREDICTION_LOG name a folder that can be made and written.\n"
+    )
+    assert not Path("out").exists()
 
 
 def test_copies_of_images_are_shown_and_have_a_limit(trained, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

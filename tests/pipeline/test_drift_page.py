@@ -134,6 +134,18 @@ def test_without_predictions_the_page_is_the_sentence_alone(nothing: Found) -> N
     assert odd_images(nothing) == []
 
 
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (1, "1 prediction by another model is left out. 1 line of the log can't be read."),
+        (2, "2 predictions by other models are left out. 2 lines of the log can't be read."),
+    ],
+)
+def test_what_is_left_out_is_counted(nothing: Found, count: int, told: str) -> None:
+    log = replace(nothing.log, num_of_others=count, num_damaged=count)
+    assert f">{told}<" in render(replace(nothing, log=log), None, Path("nowhere"))
+
+
 @pytest.mark.parametrize(("brighter", "css"), [(0.0, "promoted"), (0.4, "not")])
 def test_the_verdict_has_the_colour_of_the_decision(brighter: float, css: str) -> None:
     recent = [replace(image, means=(image.means[0] + brighter,)) for image in images(30)]

@@ -78,11 +78,15 @@ def test_a_cluster_that_is_silent_is_not_called_away_for_good() -> None:
 
 
 class Gateway(ThreadingHTTPServer):
-    """Answers for a head, with these codes one after another for each question about a job; 200: it has ended."""
+    """Answers for a head, with these codes one after another for each question about a job; 200: it has ended.
+
+    A number is the name of a program that nobody submitted.
+    """
 
     def __init__(self, *codes: int) -> None:
         super().__init__(("127.0.0.1", 0), GatewayHandler)
         self.codes = list(codes)
+        self.num_tails = 0
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -93,10 +97,13 @@ class GatewayHandler(BaseHTTPRequestHandler):
         if self.path == "/api/version":
             self.answer(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
         elif self.path.endswith("/logs/tail"):
+            self.server.num_tails += 1
             self.answer(503, {})
         else:
             name = self.path.rpartition("/")[2]
             job = {"type": "SUBMISSION", "submission_id": name, "status": "SUCCEEDED", "driver_exit_code": 0}
+            if name.isdecimal():
+                job |= {"type": "DRIVER", "submission_id": None, "job_id": name}
             self.answer(self.server.codes.pop(0), {**job, "entrypoint": "x", "start_time": 0})
 
     def answer(self, code: int, body: dict) -> None:
@@ -123,7 +130,7 @@ def gateway(*codes: int) -> Iterator[Gateway]:
 
 def test_a_gateway_that_answers_for_a_starting_head_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.jobs.RETRY_SECONDS", 0.01)
-    with gateway(502, 503, *[200] * 4) as running:
+    with gateway(502, 503, *[200] * 8) as running:
         assert Jobs(running.address).follow("unet-1", lambda _: None).status == "SUCCEEDED"
     with gateway(503) as running, pytest.raises(ClusterAwayError) as caught:
         Jobs(running.address).find("unet-1")
@@ -131,6 +138,14 @@ def test_a_gateway_that_answers_for_a_starting_head_is_no_answer(monkeypatch: py
         f"Ray's Jobs API is away: {running.address}: a gateway answers with status code 503. Try again when the cluster "
         "has started."
     )
+
+
+@pytest.mark.parametrize(("code", "name"), [(404, "nojob"), (200, "01000000")])
+def test_the_log_of_what_is_no_job_is_not_asked_for(code: int, name: str) -> None:
+    with gateway(code) as running, pytest.raises(StorageError) as caught:
+        Jobs(running.address).follow(name, lambda _: None)
+    assert str(caught.value) == f"no such job: {running.address}: {name}. `unet status` lists them."
+    assert running.num_tails == 0
 
 
 def test_a_number_in_a_jobs_name_is_no_code_of_an_answer() -> None:

@@ -55,6 +55,16 @@ def test_new_files_are_sent_unless_git_ignores_them(root: Path) -> None:
     assert names_of(root) == {*PROJECT, "pipeline/new.py"}
 
 
+def test_new_files_are_told_apart_from_those_that_git_tracks(root: Path) -> None:
+    assert find_contents(root, source="data/raw").new == ()
+    write(root, "pipeline/staged.py")
+    git(root, "add", ".")
+    write(root, "z.txt", "pipeline/new.py", ".env", "data/raw/a.png", "params.yaml", text="y\n")
+    found = find_contents(root, source="data/raw")
+    assert found.new == ("pipeline/new.py", "z.txt")
+    assert set(found.names) == {*PROJECT, "pipeline/staged.py", *found.new}
+
+
 def test_a_file_that_is_gone_is_not_sent(root: Path) -> None:
     (root / "pipeline" / "cli.py").unlink()
     assert names_of(root) == PROJECT - {"pipeline/cli.py"}

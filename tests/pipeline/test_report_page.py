@@ -164,7 +164,10 @@ def test_the_page_says_the_scores(rendered: str) -> None:
     text = Reader(rendered).text
     for shown in ("0.876", "test Dice (95 % interval 0.810 to 0.930)", "0.123", "0.950", "0.780", "0.880", "3.21%"):
         assert shown in text, shown
-    assert "40 steps; the weights are those after epoch 7, best on validation. 1 samples rest in each epoch" in text
+    assert (
+        "40 steps; the weights are those after epoch 7, best on validation. 1 sample rests in each epoch, another"
+        in text
+    )
     assert "12 images of 2 sizes: 8 train, 2 val, 2 test." in text
     assert "s01: 0.999" in text
     assert "ab" * 32 in text

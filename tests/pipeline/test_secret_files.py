@@ -29,6 +29,12 @@ SECRET = [
     *(".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".dockercfg", ".s3cfg", ".boto", "rclone.conf"),
     *(".dvc/config.local", ".kube/config", ".docker/config.json", ".aws/config", "home/.ssh/config", ".gnupg/x.gpg"),
     *(".KUBE/config", "infra/secrets/database.yaml"),
+    *("mytoken.txt", "authtoken", "access_token.csv", "ray_token.sh", "github_pat.txt", "pat.txt", ".vault_pass"),
+    *("user_accessKeys.csv", "user_accessKeys (1).csv", "rootkey.csv", "key.json", "sa-key.json", "gcp-key.json"),
+    *("gcpKey.json", "private_key.json", "privatekey", "api_key.txt", "api-keys-prod.yaml", "apikeys.yaml"),
+    *("APIKey.json", "clientsecret.json", "dbPassword.txt", "creds.yaml", "project-firebase-adminsdk-x1.json"),
+    *(".dockerconfigjson", "docker-config.json", "mlflow.env.prod", ".env_prod"),
+    *("prod.env.bak", ".env~", "auth_token.bak", "secrets.py.orig", "server.key.old", "rootkey.csv.bak"),
 ]
 HARMLESS = [
     *(
@@ -46,6 +52,22 @@ HARMLESS = [
     *(".env.dist", "infra/secret.example.yaml", "docs/secret-management.rst", ".secrets.baseline", "token.pt"),
     *(".github/workflows/secrets-scan.yaml", ".docker/Dockerfile", ".aws/task.json"),
     *("boto.txt", "keyboard.csv", "monkey.png", "compass.yaml", "Dockerfile", "service.json"),
+    *("tokenizer.py", "tokens.py", "token.py.bak", "added_tokens.json", "token_counts.csv", "get_token.sh", "token.ts"),
+    *("keys.py", "keyed.py", "keypoints.csv", "key_frames.json", "keymap.json", "hotkeys.yaml", "keys.csv", "key.csv"),
+    *("monkeys.csv", "turkey.json", "primary_key.sql", "primary_key.json", "class_key.json", "visa_key.json"),
+    *("api_key.ts", "api_keynote.txt", "apikey.go", "access_keys.sql", "private_keyboard.json"),
+    *("patch.py", "patterns.py", "path.txt", "pat.png", "pat_01.csv", "compat.txt", "spatial.json", "pass.csv"),
+    *("rotate_access_keys.sh", "first_pass.yaml"),
+    *(
+        "env.py",
+        "environment.yaml",
+        "gpu.env.yaml",
+        "env.sh",
+        "sacred.yaml",
+        "results.csv.bak",
+        "pipeline/cli.py.orig",
+        "data/.bak",
+    ),
 ]
 
 

@@ -36,6 +36,7 @@ from pipeline.submit import (
     check_words,
     choose_variables,
     find_same_job,
+    say_names,
 )
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
@@ -184,6 +185,13 @@ def test_an_absolute_source_in_the_tree_is_refused(tree, capsys: pytest.CaptureF
     )
 
 
+def test_the_first_of_many_new_files_are_named() -> None:
+    names = [f"{number:02}.py" for number in range(12)]
+    assert say_names(names[:2]) == "00.py, 01.py"
+    assert say_names(names[:10]).endswith(", 09.py")
+    assert say_names(names).endswith(", 09.py and 2 more")
+
+
 class HeadThatFallsSilent(BaseHTTPRequestHandler):
     """Knows of every package, and goes away when it is given a job."""
 
@@ -216,7 +224,9 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     assert known.stat().st_mode & 0o077 == 0
     told = json.loads(known.read_text())
     assert told["address"] == address
-    assert capsys.readouterr().err.endswith(
+    printed = capsys.readouterr()
+    assert printed.out == "new files, which git does not track, go along: dvc.yaml\n"
+    assert printed.err.endswith(
         f"Whether the job began is not known: before you submit again, ask `unet attach {told['job']}`.\n"
     )
 
@@ -379,6 +389,23 @@ def test_an_interrupted_command_leaves_the_job_running_and_says_how_to_see_it_ag
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"job {job} succeeded after " in output
+
+
+@pytest.mark.slow
+def test_a_job_that_is_not_there_is_told_in_a_sentence_and_the_head_logs_no_token(home: Path, head: RayHead) -> None:
+    process = unet(home, head, "attach", "nojob")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert output == f"unet attach: no such job: {head.address}: nojob. `unet status` lists them.\n"
+    logs = [path for path in logs_of(head).rglob("*") if path.is_file()]
+    assert any(path.name.startswith("dashboard") for path in logs)
+    assert [path.name for path in logs if head.token.encode() in path.read_bytes()] == []
+
+
+def logs_of(head: RayHead) -> Path:
+    """Where the head's processes write their logs."""
+    (given,) = (word for word in head.process.args if str(word).startswith("--temp-dir="))
+    return Path(given.partition("=")[2], "session_latest", "logs")
 
 
 @pytest.mark.slow
