@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,6 +43,12 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
     if timings is not None:
         note_seconds(timings, name, time.time() - started)
     return 0
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """As many names as people read, and how many there are besides."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _missing(error: FileNotFoundError) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.command import first_names
 from pipeline.storage import public
 
 Kind = Literal["first", "data", "recipe", "code", "results", "record", "gate", "champion", "age", "drift", "force"]
@@ -103,13 +104,15 @@ def _of_inputs(seen: Seen) -> list[Reason]:
     elif seen.source in names and not (seen.new or seen.changed or seen.missing):
         reasons.append(Reason(kind="data", text=f"other files in {public(seen.source)}, the same samples"))
     if recipe:
-        reasons.append(Reason(kind="recipe", text=f"changed recipe: {_some(recipe)}"))
+        reasons.append(Reason(kind="recipe", text=f"changed recipe: {first_names(recipe, MAX_NAMES)}"))
     if code:
-        reasons.append(Reason(kind="code", text=f"changed code: {_some(code)}"))
+        reasons.append(Reason(kind="code", text=f"changed code: {first_names(code, MAX_NAMES)}"))
     known = {*code, seen.ledger, seen.source, *(name for name in names if name.startswith("params.yaml"))}
     unfinished = sorted({*seen.unfinished, *(stage for stage, inputs in seen.inputs.items() if set(inputs) - known)})
     if unfinished:
-        reasons.append(Reason(kind="results", text=f"missing or unfinished results of {_some(unfinished)}"))
+        reasons.append(
+            Reason(kind="results", text=f"missing or unfinished results of {first_names(unfinished, MAX_NAMES)}")
+        )
     return reasons
 
 
@@ -137,8 +140,3 @@ def _of_champion(seen: Seen, max_age_days: float | None) -> list[Reason]:
     if max_age_days is not None and age is not None and age > max_age_days:
         return [Reason(kind="age", text=f"the champion is {age:.0f} days old, {max_age_days:g} allowed")]
     return []
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TextIO
 from urllib.parse import urlsplit
 
-from pipeline.command import INTERRUPTED, say
+from pipeline.command import INTERRUPTED, first_names, say
 from pipeline.dvc_process import dvcs_reason, run_dvc_with_remote
 from pipeline.job_results import ResultReader, note_tree, take_home
 from pipeline.job_road import Task, versions
@@ -63,7 +63,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
     here = versions()
     check_ray(here["ray"], jobs.ray_version())
     if contents.new:
-        say(f"new files, which git does not track, go along: {say_names(contents.new)}")
+        say(f"new files, which git does not track, go along: {first_names(contents.new, MAX_NAMED)}")
     if has_remote:
         say("pushing what only this machine has (dvc push)")
         _push_data()
@@ -106,12 +106,6 @@ def attach(name: str | None, *, address: str | None) -> int:
     known = last if last is not None and name in (None, last["job"]) else None
     where = address or (known["address"] if known else placement.jobs_address)
     return _follow(placement, Jobs(where), name or (last or {})["job"])
-
-
-def say_names(names: Sequence[str]) -> str:
-    """The first of them, and how many there are besides."""
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command import run_command, say
+from pipeline.command import first_names, run_command, say
 from unet_core import errors
 
 ERRORS = [
@@ -105,3 +105,10 @@ def test_libraries_are_quiet_and_our_own_messages_are_not() -> None:
     run_command("add", lambda: None)
     assert logging.getLogger("mlflow").level == logging.ERROR
     assert logging.getLogger("pipeline").level == logging.NOTSET
+
+
+def test_the_first_of_many_names_are_said() -> None:
+    names = [f"{number:02}.py" for number in range(12)]
+    assert first_names(names[:2], 10) == "00.py, 01.py"
+    assert first_names(names[:10], 10).endswith(", 09.py")
+    assert first_names(names, 10).endswith(", 09.py and 2 more")

@@ -36,7 +36,6 @@ from pipeline.submit import (
     check_words,
     choose_variables,
     find_same_job,
-    say_names,
 )
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
@@ -183,13 +182,6 @@ def test_an_absolute_source_in_the_tree_is_refused(tree, capsys: pytest.CaptureF
         f"unet submit: the source is an absolute path into the tree: params.yaml: ingest.source: {tree.root}/raw. The "
         "cluster has the tree elsewhere, and would write another dvc.lock. Write it relative to the tree: raw.\n"
     )
-
-
-def test_the_first_of_many_new_files_are_named() -> None:
-    names = [f"{number:02}.py" for number in range(12)]
-    assert say_names(names[:2]) == "00.py, 01.py"
-    assert say_names(names[:10]).endswith(", 09.py")
-    assert say_names(names).endswith(", 09.py and 2 more")
 
 
 class HeadThatFallsSilent(BaseHTTPRequestHandler):
