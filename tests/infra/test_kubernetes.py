@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,12 @@ def patched(manifest: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-CLUSTER = read("raycluster.yaml")[0]
+CLUSTER = read("cpu/raycluster.yaml")[0]
 GPU = patched(CLUSTER)
 WORKERS = CLUSTER["spec"]["workerGroupSpecs"][0]
-EVERYTHING = [manifest for path in sorted(FOLDER.glob("*.yaml")) for manifest in read(path.name)]
+#: The jobs and the standing cluster.
+FILES = [path for place in (FOLDER, FOLDER / "cpu") for path in sorted(place.glob("*.yaml"))]
+EVERYTHING = [manifest for path in FILES for manifest in read(str(path))]
 
 
 def find(value: Any, key: str) -> list[Any]:
@@ -133,7 +137,7 @@ def test_gpus_change_the_workers_and_leave_the_head_without_one() -> None:
 
 def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
     pods = [spec for manifest in EVERYTHING for spec in find(manifest, "spec") if "containers" in spec]
-    assert len(pods) == 4
+    assert len(pods) == 6
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
@@ -142,10 +146,13 @@ def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
 
 
 def test_nobody_reaches_a_pod_but_by_a_rule_and_what_submits_jobs_has_one() -> None:
-    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in read("network.yaml")}
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in read("cpu/network.yaml")}
     assert policies["deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
-    submit = read("cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
-    assert {"podSelector": {"matchLabels": submit}} in policies["ray"]["ingress"][1]["from"]
+    plain = read("cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
+    # KubeRay labels the Job that submits, and not its pod.
+    of_ray = [read("rayjob.yaml")[0]["spec"], read("raycronjob.yaml")[0]["spec"]["jobTemplate"]]
+    for pod in (plain, *(spec["submitterPodTemplate"] for spec in of_ray)):
+        assert {"podSelector": {"matchLabels": pod["metadata"]["labels"]}} in policies["ray"]["ingress"][1]["from"]
     assert policies["ray"]["ingress"][1]["ports"] == [{"port": 8265}]
 
 
@@ -168,5 +175,23 @@ def test_all_schedules_do_the_same_on_the_same_cluster() -> None:
     assert _parser().parse_args(words[4:]).command == "retrain"
 
 
-def test_the_kustomization_names_files_that_exist() -> None:
-    assert all((FOLDER / name).is_file() for name in read("kustomization.yaml")[0]["resources"])
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_a_variant_is_made_of_what_exists_and_lies_in_none_of_it(variant: str) -> None:
+    here = FOLDER / variant
+    for name in read(f"{variant}/kustomization.yaml")[0]["resources"]:
+        assert (here / name).exists()
+        # Kustomize calls that a cycle.
+        assert not here.resolve().is_relative_to((here / name).resolve())
+
+
+@pytest.mark.parametrize(("variant", "cluster"), [("cpu", CLUSTER), ("gpu", GPU)])
+def test_kubectl_puts_a_variant_together(variant: str, cluster: dict[str, Any]) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    words = ["kubectl", "kustomize", str(FOLDER / variant)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    made = list(yaml.safe_load_all(done.stdout))
+    assert {manifest["metadata"].get("namespace") for manifest in made if manifest["kind"] != "Namespace"} == {"unet"}
+    (rendered,) = (manifest for manifest in made if manifest["kind"] == "RayCluster")
+    assert rendered["spec"] == cluster["spec"]
