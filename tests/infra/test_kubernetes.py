@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -40,10 +43,10 @@ def patched(manifest: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-CLUSTER = read("raycluster.yaml")[0]
+CLUSTER = read("cpu/raycluster.yaml")[0]
 GPU = patched(CLUSTER)
 WORKERS = CLUSTER["spec"]["workerGroupSpecs"][0]
-EVERYTHING = [manifest for path in sorted(FOLDER.glob("*.yaml")) for manifest in read(path.name)]
+EVERYTHING = [manifest for path in sorted(FOLDER.rglob("*.yaml")) for manifest in read(str(path.relative_to(FOLDER)))]
 
 
 def find(value: Any, key: str) -> list[Any]:
@@ -74,6 +77,53 @@ def test_kuberay_takes_it(manifest: dict[str, Any], schemas: Path) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     assert [error.message for error in validator.iter_errors(manifest)] == []
     assert not validator.is_valid({**manifest, "spec": {**manifest["spec"], "misspelt": 1}})
+
+
+def render(variant: str) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed: the variants are not rendered")
+    asked = subprocess.run([kubectl, "version", "--client", "--output=json"], capture_output=True, check=True)
+    version = json.loads(asked.stdout)["clientVersion"]
+    if (int(version["major"]), int(re.findall(r"\d+", version["minor"])[0])) < (1, 21):
+        pytest.skip(f"kubectl is {version['gitVersion']}: the variants are rendered by 1.21 or newer")
+    done = subprocess.run([kubectl, "kustomize", str(FOLDER / variant)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize(("variant", "cluster"), [("cpu", CLUSTER), ("gpu", GPU)], ids=["cpu", "gpu"])
+def test_kubectl_renders_both_variants(variant: str, cluster: dict[str, Any]) -> None:
+    rendered = render(variant)
+    # As the files have it and, with GPUs, as the patch changes it: anchors are written out, nothing is missing.
+    metadata = {**cluster["metadata"], "namespace": "unet"}
+    assert [manifest for manifest in rendered if manifest["kind"] == "RayCluster"] == [
+        {**cluster, "metadata": metadata}
+    ]
+    names = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in rendered}
+    resources = read("cpu/kustomization.yaml")[0]["resources"]
+    files = [manifest for name in resources for manifest in read(f"cpu/{name}")]
+    assert names == {(manifest["kind"], manifest["metadata"]["name"]) for manifest in files}
+    assert len(rendered) == len(files)
+    for manifest in rendered:
+        assert manifest["kind"] == "Namespace" or manifest["metadata"]["namespace"] == "unet"
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_kubernetes_takes_what_kubectl_renders(variant: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^KUBERNETES := (.+)$", makefile, flags=re.MULTILINE)
+    for manifest in render(variant):
+        if manifest["kind"] != "RayCluster":
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_kuberay_takes_what_kubectl_renders(variant: str, schemas: Path) -> None:
+    (cluster,) = (manifest for manifest in render(variant) if manifest["kind"] == "RayCluster")
+    schema = json.loads((schemas / "raycluster.v1.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(cluster)
 
 
 def test_secrets_are_named_and_never_written() -> None:
@@ -133,7 +183,7 @@ def test_gpus_change_the_workers_and_leave_the_head_without_one() -> None:
 
 def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
     pods = [spec for manifest in EVERYTHING for spec in find(manifest, "spec") if "containers" in spec]
-    assert len(pods) == 4
+    assert len(pods) == 6
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
@@ -142,10 +192,17 @@ def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
 
 
 def test_nobody_reaches_a_pod_but_by_a_rule_and_what_submits_jobs_has_one() -> None:
-    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in read("network.yaml")}
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in read("cpu/network.yaml")}
     assert policies["deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
-    submit = read("cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
-    assert {"podSelector": {"matchLabels": submit}} in policies["ray"]["ingress"][1]["from"]
+    plain = read("cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
+    job, scheduled = (find(read(f"{name}.yaml"), "submitterPodTemplate")[0] for name in ("rayjob", "raycronjob"))
+    for pod in (plain, job, scheduled):
+        submits = {"podSelector": {"matchLabels": pod["metadata"]["labels"]}}
+        assert submits in policies["ray"]["ingress"][1]["from"]
+    # The operator adds command and token; the rest of the pod is the same.
+    (container,) = plain["spec"]["containers"]
+    bare = {key: value for key, value in container.items() if key not in {"command", "env"}}
+    assert job == scheduled == {**plain, "spec": {**plain["spec"], "containers": [bare]}}
     assert policies["ray"]["ingress"][1]["ports"] == [{"port": 8265}]
 
 
@@ -162,11 +219,22 @@ def test_all_schedules_do_the_same_on_the_same_cluster() -> None:
     parsed = submit.make_context("submit", command[3:]).params
     assert " ".join(parsed["entrypoint"]) == job["entrypoint"]
     assert parsed["address"] == f"http://{CLUSTER['metadata']['name']}-head-svc:8265"
-    # `env -C` is of GNU coreutils, which the image's Debian has; the tree is where work.yaml's volume lies.
+    # `env -C` is of GNU coreutils, which the image's Debian has; the tree is where cpu/work.yaml's volume lies.
     words = job["entrypoint"].split()
     assert words[:4] == ["env", "-C", "/srv/unet", "unet"]
     assert _parser().parse_args(words[4:]).command == "retrain"
 
 
-def test_the_kustomization_names_files_that_exist() -> None:
-    assert all((FOLDER / name).is_file() for name in read("kustomization.yaml")[0]["resources"])
+def test_a_variant_names_files_below_it_and_bases_beside_it() -> None:
+    kustomizations = sorted(FOLDER.resolve().rglob("kustomization.yaml"))
+    assert [path.parent.name for path in kustomizations] == ["cpu", "gpu"]
+    for path in kustomizations:
+        for name in yaml.safe_load(path.read_text(encoding="utf-8"))["resources"]:
+            named = (path.parent / name).resolve()
+            if named.is_dir():
+                # Kustomize calls a base that holds its overlay a cycle.
+                assert (named / "kustomization.yaml").is_file()
+                assert not path.is_relative_to(named), f"{path}: {name} lies above it"
+            else:
+                assert named.is_file()
+                assert named.is_relative_to(path.parent)
