@@ -199,7 +199,7 @@ def test_one_worker_with_shards_from_s3_gives_the_weights_of_two_with_local_ones
     places = {"UNET_SHARDS": "s3://shards/copy", "UNET_CACHE": str(tmp_path / "cache"), "UNET_CACHE_GB": "0.5"}
     workers = "1" if (os.cpu_count() or 1) > 1 else "2"
     told = run(tree, *TRAIN, env={**s3_server.environment(), **places, "UNET_WORKERS": workers})
-    assert f"train: {workers} workers" in told
+    assert f"train: {workers} worker" in told
     assert weights(tree) == weights(road)
     fetched = {path.name for path in (tmp_path / "cache").rglob("*.tar")}
     index = json.loads((road / "data" / "shards" / "index.json").read_text())["shards"]

@@ -80,7 +80,7 @@ def test_data_that_dvc_cannot_track_end_with_7(tree, capsys: pytest.CaptureFixtu
     tree.write_recipe()
     code, text = call(capsys, "add")
     assert code == 7
-    assert text.startswith("unet add: DVC can't track the ledger: arrivals/raw.jsonl: ")
+    assert text.startswith("unet add: DVC can't track the ledger arrivals/raw.jsonl: ")
     assert "Traceback" not in text
 
 
