@@ -110,9 +110,10 @@ def joblib_backend(placement: Placement) -> Iterator[tuple[str, int, tuple[type[
         yield "ray", int(ray.cluster_resources().get("CPU", 1)), (ray.exceptions.RayActorError,)
 
 
-def say_size(workers: int | str, threads: int) -> str:
-    """How large a group is; a number of workers that may change is a text."""
-    group = "1 worker" if str(workers) == "1" else f"{workers} workers"
+def say_size(least: int, most: int, threads: int) -> str:
+    """How large a group is, for people."""
+    workers = f"{least} to {most}" if least < most else str(least)
+    group = "1 worker" if workers == "1" else f"{workers} workers"
     return f"{group} with {threads} {'thread' if threads == 1 else 'threads'}"
 
 
@@ -128,8 +129,8 @@ def choose_group(placement: Placement, *, lanes: int, threads: int) -> Group:
     chosen = placement.workers or by_default
     if chosen.least * threads > cores or (gpus and chosen.least > gpus):
         raise TrainingError(
-            f"{say_size(chosen.least, threads)} would need more than the cluster has: {cores} cores, {gpus} GPUs. "
-            "Lower UNET_WORKERS or train.threads_per_worker, or start a larger cluster."
+            f"{say_size(chosen.least, chosen.least, threads)} would need more than the cluster has: {cores} cores, "
+            f"{gpus} GPUs. Lower UNET_WORKERS or train.threads_per_worker, or start a larger cluster."
         )
     idle = cores - min(chosen.most, room) * threads
     if not gpus and idle > 0:
@@ -275,7 +276,7 @@ def _tell_of_silence(group: Group) -> None:
     log.warning(
         "train: no report for %.0f s. In the cluster %d cores and %d GPUs are free; %s will start as soon as there is "
         "room.",
-        SILENCE_SECONDS, free.get("CPU", 0), free.get("GPU", 0), say_size(group.least, group.threads),
+        SILENCE_SECONDS, free.get("CPU", 0), free.get("GPU", 0), say_size(group.least, group.least, group.threads),
     )  # fmt: skip
 
 

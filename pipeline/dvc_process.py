@@ -40,7 +40,10 @@ def run_dvc_with_remote(*words: str, lock: int | None) -> "subprocess.CompletedP
 def dvcs_reason(text: str, code: int) -> str:
     """Why DVC ended with `code`, from its standard error: a line without secrets and without its own advertisement."""
     # The first error is the cause of those that follow, one for each file; before it there may be as many warnings.
-    lines = text[max(0, text.find("ERROR: ")) :].splitlines()
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.strip() and "dvc.org/" not in line]
-    short = textwrap.shorten(public("; ".join(errors)).rstrip("."), MAX_REASON, placeholder=" ...")
+    # Where it speaks of none, its last words tell.
+    begin = text.find("ERROR: ")
+    lines = text[max(0, begin) :].splitlines()
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.strip() and "dvc.org/support" not in line]
+    said = " ".join(public("; ".join(errors)).rstrip(".").split())
+    short = textwrap.shorten(said, MAX_REASON, placeholder=" ...") if begin >= 0 else said[-MAX_REASON:]
     return short or f"DVC ended with {code}, without a word"

@@ -111,8 +111,8 @@ def _check_file(root: Path, name: str) -> None:
         raise StorageError(f"a name that can't be sent: {name!a}. Rename the file.")
     if is_secret_file(name):
         raise StorageError(
-            f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository); the cluster has "
-            "its own credentials, as docs/submit.md tells."
+            f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository), or rename it if "
+            "it holds none; the cluster has its own credentials, as docs/submit.md tells."
         )
     if path.is_symlink():
         raise StorageError(f"a link can't be sent: {name}. Put the file itself there, or let git ignore the link.")

@@ -152,9 +152,9 @@ class _Retraining:
     def run(self) -> Outcome:
         """All steps that are needed; people hear of a failure too."""
         try:
-            check_name(self._record)
             clear_leftovers(self._placement.root)
             self._update()
+            check_name(self._record)
             found = self._look()
             self._standing = found.standing
             self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)

@@ -195,7 +195,7 @@ def _failure(code: int, text: str) -> UnetError:
     kinds = {kind.exit_code: kind for kind in UnetError.__subclasses__()}
     codes = [code, *map(int, reversed(STAGE_ENDED.findall(text)))]
     # Where it speaks of an error and of no stage, DVC failed by itself: no room, say.
-    by_itself = "ERROR: " in text and not STAGE_ENDED.search(text)
+    by_itself = "ERROR: " in text and not re.search("failed to run: |interrupted by the user", text)
     kind = next((kinds[each] for each in codes if each in kinds), StorageError if by_itself else TrainingError)
     sentences = re.findall(r"^unet \w+: (.+)$", text, re.MULTILINE)
     why = sentences[-1] if sentences else f"the pipeline ended with {code}: {dvcs_reason(text, code)}."

@@ -14,31 +14,39 @@ SECRET_NAMES = (
     *(".env", ".env[-._ ]*", "*.env", "*.env.[!y]*", ".envrc"),
     *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "key", "key.json", "key.txt", "pat", "pat.txt"),
+    # As Google and Amazon name what one downloads.
+    *("gcpkey.json", "gcp[-_]key*.json", "rootkey*.csv"),
     *("*service-account*.json", "*service_account*.json", "*adminsdk*.json", "kaggle.json"),
     *("kubeconfig*", "*.kubeconfig", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*"),
     *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".dockercfg", ".htpasswd"),
     *("*.dockerconfigjson", "dockerconfig.json", "docker[-_]config.json"),
-    *(".s3cfg", ".boto", "rclone.conf", "config.local", "*token.sh"),
+    *(".s3cfg", ".boto", "rclone.conf", "config.local", "ray_token.sh"),
 )
 #: A word of the name, as in my-secrets.yaml and .git-credentials, but not in secretion.png.
 SECRET_WORDS = re.compile(r"(?<![a-z])(secrets?|credentials?|passwords?|passwd)(?![a-z])", re.ASCII)
-#: How the name of a file of values ends, as in mytoken.txt, user_accessKeys (1).csv and gcp-key.json, and no code's.
+#: How the name of a file of values may end, in which code's does not.
+VALUES = r"(\.(txt|json|ya?ml|toml|csv|ini|cfg|conf))?$"
+#: The last word of such a name, as in mytoken.txt and .vault_pass.
 SECRET_VALUES = re.compile(
     r"((secret|credential|password|passphrase|token)s?|creds|passwd"
-    r"|(api|access|auth|private|secret|root|master|account|service|ssh|rsa|deploy|signing|encryption|gcp|aws|azure"
-    r"|google|firebase|(?<![a-z])sa)[-_. ]?keys?(?![a-z])[^.]*"
-    r"|(?<![a-z])(db|vault)[-_.]?pass|(?<![a-z])(github|gitlab|gh|my)[-_.]?pat)"
-    r"( \(\d+\))?(\.(txt|json|ya?ml|toml|csv|ini|cfg|conf))?$",
+    rf"|(?<![a-z])(db|vault)[-_.]?pass|(?<![a-z])(github|gitlab|gh|my)[-_.]?pat){VALUES}",
     re.ASCII,
 )
+#: A kind of key in such a name, as in user_accessKeys.csv and, of a service account, sa-key.json.
+SECRET_KEYS = re.compile(
+    r"((api|access|auth|private|secret|ssh|rsa|deploy|signing|encryption)[-_. ]?keys?(?![a-z])[^.]*"
+    rf"|(master|account|service|aws|azure|google|firebase|(?<![a-z])sa)[-_. ]?keys?){VALUES}",
+    re.ASCII,
+)
+SECRET_PARTS = (SECRET_WORDS, SECRET_VALUES, SECRET_KEYS)
 #: Of a copy, which is as secret as the file itself.
-BACKUP = re.compile(r"(?<=[^/])(\.(bak|backup|old|orig|save|swp)|~)+$")
+BACKUP = re.compile(r"(?<=[^/])(\.(bak|backup|old|orig|save|swp)|~)+$| \(\d+\)(?=(\.\w+)?$)")
 #: Names that are about secrets and hold none.
 HARMLESS = (
-    *("*.example*", "*.sample*", "*.template*", "*.dist", "*.py", "*.md", "*.rst", ".secrets.baseline"),
+    *("*[-_.]example*", "*[-_.]sample*", "*[-_.]template*", "*.dist", ".secrets.baseline"),
+    *("*.py", "*.js", "*.ts", "*.md", "*.rst"),
     # A tokenizer's words.
     "added_tokens.json",
-    *(f"{verb}[-_]*token.sh" for verb in ("get", "fetch", "make", "create", "renew", "rotate", "check")),
 )
 #: Python that holds them all the same.
 SECRET_CODE = ("secret.py", "secrets.py", "credentials.py")
@@ -50,7 +58,7 @@ def is_secret_file(name: str) -> bool:
     if fits(name, SECRET_CODE):
         return True
     path = PurePosixPath(name)
-    is_named_so = fits(name, SECRET_NAMES) or any(known.search(path.name) for known in (SECRET_WORDS, SECRET_VALUES))
+    is_named_so = fits(name, SECRET_NAMES) or any(known.search(path.name) for known in SECRET_PARTS)
     is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1]) or "/".join(path.parts[-2:]) in SECRET_PLACES
     # What GitHub runs is there for all to read.
     is_harmless = fits(name, HARMLESS) or path.parts[:1] == (".github",)

@@ -190,7 +190,8 @@ def _remember(placement: Placement, job: str, address: str) -> None:
     path = _jobs_file(placement)
     path.parent.mkdir(parents=True, exist_ok=True)
     # An address may hold a password, of a proxy before the cluster.
-    path.touch(mode=0o600)
+    path.touch()
+    path.chmod(0o600)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"job": job, "address": address}) + "\n")
 

@@ -139,7 +139,8 @@ def draw(out: Path, sweep: Sweep, loads: Sequence[Load]) -> None:
     right.semilogx([load.samples_per_lane for load in loads], [load.images_per_second for load in loads], "o-", base=2)
     right.set(xlabel="samples per lane", ylabel="images/s, one worker", ylim=(0, None), title="Speed")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png")
+    is_known = out.suffix[1:].lower() in figure.canvas.get_supported_filetypes()
+    figure.savefig(out, format=None if is_known else "png")
 
 
 def _device() -> torch.device:

@@ -174,8 +174,7 @@ def _train(
 ) -> None:
     config = recipe[1]
     group = cluster.choose_group(placement, lanes=config.lanes, threads=config.threads_per_worker)
-    workers = f"{group.least} to {group.most}" if group.least < group.most else group.most
-    log.info("train: %s each", cluster.say_size(workers, group.threads))
+    log.info("train: %s each", cluster.say_size(group.least, group.most, group.threads))
     options = {
         "root": str(placement.root),
         "index": data[0],

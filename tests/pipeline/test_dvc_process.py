@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dvc_process import STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with_remote
+from pipeline.dvc_process import MAX_REASON, STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with_remote
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from pipeline.dvc_process import STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with
         ("\nHaving any troubles? Hit us up at https://dvc.org/support, we are happy to help!\n", "DVC ended with 255, without a word"),
         ("WARNING: gone:\nx\nERROR: failed to connect to s3 (b/x) - no route\nERROR: 2 files failed\n", "failed to connect to s3 (b/x) - no route; 2 files failed"),
         ("ERROR: unexpected error - https://me:12345@host/x?key=12345: refused.\n\nHaving any troubles? https://dvc.org/support", "unexpected error - https://***@host/x refused"),
+        ("ERROR: Unable to acquire lock. Most likely another DVC process is running. Check <https://dvc.org/doc/x>.\n", "Unable to acquire lock. Most likely another DVC process is running. Check <https://dvc.org/doc/x>"),
+        ("x" * 999 + "\n" + "\n".join(["a long story"] * 30) + "\nKilled\n", "; ".join(["a long story"] * 30 + ["Killed"])[-MAX_REASON:]),
         ("ERROR: first\n" + "ERROR: another\n" * 99, "first;" + " another;" * 43 + " ..."),
     ],
 )  # fmt: skip
@@ -40,7 +42,7 @@ def test_a_lock_is_passed_on_and_the_memory_is_new_each_time(dvc_tree, tmp_path:
     lock = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     try:
         (dvc_tree.root / "dvc.yaml").write_text(
-            f"stages:\n  a: {{cmd: 'test -e /proc/$PPID/fd/{lock} && echo $DVC_SITE_CACHE_DIR >> {tmp_path}/memories'}}\n"
+            f"stages:\n  a: {{cmd: 'test $(readlink /proc/$PPID/fd/{lock}) = {tmp_path}/lock && echo $DVC_SITE_CACHE_DIR >> {tmp_path}/memories'}}\n"
         )
         assert run_dvc_with_remote("repro", "--force", lock=lock).returncode == 0
         assert run_dvc_with_remote("repro", "--force", lock=lock).returncode == 0

@@ -127,7 +127,7 @@ def test_a_secret_is_refused_by_name(root: Path, name: str) -> None:
     with pytest.raises(StorageError) as caught:
         names_of(root)
     assert str(caught.value) == (
-        f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository); the cluster has its own "
+        f"a secret would be sent: {name}. Let git ignore it (and remove it from the repository), or rename it if it holds none; the cluster has its own "
         "credentials, as docs/submit.md tells."
     )
 

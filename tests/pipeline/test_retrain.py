@@ -430,6 +430,16 @@ def test_a_lock_file_that_a_kill_cut_off_is_mended(reproduced: Place, tmp_path: 
     place.check_all_done()
 
 
+def test_a_branch_that_has_no_room_since_the_last_fetch_is_refused_though_there_is_nothing_to_do(
+    first: Place, tmp_path: Path
+) -> None:
+    place = first.copy_to(tmp_path / "place")
+    subprocess.run(["git", "push", "--quiet", "../origin.git", "HEAD:refs/heads/night/x"], cwd=place.tree, check=True)
+    code, said = place.call("unet", "retrain", "--branch", "night", "--exit-code")
+    assert code == 7, said
+    assert "no room for branch night: there is refs/remotes/origin/night/x. " in said
+
+
 def test_a_typo_anywhere_in_the_recipe_is_told_before_results_are_gone(first: Place, tmp_path: Path) -> None:
     place = first.copy_to(tmp_path / "place")
     recipe = place.tree / "params.yaml"

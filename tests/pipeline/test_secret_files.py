@@ -30,6 +30,7 @@ SECRET = [
     *(".dvc/config.local", ".kube/config", ".docker/config.json", ".aws/config", "home/.ssh/config", ".gnupg/x.gpg"),
     *(".KUBE/config", "infra/secrets/database.yaml"),
     *("mytoken.txt", "authtoken", "access_token.csv", "ray_token.sh", "github_pat.txt", "pat.txt", ".vault_pass"),
+    *("kaggle (1).json", "key (2).json", "server (1).pem", "rootkey (1).csv", "service_key.json"),
     *("user_accessKeys.csv", "user_accessKeys (1).csv", "rootkey.csv", "key.json", "sa-key.json", "gcp-key.json"),
     *("gcpKey.json", "private_key.json", "privatekey", "api_key.txt", "api-keys-prod.yaml", "apikeys.yaml"),
     *("APIKey.json", "clientsecret.json", "dbPassword.txt", "creds.yaml", "project-firebase-adminsdk-x1.json"),
@@ -57,7 +58,9 @@ HARMLESS = [
     *("monkeys.csv", "turkey.json", "primary_key.sql", "primary_key.json", "class_key.json", "visa_key.json"),
     *("api_key.ts", "api_keynote.txt", "apikey.go", "access_keys.sql", "private_keyboard.json"),
     *("patch.py", "patterns.py", "path.txt", "pat.png", "pat_01.csv", "compat.txt", "spatial.json", "pass.csv"),
-    *("rotate_access_keys.sh", "first_pass.yaml"),
+    *("rotate_access_keys.sh", "first_pass.yaml", "refresh_token.sh", "jest.env.js", "config.env.ts"),
+    *("root_key_points.csv", "beetroot_keys.csv", "gcp_keys.csv", "gcp-points.json"),
+    *(".env-example", ".env_example", ".env-sample", ".env_template", "image (1).png"),
     *(
         "env.py",
         "environment.yaml",

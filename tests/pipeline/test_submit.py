@@ -205,6 +205,10 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     tree, capsys: pytest.CaptureFixture[str], committed
 ) -> None:
     (tree.root / "dvc.yaml").write_text("stages: {}\n")
+    known = tree.root / ".unet" / "jobs.jsonl"
+    known.parent.mkdir()
+    # Of an older version, for all to read.
+    known.touch(mode=0o644)
     with HTTPServer(("127.0.0.1", 0), HeadThatFallsSilent) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
@@ -212,7 +216,6 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
             main(["submit", "--address", address, "--", "history"])
         server.shutdown()
     assert ended.value.code == 7
-    known = tree.root / ".unet" / "jobs.jsonl"
     assert known.stat().st_mode & 0o077 == 0
     told = json.loads(known.read_text())
     assert told["address"] == address

@@ -42,9 +42,9 @@ def test_the_curve_of_a_loss_that_never_falls_is_drawn(tree) -> None:
 def test_the_picture_has_the_name_that_was_given(tree) -> None:
     from pipeline.tune import draw
 
-    for name in ("reports/plain", "reports/odd.ending"):
+    for name, begin in (("reports/plain", b"\x89PNG"), ("reports/odd.ending", b"\x89PNG"), ("reports/a.pdf", b"%PDF")):
         draw(Path(name), Sweep(rates=(1e-5, 1e-4), losses=(1.0, 0.5)), [])
-        assert Path(name).read_bytes().startswith(b"\x89PNG")
+        assert Path(name).read_bytes().startswith(begin)
 
 
 def test_memory_of_a_step_grows_with_its_samples_though_freed_memory_is_kept() -> None:
