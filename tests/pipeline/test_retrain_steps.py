@@ -15,6 +15,16 @@ from pipeline.retrain_steps import Status, has_remote, parse_status, pull, push,
 from unet_core.errors import DataError, StorageError, TrainingError
 
 LOG = Path(".unet/retrain.log")
+#: A stage that has begun, and leaves something where it is interrupted.
+INTERRUPTIBLE = """
+import time
+try:
+    open("begun", "w").close()
+    time.sleep(60)
+except KeyboardInterrupt:
+    open("left", "w").write("with a checkpoint")
+    raise
+"""
 
 
 def test_what_dvc_says_is_sorted_by_what_it_means() -> None:
@@ -89,15 +99,7 @@ def test_a_stage_that_fails_keeps_its_code_and_its_sentence(pipeline: Path) -> N
 
 @pytest.mark.slow
 def test_an_interrupted_call_interrupts_the_stage(pipeline: Path) -> None:
-    (pipeline / "b.py").write_text(
-        "import time\n"
-        "try:\n"
-        "    open('begun', 'w').close()\n"
-        "    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n"
-        "    open('left', 'w').write('with a checkpoint')\n"
-        "    raise\n"
-    )
+    (pipeline / "b.py").write_text(INTERRUPTIBLE)
     call = subprocess.Popen(
         [
             sys.executable,
@@ -116,15 +118,7 @@ def test_an_interrupted_call_interrupts_the_stage(pipeline: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stage_is_interrupted_though_a_script_started_all_in_the_background(pipeline: Path) -> None:
-    (pipeline / "b.py").write_text(
-        "import time\n"
-        "try:\n"
-        "    open('begun', 'w').close()\n"
-        "    time.sleep(60)\n"
-        "except KeyboardInterrupt:\n"
-        "    open('left', 'w').close()\n"
-        "    raise\n"
-    )
+    (pipeline / "b.py").write_text(INTERRUPTIBLE)
     script = (
         "from pathlib import Path\n"
         "from pipeline.command import terminated_as_interrupted\n"
@@ -138,7 +132,7 @@ def test_a_stage_is_interrupted_though_a_script_started_all_in_the_background(pi
     wait_for(pipeline / "begun")
     call.terminate()
     call.wait(30)
-    assert (pipeline / "left").exists()
+    assert (pipeline / "left").read_text() == "with a checkpoint"
 
 
 @pytest.mark.slow
