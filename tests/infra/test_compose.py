@@ -56,6 +56,10 @@ def test_ray_asks_for_a_token_and_misses_a_dead_host_soon(service: str) -> None:
     variables = SERVICES[service]["environment"]
     assert variables["RAY_AUTH_MODE"] == "token"
     assert {name: variables.get(name) for name in HEALTH_CHECKS} == HEALTH_CHECKS
+    (store,) = (word for word in SERVICES[service]["command"] if word.startswith("--object-store-memory="))
+    # What does not fit into shared memory, Ray keeps on a disk.
+    assert SERVICES[service]["shm_size"] == "2gb"
+    assert int(store.partition("=")[2]) < 2 << 30
 
 
 @pytest.mark.parametrize("service", ["ray-head", "ray-worker"])

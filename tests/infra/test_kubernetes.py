@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 
@@ -150,6 +153,36 @@ def test_ray_knows_the_start_parameters() -> None:
     given = [name for parameters in find(CLUSTER, "rayStartParams") for name in parameters]
     assert given
     assert {f"--{name}" for name in given} <= options
+
+
+@pytest.mark.parametrize("cluster", [CLUSTER, GPU], ids=["cpu", "gpu"])
+def test_rays_store_fits_into_shared_memory(cluster: dict[str, Any]) -> None:
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        (memory,) = (volume["emptyDir"] for volume in find(group, "volumes")[0] if volume["name"] == "shm")
+        gib = int(memory["sizeLimit"].removesuffix("Gi"))
+        # Otherwise Ray keeps it on a disk.
+        assert int(group["rayStartParams"]["object-store-memory"]) < gib << 30
+
+
+def test_redis_reads_its_password_and_hears_sigterm(tmp_path: Path) -> None:
+    (container,) = find(read("cpu/redis.yaml"), "containers")[0]
+    stand_in = tmp_path / "redis-server"
+    stand_in.write_text("#!/bin/sh\ncat > got\nmv got configuration\nexec sleep 60\n", encoding="utf-8")
+    stand_in.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REDIS_PASSWORD": "0f3a"}
+    process = subprocess.Popen(container["command"], cwd=tmp_path, env=variables)
+    try:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "configuration").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert (tmp_path / "configuration").read_text() == "requirepass 0f3a\nappendonly yes\ndir /data\n"
+        # A shell that waits would take SIGTERM itself, and as a container's first process ignore it.
+        assert psutil.Process(process.pid).children() == []
+    finally:
+        process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_a_worker_that_is_taken_back_tells_ray_with_a_command_that_ray_has() -> None:

@@ -65,6 +65,8 @@ def test_systemd_calls_it_in_the_tree_and_stops_it_gently() -> None:
     # Only the command itself hears SIGTERM; it has twice GRACE_SECONDS to end what it started.
     assert service["KillMode"] == "mixed"
     assert int(service["TimeoutStopSec"]) > 2 * GRACE_SECONDS
+    # A driver meets the Ray of its machine by sockets below /tmp.
+    assert "PrivateTmp" not in service
 
 
 def test_all_schedules_are_of_the_same_moment() -> None:
