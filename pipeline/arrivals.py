@@ -12,8 +12,8 @@ from pipeline.ledger import Changes, append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
 from pipeline.progress import progress
+from pipeline.public_text import public
 from pipeline.source import IngestConfig, Pair
-from pipeline.storage import public
 from unet_core.errors import DataError, StorageError
 from unet_core.samples import ClassMap
 from unet_core.synthetic import SHAPE_NAMES, draw_shapes

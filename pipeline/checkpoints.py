@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline import storage
+from pipeline.public_text import public
 from unet_core.checkpoint import MANIFEST_NAME, TrainState, read_checkpoint, write_checkpoint
 from unet_core.errors import DataError, ModelError, StorageError, TrainingError
 from unet_core.model import ModelSpec
@@ -111,7 +112,7 @@ class Checkpoints:
                 errors[name] = error
                 self._damaged.add(name)
             else:
-                older = storage.public(storage.join(self.root, name))
+                older = public(storage.join(self.root, name))
                 # Nothing is lost with a damaged one of the same step.
                 newer = [error for other, error in errors.items() if _steps(other) > _steps(name)]
                 return Found(
@@ -119,7 +120,7 @@ class Checkpoints:
                 )
         if errors:
             newest = next(iter(errors.values()))
-            root = storage.public(self.root)
+            root = public(self.root)
             raise ModelError(f"{newest} No other one is whole. Remove {root} to start anew.") from newest
         return None
 
@@ -144,7 +145,7 @@ class Checkpoints:
             try:
                 yield Path(scratch)
             except (ModelError, TrainingError) as error:
-                raise type(error)(str(error).replace(scratch, storage.public(address))) from error
+                raise type(error)(str(error).replace(scratch, public(address))) from error
 
     def _remove_needless(self) -> None:
         names = storage.names_below(self.root)

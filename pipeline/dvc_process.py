@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping
 
 from pipeline.placement import environment_for_tools
-from pipeline.storage import public
+from pipeline.public_text import public
 
 DVC = (sys.executable, "-m", "dvc")
 #: What `dvc repro` says of a stage that failed: its own exit code tells nothing.

@@ -13,12 +13,12 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from pipeline.public_text import public
 from pipeline.tracking import (
     CHAMPION,
     MODEL_TAG,
     Client,
     Version,
-    hide_password,
     version_by_alias,
     version_by_number,
 )
@@ -79,7 +79,7 @@ def _download(uri: str, directory: Path, name: str) -> Path:
     try:
         local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(directory)))
     except (MlflowException, OSError) as error:
-        text = hide_password(" ".join(str(error).split()).rstrip(". "))
+        text = public(" ".join(str(error).split()).rstrip(". "))
         raise RegistryError(
             f"a file of {name} can't be fetched: {uri}: {text}. If it is gone, delete the version and run `unet "
             "promote` where the model lies, or `unet rollback`."

@@ -17,6 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from pipeline.placement import read_ray_token
+from pipeline.public_text import public
 from unet_core.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -216,16 +217,12 @@ class Jobs:
             told: dict[str, Any] = answer.json()
         return told
 
-    def _shown(self) -> str:
-        """The address without a password."""
-        return re.sub(r"://[^/@\s]*@", "://***@", self.address)
-
     def _no_such_job(self, name: str) -> StorageError:
-        return StorageError(f"no such job: {self._shown()}: {name}. `unet status` lists them.")
+        return StorageError(f"no such job: {public(self.address)}: {name}. `unet status` lists them.")
 
     @contextmanager
     def _foreseen(self, *, job: str | None = None) -> Iterator[None]:
-        shown = self._shown()
+        shown = public(self.address)
         try:
             yield
         except AuthenticationError as error:

@@ -4,15 +4,15 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.git_process import PLAIN_DIFF, apart_from_the_user, ask_git, must_git
 from pipeline.params import RECIPE, locked_stage, read_sections
 from pipeline.secret_files import is_secret_file
+from unet_core.errors import StorageError
 from unet_core.hashing import hash_file
 
 log = logging.getLogger(__name__)
@@ -57,35 +57,23 @@ def source_state(root: Path) -> Source:
     if (told := _submitted(root)) is not None:
         return Source(**told["source"])
     commit = _git(root, "rev-parse", "HEAD")
-    objects = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects")
-    if commit is None or objects is None:
+    if commit is None:
         return Source(commit="", prefix="", patch="")
-    with tempfile.TemporaryDirectory() as scratch:
-        apart = {
-            **{name: value for name, value in os.environ.items() if not name.endswith("_PATHSPECS")},
-            "GIT_INDEX_FILE": str(Path(scratch, "index")),
-            "GIT_OBJECT_DIRECTORY": scratch,
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
-            "GIT_LITERAL_PATHSPECS": "1",
-        }
-        _git_bytes(root, apart, "read-tree", "HEAD")
+    with apart_from_the_user(root) as apart:
+        must_git(root, "read-tree", "HEAD", more=apart)
         # Beside what HEAD has: also files that the user's index knows already.
-        listed = _git_bytes(root, apart, "ls-files", "--others", "--exclude-standard", "-z")
+        listed = must_git(root, "ls-files", "--others", "--exclude-standard", "-z", more=apart)
         unknown = [name for name in listed.split(b"\0") if name and _is_source(os.fsdecode(name))]
-        _git_bytes(root, apart, "add", "--update", "--", ".")
+        must_git(root, "--literal-pathspecs", "add", "--update", "--", ".", more=apart)
         if unknown:
-            names = b"\0".join(unknown)
-            _git_bytes(root, apart, "add", "--pathspec-from-file=-", "--pathspec-file-nul", given=names)
-        # Whatever the user's configuration says.
-        plain = ("--cached", "--no-renames", "--no-relative", "--submodule=short")
-        changed = _git_bytes(root, apart, "diff", *plain, "--name-only", "-z", "HEAD")
+            add = ("--literal-pathspecs", "add", "--pathspec-from-file=-", "--pathspec-file-nul")
+            must_git(root, *add, more=apart, given=b"\0".join(unknown))
+        changed = must_git(root, *PLAIN_DIFF, "--cached", "--name-only", "-z", "HEAD", more=apart)
         held_back = [name for name in map(os.fsdecode, changed.split(b"\0")) if _may_hold_secrets(name)]
         if held_back:
             log.warning("lineage: %s may hold secrets: the change stays out of the model's patch", ", ".join(held_back))
-        options = (*plain, "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color")
-        del apart["GIT_LITERAL_PATHSPECS"]
         places = (":(top)", *(f":(top,exclude,literal){name}" for name in held_back))
-        patch = _git_bytes(root, apart, "-c", "diff.noprefix=false", "diff", *options, "HEAD", "--", *places)
+        patch = must_git(root, *PLAIN_DIFF, "--cached", "HEAD", "--", *places, more=apart)
     return Source(
         commit=commit,
         prefix=_git(root, "rev-parse", "--show-prefix") or "",
@@ -105,11 +93,6 @@ def _is_source(name: str) -> bool:
 def _may_hold_secrets(name: str) -> bool:
     # DVC's configuration decides nothing of a model, and its passwords stand there by mistake.
     return is_secret_file(name) or name.endswith(".dvc/config")
-
-
-def _git_bytes(root: Path, environment: Mapping[str, str], *arguments: str, given: bytes = b"") -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=root, env=environment, input=given, capture_output=True, check=True)
-    return done.stdout
 
 
 def code_hash(root: Path, modules: Iterable[str] = ("unet_core",)) -> str:
@@ -142,7 +125,7 @@ def data_state(shards: Path) -> dict[str, str]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        return ask_git(root, *arguments)
+    except StorageError:
+        # No git, or no repository: a model can come from a plain folder, too.
         return None
-    return done.stdout.strip()

@@ -7,13 +7,12 @@ Equal trees are equal bytes.
 import configparser
 import os
 import re
-import subprocess
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.git_process import apart_from_the_user, ask_git, check_repository, must_git
 from pipeline.lineage import SUBMITTED
 from pipeline.secret_files import fits, is_secret_file
 from pipeline.storage import is_url
@@ -50,6 +49,7 @@ def find_contents(root: Path, *, source: str) -> Contents:
     StorageError where there is no git, and for what can't be sent: secrets, large files, links. RecipeError for a
     source that the cluster would take for another one.
     """
+    check_repository(root)
     untracked = _list(root, "--others", "--exclude-standard")
     found = sorted(_list(root, "--cached") | untracked)
     folder = source_in_tree(root, source)
@@ -67,20 +67,13 @@ def find_contents(root: Path, *, source: str) -> Contents:
 
 def hash_tree(root: Path, names: Sequence[str]) -> str:
     """Git's hash of a tree of these files; the user's index and objects are not touched."""
-    objects = os.fsdecode(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "objects").strip())
-    with tempfile.TemporaryDirectory() as scratch:
-        apart = {
-            "GIT_INDEX_FILE": str(Path(scratch, "index")),
-            "GIT_OBJECT_DIRECTORY": scratch,
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
-            "GIT_LITERAL_PATHSPECS": "1",
-        }
+    with apart_from_the_user(root) as apart:
         given = b"\0".join(os.fsencode(name) for name in names)
-        options = ("--force", "--pathspec-from-file=-", "--pathspec-file-nul")
-        _git(root, "add", *options, environment=apart, given=given)
-        prefix = os.fsdecode(_git(root, "rev-parse", "--show-prefix").strip())
+        add = ("--literal-pathspecs", "add", "--force", "--pathspec-from-file=-", "--pathspec-file-nul")
+        must_git(root, *add, more=apart, given=given)
+        prefix = ask_git(root, "rev-parse", "--show-prefix")
         below = [f"--prefix={prefix}"] if prefix else []
-        return os.fsdecode(_git(root, "write-tree", *below, environment=apart).strip())
+        return os.fsdecode(must_git(root, "write-tree", *below, more=apart)).strip()
 
 
 def write_zip(root: Path, names: Sequence[str], target: Path, *, submitted: bytes) -> None:
@@ -182,19 +175,5 @@ def _is_text(name: str) -> bool:
 
 
 def _list(root: Path, *options: str) -> set[str]:
-    listed = _git(root, "ls-files", "-z", *options)
+    listed = must_git(root, "ls-files", "-z", *options)
     return {os.fsdecode(name) for name in listed.split(b"\0") if name}
-
-
-def _git(root: Path, *words: str, environment: Mapping[str, str] | None = None, given: bytes = b"") -> bytes:
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=root, env={**os.environ, **(environment or {})}, input=given, capture_output=True,
-            check=True,
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise StorageError("git is not installed: it says what belongs to the working tree. Install it.") from error
-    except subprocess.CalledProcessError as error:
-        text = " ".join(error.stderr.decode(errors="replace").split())
-        raise StorageError(f"git can't read the working tree: {root}: {text}. Run `git init`, or mend it.") from error
-    return done.stdout

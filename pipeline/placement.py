@@ -149,8 +149,8 @@ def environment_for_tools(*, use_cluster: bool = True) -> dict[str, str]:
     paths = [str(Path(sys.executable).parent), *filter(None, [os.environ.get("PATH")])]
     left_out = {"UNET_WEBHOOK", *(() if use_cluster else ("RAY_ADDRESS",))}
     outside = {name: value for name, value in os.environ.items() if name not in left_out}
-    # Nobody is there to answer.
-    return {**outside, "PATH": os.pathsep.join(paths), "GIT_TERMINAL_PROMPT": "0"}
+    # DVC runs stages by $SHELL, which for a service's account may be one that refuses. Nobody is there to answer git.
+    return {**outside, "PATH": os.pathsep.join(paths), "SHELL": "/bin/sh", "GIT_TERMINAL_PROMPT": "0"}
 
 
 def _main_tree(root: Path) -> Path:

@@ -16,6 +16,7 @@ from pipeline.memory import give_back_memory, keep_freed_memory
 from pipeline.model_files import ModelFiles
 from pipeline.pictures import overlay
 from pipeline.prediction_log import Logbook, append_entry, small_copy
+from pipeline.public_text import public
 from pipeline.results import (
     FOLDERS,
     OF_WHOLE_MASKS,
@@ -26,7 +27,7 @@ from pipeline.results import (
     write_results,
 )
 from pipeline.results_record import forget, record
-from pipeline.storage import RESTORE, fetch_file, is_url, public, read_file, split_address
+from pipeline.storage import RESTORE, fetch_file, is_url, read_file, split_address
 from unet_core.checkpoint import read_model
 from unet_core.errors import DataError, UnetError
 from unet_core.folding import fold_batch_norm

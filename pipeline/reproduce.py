@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from pipeline import identity, tracking
 from pipeline.command import say
 from pipeline.dvc_process import DVC, dvcs_reason
+from pipeline.git_process import gits_reason, run_git
 from pipeline.identity import Identity
 from pipeline.lineage import Source, data_state
 from pipeline.params import RECIPE, read_sections
@@ -101,7 +102,7 @@ def restored(root: Path, record: Identity) -> Iterator[Path]:
     """The recorded source tree, recipe and lock in a worktree that is gone afterwards."""
     source = record.source
     _check(source)
-    if _git(root, "cat-file", "-e", f"{source.commit}^{{commit}}").returncode:
+    if run_git(root, "cat-file", "-e", f"{source.commit}^{{commit}}").returncode:
         raise RegistryError(
             f"the recorded commit is not in this repository: {source.commit}. Fetch it (`git fetch --all`), "
             "or run this where the model was trained."
@@ -113,19 +114,19 @@ def restored(root: Path, record: Identity) -> Iterator[Path]:
     # A scheduler's SIGTERM cleans up as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _must(_git(root, "worktree", "add", "--quiet", "--detach", str(top), source.commit), "the commit")
+        _must(run_git(root, "worktree", "add", "--quiet", "--detach", str(top), source.commit), "the commit")
         if source.patch:
             patch = source.patch.encode("utf-8", "surrogateescape")
-            _must(_git(top, "apply", "--whitespace=nowarn", "-", given=patch), "the patch")
+            _must(run_git(top, "apply", "--whitespace=nowarn", "-", given=patch), "the patch")
         tree = top / source.prefix
         (tree / RECIPE).write_text(record.recipe, encoding="utf-8")
         if record.lock is not None:
             (tree / "dvc.lock").write_text(record.lock, encoding="utf-8")
         yield tree
     finally:
-        _git(root, "worktree", "remove", "--force", str(top))
+        run_git(root, "worktree", "remove", "--force", str(top))
         shutil.rmtree(folder, ignore_errors=True)
-        _git(root, "worktree", "prune")
+        run_git(root, "worktree", "prune")
         signal.signal(signal.SIGTERM, before)
 
 
@@ -231,13 +232,6 @@ def _recorded_plans(out: Path) -> Sequence[str]:
     return identity.read_identity(path).plans_sha256
 
 
-def _git(root: Path, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    # The user's hooks are for the user's own commits and checkouts.
-    command = ["git", "-c", "core.hooksPath=/dev/null", *words]
-    return subprocess.run(command, cwd=root, input=given, capture_output=True, check=False)
-
-
 def _must(done: subprocess.CompletedProcess[bytes], what: str) -> None:
     if done.returncode:
-        text = " ".join(done.stderr.decode(errors="replace").split())
-        raise StorageError(f"the recorded source tree can't be restored: {what}: {text}.")
+        raise StorageError(f"the recorded source tree can't be restored: {what}: {gits_reason(done)}.")

@@ -32,12 +32,12 @@ from pipeline.retrain_record import (
     is_recorded,
     push_branch,
     unpushed_branch,
-    update,
     write_record,
 )
 from pipeline.retrain_standing import Memory, conclude, forget, nowhere, read_standing, read_verdict, remember
 from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_there
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
+from pipeline.retrain_update import update
 from pipeline.source import IngestConfig
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook

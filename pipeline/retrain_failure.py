@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
+from pipeline.public_text import public
 from pipeline.retrain_summary import Summary, write_summary
-from pipeline.storage import public
 from pipeline.webhook import call_webhook
 from unet_core.errors import UnetError
 

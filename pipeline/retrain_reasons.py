@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.command import first_names
-from pipeline.storage import public
+from pipeline.public_text import public
 
 Kind = Literal["first", "data", "recipe", "code", "results", "record", "gate", "champion", "age", "drift", "force"]
 

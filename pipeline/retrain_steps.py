@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.command import INTERRUPTED
 from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with_remote
 from pipeline.placement import environment_for_tools
-from pipeline.storage import public
+from pipeline.public_text import public
 from unet_core.errors import StorageError, TrainingError, UnetError
 
 log = logging.getLogger(__name__)

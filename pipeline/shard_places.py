@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.lineage import data_state
 from pipeline.placement import DVC_REMOTE, Placement
+from pipeline.public_text import public
 from unet_core.cache import CachedShards
 from unet_core.errors import DataError, StorageError, TrainingError
 from unet_core.index import INDEX_NAME, ShardIndex, sidecar_name
@@ -102,7 +103,7 @@ class _Remote:
         if self.objects is None:
             return COPY_AGAIN
         # `dvc push` goes by names, and passes over what is damaged.
-        return f"Remove {storage.public(storage.join(self.url, self.objects[name]))}, and run `dvc push data/shards`."
+        return f"Remove {public(storage.join(self.url, self.objects[name]))}, and run `dvc push data/shards`."
 
 
 def _is_here(places: ShardPlaces) -> bool:
@@ -147,6 +148,6 @@ def parse_listing(listed: bytes, *, where: str) -> dict[str, str]:
         return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(listed)}
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"DVC's list of a folder is damaged: {storage.public(where)}: {error!r}. Remove it there, and run "
+            f"DVC's list of a folder is damaged: {public(where)}: {error!r}. Remove it there, and run "
             "`dvc push data/shards`."
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline.command import say
 from pipeline.params import load_section
 from pipeline.placement import Placement, read_placement
-from pipeline.storage import public
+from pipeline.public_text import public
 from unet_core.errors import UnetError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.placement import read_s3_endpoint
+from pipeline.public_text import public
 from unet_core.errors import DataError, StorageError
 from unet_core.images import FileBytes
 
@@ -323,8 +324,3 @@ def _foreseen(address: str, *, missing: str = RESTORE) -> Iterator[None]:
             f"a place can't be reached: {public(address)}: {public(str(error)) or type(error).__name__}. "
             "Correct the address, the store's endpoint (AWS_ENDPOINT_URL for S3) or the credentials in the environment."
         ) from error
-
-
-def public(text: str) -> str:
-    """A text without what an address may carry and nobody else must see: passwords and signatures."""
-    return re.sub(r"(://[^\s?\"']*)\?[^\s\"']*", r"\1", re.sub(r"://[^/@\s]*@", "://***@", text))

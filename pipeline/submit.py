@@ -27,8 +27,9 @@ from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, source_in_tree, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
+from pipeline.public_text import public
 from pipeline.source import IngestConfig
-from pipeline.storage import is_url, public
+from pipeline.storage import is_url
 from unet_core.errors import RecipeError, StorageError, TrainingError
 
 log = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ from mlflow.entities import Metric
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 
+from pipeline.public_text import public
 from unet_core.errors import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -170,12 +171,7 @@ def registry_errors(doing: str) -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """What an error says first, without the user and password of an address."""
-    return hide_password((str(error).splitlines() or [repr(error)])[0])
-
-
-def hide_password(text: str) -> str:
-    """The text without users and passwords of addresses."""
-    return re.sub(r"//[^/@\s]*@", "//...@", text)
+    return public((str(error).splitlines() or [repr(error)])[0])
 
 
 def find_version(client: Client, name: str, model_sha256: str) -> Version | None:

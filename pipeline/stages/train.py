@@ -18,6 +18,7 @@ from pipeline.lineage import data_state, git_state
 from pipeline.params import RECIPE, flatten, load_section
 from pipeline.pictures import as_rgb, fit, grid, paint_mask, write_picture
 from pipeline.placement import Placement, read_placement
+from pipeline.public_text import public
 from pipeline.shard_places import ShardPlaces, find_shards
 from pipeline.training_run import TrainingRun
 from pipeline.watch import Watch
@@ -198,10 +199,10 @@ def _final_state(checkpoints: Checkpoints, config: TrainConfig) -> TrainState:
     """How the training ended; TrainingError where the newest whole checkpoint is of a time before."""
     found = storage.patiently(checkpoints.find_newest)
     if found is None:
-        raise TrainingError(f"training left no checkpoint: {storage.public(checkpoints.root)}. Train again.")
+        raise TrainingError(f"training left no checkpoint: {public(checkpoints.root)}. Train again.")
     state = found.state
     if not is_over(config, state.position.epoch, state.validations_since_best):
-        newest = storage.public(storage.join(checkpoints.root, found.name))
+        newest = public(storage.join(checkpoints.root, found.name))
         why = found.warnings[0] if found.warnings else f"the newest checkpoint is {newest}."
         raise TrainingError(f"the training's last state is lost: {why} Train again: it goes on from there.")
     return state
@@ -223,9 +224,7 @@ def _remove_remains(*places: str) -> None:
         try:
             storage.patiently(partial(storage.remove_all, place))
         except StorageError as error:
-            log.warning(
-                "train: remains of the ended training can't be removed: %s Empty %s.", error, storage.public(place)
-            )
+            log.warning("train: remains of the ended training can't be removed: %s Empty %s.", error, public(place))
 
 
 def _write_examples(path: Path, model_dir: Path, val: ShardReader) -> None:

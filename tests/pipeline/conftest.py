@@ -20,7 +20,9 @@ from PIL import Image
 from pipeline.ledger import append, compare, read_ledger
 from pipeline.listing import find_pairs
 from pipeline.params import load_section
+from pipeline.retrain_record import Record
 from pipeline.source import IngestConfig
+from tests.pipeline.git_clones import RESULTS, commit_and_push, git, write
 from unet_core.samples import ClassMap, ImageConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -297,3 +299,24 @@ def registered(client, sharded: Tree, write_model_dir) -> Tree:
     write_model_dir(sharded.root / "models" / "final")
     sharded.run("register")
     return sharded
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
+    git(tmp_path, "clone", "--quiet", "origin.git", "people")
+    folder = tmp_path / "people"
+    write(folder, lock="old\n", code="1\n", metrics="{}\n")
+    commit_and_push(folder)
+    return folder
+
+
+@pytest.fixture
+def record(people: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """A clone on main, as a scheduler's machine has it: nobody told its git who works there."""
+    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    git(people.parent, "clone", "--quiet", "origin.git", "tree")
+    return Record(root=people.parent / "tree", results=RESULTS, branch="retrain")

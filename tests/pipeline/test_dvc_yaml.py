@@ -20,6 +20,7 @@ LEFT_OUT = {
     f"pipeline/{name}.py"
     for name in (
         *("params", "placement", "storage", "cluster", "elastic", "parallel", "command", "memory", "progress"),
+        *("git_process", "public_text"),
         *("tracking", "append_log", "fetched_model", "registration", "training_run", "model_page"),
     )
 }

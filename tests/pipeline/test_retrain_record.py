@@ -1,7 +1,6 @@
 """Real git: a repository at `origin`, a clone that retrains, and one in which people work."""
 
 import socket
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,59 +15,11 @@ from pipeline.retrain_record import (
     is_recorded,
     push_branch,
     unpushed_branch,
-    update,
     write_record,
 )
+from pipeline.retrain_update import update
+from tests.pipeline.git_clones import NO_LEDGER, RESULTS, git, write
 from unet_core.errors import StorageError
-
-RESULTS = ("dvc.lock", "arrivals/raw.jsonl.dvc", "arrivals/.gitignore", "metrics", "models/receipt.json")
-NO_LEDGER = (Path("none.jsonl"), Path("none.jsonl.dvc"))
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ("-c", "user.name=ada", "-c", "user.email=ada@example.invalid")
-    done = subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def write(folder: Path, **texts: str) -> None:
-    names = {
-        "lock": "dvc.lock",
-        "code": "pipeline.py",
-        "metrics": "metrics/ingest.json",
-        "receipt": "models/receipt.json",
-    }
-    for name, text in texts.items():
-        path = folder / names[name]
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-
-
-@pytest.fixture
-def people(tmp_path: Path) -> Path:
-    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "origin.git")
-    git(tmp_path, "clone", "--quiet", "origin.git", "people")
-    folder = tmp_path / "people"
-    write(folder, lock="old\n", code="1\n", metrics="{}\n")
-    commit_and_push(folder)
-    return folder
-
-
-def commit_and_push(folder: Path) -> None:
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "--message", "work")
-    git(folder, "push", "--quiet", "origin", "HEAD:main")
-
-
-@pytest.fixture
-def record(people: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
-    """A clone on main, as a scheduler's machine has it: nobody told its git who works there."""
-    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
-    git(people.parent, "clone", "--quiet", "origin.git", "tree")
-    return Record(root=people.parent / "tree", results=RESULTS, branch="retrain")
 
 
 def test_results_are_committed_on_a_branch_and_nothing_else_is(record: Record) -> None:
@@ -119,109 +70,6 @@ def test_without_an_origin_nothing_is_to_be_pushed(record: Record) -> None:
     assert unpushed_branch(record) is None
 
 
-def test_what_people_push_comes_by_fast_forward(record: Record, people: Path) -> None:
-    assert update(record, *NO_LEDGER) == (False, [])
-    write(people, code="2\n")
-    commit_and_push(people)
-    assert update(record, *NO_LEDGER) == (True, [])
-    assert (record.root / "pipeline.py").read_text() == "2\n"
-    assert update(record, *NO_LEDGER) == (False, [])
-
-
-def test_a_merged_branch_follows_main_and_goes_on(record: Record, people: Path) -> None:
-    write(record.root, lock="new\n")
-    write_record(record, "Retrain")
-    push_branch(record)
-    write(people, code="2\n")
-    git(people, "commit", "--quiet", "--all", "--message", "work")
-    git(people, "pull", "--quiet", "--no-rebase", "--no-edit", "origin", "retrain")
-    git(people, "push", "--quiet", "origin", "HEAD:main")
-    assert update(record, *NO_LEDGER) == (True, [])
-    assert (record.root / "pipeline.py").read_text() == "2\n"
-    assert (record.root / "dvc.lock").read_text() == "new\n"
-    assert unpushed_branch(record) is None
-    write(record.root, lock="newer\n")
-    check_branch(record)
-    write_record(record, "Retrain")
-    push_branch(record)
-
-
-def test_trees_that_went_apart_are_told_and_left(record: Record, people: Path) -> None:
-    write(record.root, lock="new\n")
-    write_record(record, "Retrain")
-    write(people, code="2\n")
-    commit_and_push(people)
-    moved, notes = update(record, *NO_LEDGER)
-    assert not moved
-    assert notes == ["origin/main and this working tree went apart: merge them by hand; what lies here is used"]
-
-
-@pytest.mark.parametrize("branch", [None, "retrain"])
-def test_results_that_people_applied_upstream_are_no_hindrance(
-    record: Record, people: Path, branch: str | None
-) -> None:
-    """Those of a first training, which git does not know yet, and changed ones."""
-    record = replace(record, branch=branch)
-    for number in (1, 2):
-        new = {"lock": f"{number}\n", "receipt": f"{number}\n"}
-        write(record.root, **new)
-        write(people, code=f"{number}\n", **new)
-        commit_and_push(people)
-        assert update(record, *NO_LEDGER) == (True, [])
-        assert (record.root / "pipeline.py").read_text() == f"{number}\n"
-        assert is_recorded(record)
-        assert git(record.root, "status", "--porcelain") == ""
-
-
-def test_results_that_upstream_left_alone_stay_as_they_are(record: Record, people: Path) -> None:
-    write(record.root, lock="new\n", receipt="new\n")
-    write(people, code="2\n")
-    commit_and_push(people)
-    assert update(record, *NO_LEDGER) == (True, [])
-    assert (record.root / "pipeline.py").read_text() == "2\n"
-    assert (record.root / "dvc.lock").read_text() == "new\n"
-    assert not is_recorded(record)
-
-
-def test_other_results_upstream_are_for_people_to_choose_from(record: Record, people: Path) -> None:
-    write(record.root, lock="mine\n", receipt="mine\n", metrics="the same\n")
-    write(people, lock="theirs\n", receipt="theirs\n", metrics="the same\n")
-    commit_and_push(people)
-    moved, (note,) = update(record, *NO_LEDGER)
-    assert not moved
-    head, _, remedy = note.partition("here: ")
-    assert head == (
-        "origin/main has other results than this working tree (dvc.lock models/receipt.json): what lies here is used. "
-        "Commit it there, or give it up "
-    )
-    assert (record.root / "dvc.lock").read_text() == "mine\n"
-    subprocess.run(["bash", "-e", "-c", remedy.partition(" && ")[0]], cwd=record.root, check=True)
-    assert update(record, *NO_LEDGER) == (True, [])
-    assert (record.root / "models" / "receipt.json").read_text() == "theirs\n"
-
-
-def test_a_result_that_both_sides_removed_is_no_hindrance(record: Record, people: Path) -> None:
-    for folder in (record.root, people):
-        (folder / "metrics" / "ingest.json").unlink()
-    commit_and_push(people)
-    assert update(record, *NO_LEDGER) == (True, [])
-    assert git(record.root, "status", "--porcelain") == ""
-
-
-def test_changes_beside_a_tree_in_a_folder_of_its_repository_are_told(record: Record, people: Path) -> None:
-    write(people, lock="old\n", code="2\n")
-    (people / "inside").mkdir()
-    (people / "inside" / "dvc.lock").write_text("old\n")
-    commit_and_push(people)
-    assert update(record, *NO_LEDGER) == (True, [])
-    write(people, code="3\n")
-    commit_and_push(people)
-    write(record.root, code="mine\n")
-    inside = replace(record, root=record.root / "inside")
-    expected = ["origin/main has new commits, but this working tree has changes: what lies here is used"]
-    assert update(inside, *NO_LEDGER) == (False, expected)
-
-
 @pytest.mark.parametrize("there", ["retrain", "retrain/x/y"])
 @pytest.mark.parametrize("where", ["refs/heads/", "refs/remotes/origin/"])
 def test_a_branch_that_git_has_no_room_for_is_refused_before_the_training(
@@ -257,18 +105,6 @@ def test_without_a_commit_nothing_can_be_recorded(tmp_path: Path, branch: str | 
     )
 
 
-def test_a_tree_with_changes_or_an_untracked_batch_is_not_updated(record: Record, people: Path) -> None:
-    write(people, code="2\n")
-    commit_and_push(people)
-    ledger, tracked = record.root / "raw.jsonl", record.root / "raw.jsonl.dvc"
-    ledger.write_text("a batch\n")
-    tracked.write_text("outs:\n- md5: 00000000000000000000000000000000\n")
-    expected = ["origin/main has new commits, but this working tree has changes: what lies here is used"]
-    assert update(record, ledger, tracked) == (False, expected)
-    write(record.root, code="mine\n")
-    assert update(record, *NO_LEDGER) == (False, expected)
-
-
 def test_an_origin_that_is_away_is_told_and_what_lies_here_is_used(record: Record, people: Path) -> None:
     (people.parent / "origin.git").rename(people.parent / "away.git")
     assert update(record, *NO_LEDGER) == (False, ["origin/main can't be fetched: what lies here is used"])
@@ -280,6 +116,7 @@ def test_an_origin_that_is_away_is_told_and_what_lies_here_is_used(record: Recor
 
 def test_an_origin_that_falls_silent_holds_nobody_up_for_ever(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.retrain_record.NETWORK_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.retrain_update.NETWORK_SECONDS", 1.0)
     write(record.root, lock="new\n")
     write_record(record, "Retrain")
     # Takes the connection, and never answers.
@@ -368,3 +205,75 @@ def test_a_secret_in_an_address_is_not_shown(record: Record) -> None:
     with pytest.raises(StorageError) as caught:
         push_branch(record)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [[], ["--depth=1"]], ids=["one branch", "shallow"])
+def test_a_clone_of_one_branch_knows_what_it_pushed_and_what_others_did(
+    record: Record, people: Path, depth: list[str]
+) -> None:
+    origin = f"file://{people.parent / 'origin.git'}"
+    git(people.parent, "clone", "--quiet", "--single-branch", *depth, origin, "narrow")
+    narrow = replace(record, root=people.parent / "narrow")
+    write(narrow.root, lock="new\n")
+    write_record(narrow, "Retrain")
+    push_branch(narrow)
+    assert unpushed_branch(narrow) is None
+    git(people, "fetch", "--quiet")
+    git(people, "switch", "--quiet", "retrain")
+    write(people, code="3\n")
+    git(people, "commit", "--quiet", "--all", "--message", "work")
+    git(people, "push", "--quiet", "origin", "retrain")
+    assert update(narrow, *NO_LEDGER) == (False, [])
+    with pytest.raises(StorageError, match=r"^branch retrain has commits that are not in this working tree"):
+        check_branch(narrow)
+
+
+def test_whatever_the_users_git_is_set_to_the_results_are_committed(record: Record) -> None:
+    settings = {
+        "status.showUntrackedFiles": "no",
+        "commit.gpgsign": "true",
+        "gpg.program": "false",
+        "user.email": "a@b",
+    }
+    for name, value in settings.items():
+        git(record.root, "config", name, value)
+    write(record.root, receipt="{}\n")
+    assert not is_recorded(record)
+    write_record(record, "Retrain")
+    assert is_recorded(record)
+    assert git(record.root, "log", "-1", "--format=%an, %ae") == f"{NOBODY['name']}, a@b"
+
+
+@pytest.mark.parametrize("branch", [None, "retrain"])
+def test_a_result_that_was_removed_is_recorded_as_such(record: Record, branch: str | None) -> None:
+    record = replace(record, branch=branch)
+    (record.root / "metrics" / "ingest.json").unlink()
+    (record.root / "dvc.lock").unlink()
+    assert not is_recorded(record)
+    write_record(record, "Retrain")
+    assert is_recorded(record)
+    if branch is None:
+        git(record.root, "stash", "--quiet")
+        git(record.root, "apply", str(record.patch))
+    assert not (record.root / "dvc.lock").exists()
+
+
+def test_a_patch_is_of_the_files_and_not_of_what_a_textconv_shows(record: Record) -> None:
+    (record.root / ".git" / "info" / "attributes").write_text("*.json diff=json\n")
+    git(record.root, "config", "diff.json.textconv", "tr a-z A-Z <")
+    write(record.root, metrics='{"new": 1}\n')
+    patchy = replace(record, branch=None)
+    write_record(patchy, "Retrain")
+    git(record.root, "checkout", "--quiet", ".")
+    git(record.root, "apply", str(patchy.patch))
+    assert (record.root / "metrics" / "ingest.json").read_text() == '{"new": 1}\n'
+
+
+def test_a_folder_outside_git_is_named(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with pytest.raises(StorageError, match=r"^git can't read the working tree: .*/plain: fatal: not a git repository"):
+        is_recorded(replace(record, root=plain))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(StorageError, match=r"^git is not installed: "):
+        is_recorded(record)
