@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +74,10 @@ def retrain(ask: Request, paths: Paths) -> int:
         _explain(ask, paths, placement)
         return EXIT_CODES["nothing to do"]
     path = placement.state_dir / "retrain.lock"
-    with held(path, wait=ask.wait) as lock:
+    with ExitStack() as stack:
+        with _told(paths, placement):
+            # A full disk or another user's file may stand in the way.
+            lock = stack.enter_context(held(path, wait=ask.wait))
         if lock is None:
             say(f"another retraining is at work in {placement.root}: {holder(path)}. Nothing done.")
             return BUSY
@@ -83,16 +86,23 @@ def retrain(ask: Request, paths: Paths) -> int:
 
 
 def _run(ask: Request, paths: Paths, placement: Placement, lock: int) -> Outcome:
-    began = _now()
-    try:
+    with _told(paths, placement):
+        # Perhaps the recipe can't be read, since somebody merged it.
         _check(ask, placement)
         retraining = _Retraining(ask, paths, placement, lock)
+    return retraining.run()
+
+
+@contextmanager
+def _told(paths: Paths, placement: Placement) -> Iterator[None]:
+    """People hear of what fails before the steps begin."""
+    began = _now()
+    try:
+        yield
     except Exception as error:
-        # The recipe can't be read, perhaps since somebody merged it.
         summary = Summary(outcome="failed", sentence=to_sentence(error), model="", time=began)
         tell_of_failure(summary, report=paths.report, webhook=placement.webhook)
         raise
-    return retraining.run()
 
 
 def _check(ask: Request, placement: Placement) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.params import load_section, read_sections
 from pipeline.placement import Placement
+from pipeline.retrain_failure import to_sentence
 from pipeline.retrain_standing import Standing
 from unet_core.errors import RecipeError, UnetError
 from unet_core.index import INDEX_NAME
@@ -15,8 +16,8 @@ log = logging.getLogger(__name__)
 def find_drift(standing: Standing, shards: Path, placement: Placement, *, may_store: bool) -> str | None:
     """How recent inputs differ, as a sentence; None where they don't, nobody can tell, or the recipe has no `drift`.
 
-    The shards may not be here yet, or be of another kind than the champion's: that is told, and keeps nobody from
-    training.
+    The shards may not be here yet, or be of another kind than the champion's, or the log may not be readable: that is
+    told, and keeps nobody from training.
     """
     champion = standing.champion
     if "drift" not in read_sections() or champion is None or not (shards / INDEX_NAME).exists():
@@ -36,7 +37,7 @@ def find_drift(standing: Standing, shards: Path, placement: Placement, *, may_st
         found = look_for_drift(ask, placement)
     except RecipeError:
         raise
-    except UnetError as error:
-        log.warning("no look at drift: %s", error)
+    except (UnetError, OSError) as error:
+        log.warning("no look at drift: %s", to_sentence(error))
         return None
     return found.sentence if found.comparison.decision == "drift" else None

@@ -60,10 +60,26 @@ def _clear_git_locks(root: Path) -> None:
     if folders.returncode:
         return
     git, common, top = (Path(line) for line in folders.stdout.splitlines())
+    # The common folder's index.lock is that of the main tree, whose git works there.
+    homes = {common, top, *_worktrees(root)}
     for path in {*git.glob("*.lock"), *common.glob("*.lock"), *(common / "refs").rglob("*.lock")}:
-        if _stays_unused(path, lambda: _is_at_work("git", top)):
+        if _stays_unused(path, lambda: _is_at_work("git", homes)):
             path.unlink(missing_ok=True)
             log.warning("a lock of a git that was killed is removed: %s", path)
+
+
+def _worktrees(root: Path) -> list[Path]:
+    """The working trees of the repository, the main one among them."""
+    listed = subprocess.run(
+        ["git", "worktree", "list", "--porcelain"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment_for_tools(),
+    )
+    lines = listed.stdout.splitlines()
+    return [Path(line.removeprefix("worktree ")).resolve() for line in lines if line.startswith("worktree ")]
 
 
 def _stays_unused(path: Path, is_at_work: Callable[[], bool]) -> bool:
@@ -80,11 +96,13 @@ def _stays_unused(path: Path, is_at_work: Callable[[], bool]) -> bool:
     return False
 
 
-def _is_at_work(program: str, folder: Path) -> bool:
-    """Whether a process of that name works in the folder or below it."""
-    for process in psutil.process_iter(["name", "cwd"]):
+def _is_at_work(program: str, folders: Iterable[Path]) -> bool:
+    """Whether a process of that name works in or below one of the folders, or where can't be seen: another user's."""
+    for process in psutil.process_iter(["name", "cwd", "status"]):
         told = process.info
-        if told["name"] == program and told["cwd"] and Path(told["cwd"]).is_relative_to(folder):
+        if told["name"] != program or told["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        if not told["cwd"] or any(Path(told["cwd"]).is_relative_to(folder) for folder in folders):
             return True
     return False
 

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,10 +39,9 @@ def held(path: Path, *, wait: bool, what: str = "retraining") -> Iterator[int | 
     """The lock's descriptor, or None where another process has it; with `wait`, as soon as that has ended.
 
     A process that inherits the descriptor (`pass_fds`) holds the lock too: a `dvc repro` that outlives its killed
-    retraining keeps the next one away until it has ended.
+    retraining keeps the next one away until it has ended. StorageError where no lock can be had.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = _open(path)
     try:
         if not _take(lock, path, wait=wait, what=what):
             yield None
@@ -59,7 +58,18 @@ def held(path: Path, *, wait: bool, what: str = "retraining") -> Iterator[int | 
 
 def holder(path: Path) -> str:
     """Who has the lock, as a line for people."""
-    return path.read_text(encoding="utf-8").strip() or "a process that has not said who it is yet"
+    return path.read_text(encoding="utf-8").strip() or "a process that has not said who it is"
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"a lock's file can't be opened: {path}: {error.strerror}. Make room on its disk, take away what is in the "
+            "way, or let this user write there."
+        ) from error
 
 
 def _take(lock: int, path: Path, *, wait: bool, what: str) -> bool:
@@ -80,5 +90,7 @@ def _take(lock: int, path: Path, *, wait: bool, what: str) -> bool:
 
 
 def _write(lock: int, text: str) -> None:
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{text}\n".encode() if text else b"", 0)
+    # For people: a full disk must not keep the lock from those who have it.
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{text}\n".encode() if text else b"", 0)

@@ -8,17 +8,20 @@ from pathlib import PurePosixPath
 #: Where tools keep what they know of a user, and nothing that belongs into a repository.
 SECRET_FOLDERS = frozenset({".gnupg", ".kube", ".ssh", ".secrets", "secrets"})
 #: In folders that have other files, too.
-SECRET_PLACES = (".aws/config", ".aws/credentials", ".docker/config.json", ".azure/accesstokens.json")
+SECRET_PLACES = (
+    *(".aws/config", ".aws/credentials", ".docker/config.json", ".config/gh/hosts.yml"),
+    *(".azure/accesstokens.json", ".azure/msal_token_cache.json"),
+)
 SECRET_NAMES = (
     # As prod.env.local, but not gpu.env.yaml, which is conda's.
-    *(".env", ".env[-._ ]*", "*.env", "*.env.[!y]*", ".envrc"),
-    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx"),
+    *(".env", ".env[-._ ]*", "*.env", "*.env.[!y]*", ".envrc", ".envrc[-._ ]*"),
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.ppk", "*.jks", "*.keystore", "*.kdbx", "*.ovpn", "secring.gpg"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "key", "key.json", "key.txt", "pat", "pat.txt"),
     # As Google and Amazon name what one downloads.
     *("gcpkey.json", "gcp[-_]key*.json", "rootkey*.csv"),
     *("*service-account*.json", "*service_account*.json", "*adminsdk*.json", "kaggle.json"),
     *("kubeconfig*", "*.kubeconfig", "*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*"),
-    *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".dockercfg", ".htpasswd"),
+    *(".netrc", "_netrc", ".pgpass", ".my.cnf", ".pypirc", ".npmrc", ".dockercfg", ".htpasswd", ".databrickscfg"),
     *("*.dockerconfigjson", "dockerconfig.json", "docker[-_]config.json"),
     *(".s3cfg", ".boto", "rclone.conf", "config.local", "ray_token.sh"),
 )
@@ -48,18 +51,20 @@ HARMLESS = (
     # A tokenizer's words.
     "added_tokens.json",
 )
-#: Python that holds them all the same.
-SECRET_CODE = ("secret.py", "secrets.py", "credentials.py")
+#: Names that hold them all the same: Python, and a copy of an example that somebody filled in.
+SECRET_ANYWAY = ("secret.py", "secrets.py", "credentials.py", "*.env.*.local", ".envrc.*.local")
 
 
 def is_secret_file(name: str) -> bool:
     """Whether a file of this name, a path with slashes, is taken for a secret."""
     name = BACKUP.sub("", name.lower())
-    if fits(name, SECRET_CODE):
+    if fits(name, SECRET_ANYWAY):
         return True
     path = PurePosixPath(name)
     is_named_so = fits(name, SECRET_NAMES) or any(known.search(path.name) for known in SECRET_PARTS)
-    is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1]) or "/".join(path.parts[-2:]) in SECRET_PLACES
+    is_kept_so = not SECRET_FOLDERS.isdisjoint(path.parts[:-1]) or any(
+        f"/{path}".endswith(f"/{place}") for place in SECRET_PLACES
+    )
     # What GitHub runs is there for all to read.
     is_harmless = fits(name, HARMLESS) or path.parts[:1] == (".github",)
     return (is_named_so or is_kept_so) and not is_harmless

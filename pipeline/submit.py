@@ -5,6 +5,7 @@ Here the tree is packed and the job followed; job_road.py is what runs there.
 
 import json
 import logging
+import os
 import re
 import secrets
 import sys
@@ -101,12 +102,11 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
 def attach(name: str | None, *, address: str | None) -> int:
     """Follow a job (by default the last one submitted from this tree) to its end; the job's exit code."""
     placement = read_placement()
-    last = _last_job(placement)
-    if name is None and last is None:
+    known = _find_job(placement, name) or {}
+    job = name or known.get("job")
+    if job is None:
         raise StorageError("no job was submitted from this tree. Name one of those that `unet status` lists.")
-    known = last if last is not None and name in (None, last["job"]) else None
-    where = address or (known["address"] if known else placement.jobs_address)
-    return _follow(placement, Jobs(where), name or (last or {})["job"])
+    return _follow(placement, Jobs(address or known.get("address", placement.jobs_address)), job)
 
 
 def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:
@@ -193,18 +193,24 @@ def _remember(placement: Placement, job: str, address: str) -> None:
     # An address may hold a password, of a proxy before the cluster.
     path.touch()
     path.chmod(0o600)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"job": job, "address": address}) + "\n")
+    with path.open("ab+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - 1))
+        # A full disk may have cut the last line, which must not swallow this one.
+        lead = "\n" if stream.read(1) not in (b"", b"\n") else ""
+        stream.write(f"{lead}{json.dumps({'job': job, 'address': address})}\n".encode())
 
 
-def _last_job(placement: Placement) -> dict[str, str] | None:
+def _find_job(placement: Placement, name: str | None) -> dict[str, str] | None:
+    """The newest line of a job of that name, or of any; None where none was submitted from this tree."""
     path = _jobs_file(placement)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in reversed(lines):
         # A full disk may have cut one.
         with suppress(json.JSONDecodeError):
             found: dict[str, str] = json.loads(line)
-            return found
+            if name in (None, found["job"]):
+                return found
     return None
 
 

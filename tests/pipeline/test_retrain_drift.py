@@ -3,6 +3,8 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from pipeline.placement import read_placement
 from pipeline.predict import predict
 from pipeline.predict_image import Options
 from pipeline.retrain_drift import find_drift
-from pipeline.retrain_standing import read_standing
+from pipeline.retrain_standing import nowhere, read_standing
+from unet_core.index import INDEX_NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -78,6 +81,20 @@ def test_shards_of_another_kind_are_told_and_keep_nobody_from_training(champion,
     with caplog.at_level(logging.WARNING):
         assert ask(client) is None
     assert caplog.messages[0].startswith("no look at drift: the model was trained on images that are read in another")
+
+
+def test_a_log_that_can_not_be_read_is_told_and_keeps_nobody_from_training(tree, caplog) -> None:
+    tree.write_recipe()
+    write_section()
+    day = Path(".unet/predictions", f"{datetime.now(UTC):%Y-%m-%d}.jsonl")
+    day.mkdir(parents=True)
+    SHARDS.mkdir(parents=True)
+    (SHARDS / INDEX_NAME).touch()
+    champion = tracking.Version(name="unet", number="1", run_id=None, model_sha256="m", weights_sha256="w", tags={})
+    with caplog.at_level(logging.WARNING):
+        said = find_drift(replace(nowhere(), champion=champion), SHARDS, read_placement(), may_store=True)
+    assert said is None
+    assert caplog.messages == [f"no look at drift: Is a directory: {day}"]
 
 
 def test_what_the_look_needs_imports_no_torch() -> None:

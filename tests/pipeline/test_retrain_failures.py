@@ -1,5 +1,6 @@
 """Whatever ends a retraining, people hear of it; nothing is trained here."""
 
+import contextlib
 import errno
 import json
 import threading
@@ -55,6 +56,29 @@ def test_a_recipe_that_can_not_be_read_is_told(told: list[dict]) -> None:
     (body,) = told
     assert (body["outcome"], body["sentence"], body["model"]) == ("failed", str(caught.value), "")
     assert json.loads(Path("reports/retrain.json").read_text()) == body
+
+
+def test_a_lock_that_can_not_be_had_is_told(told: list[dict]) -> None:
+    Path(".unet/retrain.lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match="^a lock's file can't be opened: ") as caught:
+        retrain(Request(), PATHS)
+    (body,) = told
+    assert (body["outcome"], body["sentence"], body["model"]) == ("failed", str(caught.value), "")
+    assert json.loads(Path("reports/retrain.json").read_text()) == body
+
+
+def test_a_full_disk_is_told_from_the_lock_on(
+    told: list[dict], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (small_disk / "params.yaml").write_text("<<<<<<< HEAD\n")
+    with (small_disk / "rest").open("wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while True:
+            rest.write(bytes(4096))
+    with monkeypatch.context() as there:
+        there.chdir(small_disk)
+        with pytest.raises(RecipeError) as caught:
+            retrain(Request(), PATHS)
+    assert [body["sentence"] for body in told] == [str(caught.value)]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,26 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline import retrain_leftovers
 from pipeline.retrain_leftovers import clear_leftovers, mend_record
+
+#: Clears what lies in argv[1], with little patience.
+CLEAR = """
+import sys
+from pathlib import Path
+from pipeline import retrain_leftovers
+retrain_leftovers.PATIENCE_SECONDS = 0.5
+retrain_leftovers.clear_leftovers(Path(sys.argv[1]))
+"""
 
 
 def git(folder: Path, *words: str) -> None:
@@ -64,6 +75,55 @@ def test_the_lock_of_a_git_that_is_at_work_stays(repo: Path, monkeypatch: pytest
         assert path.exists()
     finally:
         working.communicate()
+
+
+def test_the_lock_of_a_git_in_the_main_tree_stays_for_a_linked_one(
+    repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain_leftovers, "PATIENCE_SECONDS", 0.5)
+    linked = tmp_path_factory.mktemp("linked") / "tree"
+    git(repo, "worktree", "add", "--quiet", str(linked))
+    path = repo / ".git" / "index.lock"
+    make_old(path, 60)
+    working = subprocess.Popen(["git", "cat-file", "--batch"], cwd=repo, stdin=subprocess.PIPE)
+    try:
+        clear_leftovers(linked)
+        assert path.exists()
+    finally:
+        working.communicate()
+    clear_leftovers(linked)
+    assert not path.exists()
+
+
+def test_the_lock_stays_while_a_git_works_that_can_not_be_looked_into(
+    repo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As another user's: here, a program that can't be read. Root could, so it goes without that right."""
+    program = tmp_path_factory.mktemp("hidden") / "git"
+    shutil.copyfile(shutil.which("sleep") or "", program)
+    program.chmod(0o111)
+    blind = ["setpriv", "--bounding-set=-sys_ptrace"] if os.geteuid() == 0 else []
+    path = repo / ".git" / "index.lock"
+    make_old(path, 60)
+    command = [*blind, sys.executable, "-c", CLEAR, str(repo)]
+    with subprocess.Popen(["sleep", "60"], executable=program) as working:
+        try:
+            subprocess.run(command, check=True)
+            assert path.exists()
+        finally:
+            working.kill()
+    subprocess.run(command, check=True)
+    assert not path.exists()
+
+
+def test_a_git_that_has_ended_and_was_not_waited_for_keeps_no_lock(repo: Path) -> None:
+    path = repo / ".git" / "index.lock"
+    make_old(path, 60)
+    with subprocess.Popen(["git", "version"], stdout=subprocess.DEVNULL) as ended:
+        while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        clear_leftovers(repo)
+        assert not path.exists()
 
 
 @pytest.mark.parametrize(

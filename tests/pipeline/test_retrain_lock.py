@@ -1,13 +1,16 @@
 """Real processes, some of them killed."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.retrain_lock import held, holder
+from pipeline.retrain_lock import alone, held, holder
+from unet_core.errors import StorageError
 
 #: Takes the lock at argv[1], says so, and waits for its end.
 HOLD = """
@@ -74,6 +77,52 @@ def test_what_a_holder_started_keeps_the_lock_after_it(tmp_path: Path) -> None:
     child.wait()
     with held(path, wait=False) as lock:
         assert lock is not None
+
+
+def test_a_full_disk_keeps_nobody_from_the_lock(small_disk: Path) -> None:
+    path = small_disk / "retrain.lock"
+    path.touch()
+    fill(small_disk)
+    with held(path, wait=False) as lock:
+        assert lock is not None
+        with held(path, wait=False) as second:
+            assert second is None
+        assert holder(path) == "a process that has not said who it is"
+    with held(path, wait=False) as lock:
+        assert lock is not None
+
+
+def fill(disk: Path) -> None:
+    with (disk / "rest").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+
+def put_a_folder(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+def put_a_file_above(path: Path) -> None:
+    path.parent.write_text("in the way")
+
+
+@pytest.mark.parametrize(
+    ("put_in_the_way", "reason"), [(put_a_folder, "Is a directory"), (put_a_file_above, "File exists")]
+)
+def test_a_file_that_can_not_be_opened_is_told_and_is_no_reason_to_refuse_a_stage(
+    tmp_path: Path, put_in_the_way: Callable[[Path], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / ".unet" / "split.lock"
+    put_in_the_way(path)
+    sentence = (
+        f"a lock's file can't be opened: {path}: {reason}. Make room on its disk, take away what is in the way, or "
+        "let this user write there."
+    )
+    with pytest.raises(StorageError) as caught, held(path, wait=False):
+        pass
+    assert str(caught.value) == sentence
+    with alone("split", path.parent):
+        assert caplog.messages == [f"unet stage split: nothing keeps a second one away: {sentence}"]
 
 
 def test_a_stage_that_outlives_its_dvc_keeps_a_second_one_waiting(tree) -> None:

@@ -36,6 +36,10 @@ SECRET = [
     *("APIKey.json", "clientsecret.json", "dbPassword.txt", "creds.yaml", "project-firebase-adminsdk-x1.json"),
     *(".dockerconfigjson", "docker-config.json", "mlflow.env.prod", ".env_prod"),
     *("prod.env.bak", ".env~", "auth_token.bak", "secrets.py.orig", "server.key.old", "rootkey.csv.bak"),
+    *(".envrc.local", ".envrc-prod", ".env.example.local", "app/prod.env.sample.local", ".envrc.example.local"),
+    *(".env.example.local.bak", ".databrickscfg", "secring.gpg", "keys/SecRing.gpg", "vpn/office.ovpn"),
+    *(".azure/msal_token_cache.json", "home/.azure/accessTokens.json"),
+    *(".config/gh/hosts.yml", "home/.config/gh/hosts.yml"),
 ]
 HARMLESS = [
     *(
@@ -71,6 +75,10 @@ HARMLESS = [
         "pipeline/cli.py.orig",
         "data/.bak",
     ),
+    *(".envrc.example", ".env.local.example", "example.env.local.md", "env.example.local", "recipe.example.local"),
+    *("pubring.gpg", "release.tar.gz.asc", "constraints.txt.sig", "databricks.yml", "openvpn.md"),
+    *("gh/hosts.yml", "inventory/hosts.yml", "my.config/gh/hosts.yml", ".config/gh/config.yml"),
+    *("azure/msal_token_cache.json", ".azure/config"),
 ]
 
 

@@ -252,6 +252,47 @@ def test_a_store_that_cannot_be_reached_is_told_with_dvcs_reason(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [(("old",), 7), (("new",), 9), ((), 9), (("moved",), 11), (("elsewhere",), 13), (("old", "--address"), 13)],
+)
+def test_a_job_is_asked_for_where_it_was_submitted(
+    tree, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], port: int
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", at(13))
+    known = [("moved", 1), ("old", 7), ("moved", 11), ("new", 9)]
+    (tree.root / ".unet").mkdir()
+    lines = [json.dumps({"job": job, "address": at(there)}) for job, there in known]
+    (tree.root / ".unet" / "jobs.jsonl").write_text("\n".join([*lines[:2], '{"job": "ol', *lines[2:], ""]))
+    with pytest.raises(SystemExit) as ended:
+        main(["attach", *words, *([at(port)] if "--address" in words else [])])
+    assert ended.value.code == 7
+    assert f"Ray's Jobs API can't be reached: {at(port)}. " in capsys.readouterr().err
+
+
+def at(port: int) -> str:
+    """Where nobody listens."""
+    return f"http://127.0.0.1:{port}"
+
+
+def test_a_job_after_a_line_that_a_full_disk_cut_is_known(tree, capsys: pytest.CaptureFixture[str], committed) -> None:
+    (tree.root / "dvc.yaml").write_text("stages: {}\n")
+    known = tree.root / ".unet" / "jobs.jsonl"
+    known.parent.mkdir()
+    known.write_text('{"job": "unet-1", "addr')
+    with HTTPServer(("127.0.0.1", 0), HeadThatFallsSilent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                main(["submit", "--address", f"http://127.0.0.1:{server.server_port}", "--", "history"])
+        server.shutdown()
+    cut, *whole = known.read_text().splitlines()
+    assert cut == '{"job": "unet-1", "addr'
+    told = re.findall(r"ask `unet attach (\S+)`", capsys.readouterr().err)
+    assert [json.loads(line)["job"] for line in whole] == told
+    assert len(told) == 2
+
+
 def test_without_a_job_there_is_nothing_to_attach_to(tree, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["attach"])
