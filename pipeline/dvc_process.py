@@ -1,4 +1,4 @@
-"""The door to DVC, which runs as a process of its own: call it, and say why it failed."""
+"""The door to DVC, which runs as a process of its own: what it is called by, and why it failed."""
 
 import re
 import subprocess

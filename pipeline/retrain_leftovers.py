@@ -5,15 +5,15 @@ Called by who has the retraining's lock; what a living process of this machine s
 
 import json
 import logging
+import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 
-from pipeline.placement import environment_for_tools
+from pipeline.git_process import run_git
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +38,20 @@ def mend_record(root: Path, name: str) -> None:
     kept = root / ".unet" / f"{Path(name).name}.damaged"
     kept.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / name, kept)
-    text = subprocess.run(
-        ["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True, check=False, env=environment_for_tools()
-    )
-    if text.returncode:
+    done = run_git(root, "show", f"HEAD:./{name}")
+    if done.returncode:
         (root / name).unlink()
     else:
-        (root / name).write_bytes(text.stdout)
+        (root / name).write_bytes(done.stdout)
     log.warning("%s was damaged, as a kill may leave it: git's is back, the damaged one lies in %s", name, kept)
 
 
 def _clear_git_locks(root: Path) -> None:
-    folders = subprocess.run(
-        ["git", "rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", "--show-toplevel"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment_for_tools(),
-    )
-    if folders.returncode:
+    folders = ("--git-dir", "--git-common-dir", "--show-toplevel")
+    done = run_git(root, "rev-parse", "--path-format=absolute", *folders)
+    if done.returncode:
         return
-    git, common, top = (Path(line) for line in folders.stdout.splitlines())
+    git, common, top = (Path(os.fsdecode(line)) for line in done.stdout.splitlines())
     # The common folder's index.lock is that of the main tree, whose git works there.
     homes = {common, top, *_worktrees(root)}
     for path in {*git.glob("*.lock"), *common.glob("*.lock"), *(common / "refs").rglob("*.lock")}:
@@ -70,16 +62,11 @@ def _clear_git_locks(root: Path) -> None:
 
 def _worktrees(root: Path) -> list[Path]:
     """The working trees of the repository, the main one among them."""
-    listed = subprocess.run(
-        ["git", "worktree", "list", "--porcelain"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment_for_tools(),
-    )
-    lines = listed.stdout.splitlines()
-    return [Path(line.removeprefix("worktree ")).resolve() for line in lines if line.startswith("worktree ")]
+    listed = run_git(root, "worktree", "list", "--porcelain").stdout
+    begin = b"worktree "
+    return [
+        Path(os.fsdecode(line.removeprefix(begin))).resolve() for line in listed.splitlines() if line.startswith(begin)
+    ]
 
 
 def _stays_unused(path: Path, is_at_work: Callable[[], bool]) -> bool:

@@ -1,4 +1,7 @@
-"""A look at source, pipeline, git and registry: all that a retraining decides by. Nothing is changed."""
+"""A look at source, pipeline, git and registry: all that a retraining decides by.
+
+Nothing is changed; with `may_mend`, what a kill damaged is put right, and a registry is made.
+"""
 
 import re
 import subprocess

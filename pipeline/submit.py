@@ -80,7 +80,7 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
     tags = {COMMAND_TAG: task.shown, **git_state(root), TREE_TAG: hash_tree(root, contents.names)}
     if resume and (name := find_same_job(placement, jobs.newest(), tags)) is not None:
         _remember(placement, name, jobs.address)
-        say(f"job {name} was submitted from this very tree before, and is followed")
+        say(f"job {name} of these very files was submitted before, and is followed")
         return _follow(placement, jobs, name)
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch, "tree.zip")

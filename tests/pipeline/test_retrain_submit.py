@@ -99,7 +99,7 @@ def test_killed_it_follows_the_same_job_and_ends_as_a_retraining_here_does(team:
     code, said = place.call(*CALL, env=team.environment)
     assert code == 10, said
     (job,) = team.jobs()
-    assert f"job {job} was submitted from this very tree before, and is followed\n" in said
+    assert f"job {job} of these very files was submitted before, and is followed\n" in said
     assert f"job {job} succeeded after " in said
     assert "Running stage 'report'" in said
     assert place.git("status", "--porcelain") == ""
