@@ -140,8 +140,12 @@ def test_a_tree_with_changes_or_an_untracked_batch_is_not_updated(record: Record
 
 @pytest.fixture
 def halfway(record: Record, people: Path) -> Record:
-    """A clone whose update was killed between the first and the last of four files."""
+    """A clone whose update was killed between the first and the last of its files."""
+    (people / "gone.py").touch()
+    commit_and_push(people)
+    assert update(record, *NO_LEDGER) == (True, [])
     write(people, code="2\n", lock="upstream's\n")
+    (people / "gone.py").unlink()
     (people / "added.py").write_text("added\n")
     (people / "zone.py").write_text("added\n")
     commit_and_push(people)
@@ -171,8 +175,7 @@ def halfway(record: Record, people: Path) -> Record:
 
 def test_an_update_that_was_killed_is_made_anew(halfway: Record) -> None:
     (halfway.root / "notes.txt").write_text("mine")
-    note = "an update was killed: what it left, and what was changed since, lies in `git stash list`"
-    assert update(halfway, *NO_LEDGER) == (True, [note])
+    assert update(halfway, *NO_LEDGER) == (True, [])
     assert git(halfway.root, "status", "--porcelain") == "?? notes.txt"
     assert [(halfway.root / name).read_text() for name in ("pipeline.py", "dvc.lock", "added.py", "zone.py")] == [
         "2\n",
@@ -183,6 +186,17 @@ def test_an_update_that_was_killed_is_made_anew(halfway: Record) -> None:
     assert update(halfway, *NO_LEDGER) == (False, [])
 
 
+@pytest.mark.parametrize("index", ["old", "new"])
+def test_files_that_are_whole_need_no_stash(halfway: Record, index: str) -> None:
+    """Killed when git had written its files: the newest commit is still the old one, and perhaps the index."""
+    (halfway.root / "zone.py").write_text("added\n")
+    if index == "new":
+        git(halfway.root, "read-tree", "origin/main")
+    assert update(halfway, *NO_LEDGER) == (True, [])
+    assert git(halfway.root, "status", "--porcelain") == ""
+    assert git(halfway.root, "stash", "list") == ""
+
+
 def test_what_people_did_after_a_killed_update_is_kept(halfway: Record) -> None:
     (halfway.root / "pipeline.py").write_text("mine\n")
     (halfway.root / "added.py").write_text("mine, too\n")
@@ -190,6 +204,25 @@ def test_what_people_did_after_a_killed_update_is_kept(halfway: Record) -> None:
     assert git(halfway.root, "show", "stash@{0}:pipeline.py") == "mine"
     # Files that git did not know yet are in the stash's third commit.
     assert git(halfway.root, "show", "stash@{0}^3:added.py") == "mine, too"
+
+
+def test_people_who_went_another_way_after_a_killed_update_are_left_alone(halfway: Record) -> None:
+    git(halfway.root, "add", "--all", ":!zone.py")
+    git(halfway.root, "commit", "--quiet", "--message", "mine")
+    moved, (note,) = update(halfway, *NO_LEDGER)
+    assert (moved, note.partition(":")[0]) == (False, "origin/main and this working tree went apart")
+    assert git(halfway.root, "stash", "list") == ""
+    assert not (halfway.root / ".unet" / MOVING_NAME).exists()
+
+
+def test_a_mark_that_outlived_its_update_takes_nothing_away(record: Record) -> None:
+    mark = record.root / ".unet" / MOVING_NAME
+    mark.parent.mkdir()
+    mark.write_text(git(record.root, "rev-parse", "HEAD"))
+    write(record.root, code="mine\n")
+    assert update(record, *NO_LEDGER) == (False, [])
+    assert (record.root / "pipeline.py").read_text() == "mine\n"
+    assert not mark.exists()
 
 
 def test_an_update_that_git_refuses_leaves_what_people_have(record: Record, people: Path) -> None:
