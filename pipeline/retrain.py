@@ -2,8 +2,8 @@
 
     update, pull -> look -> add -> reproduce -> push -> record (branch or patch) -> gate -> tell
 
-Killed at any moment, the next call goes on: no file says how far it came. Each step is done where a look at source,
-DVC, git and registry tells that it is needed, and doing it twice changes nothing.
+Killed at any moment, the next call goes on: but while git moves the tree, no file says how far it came. Each step is
+done where a look at source, DVC, git and registry tells that it is needed, and doing it twice changes nothing.
 """
 
 import logging
