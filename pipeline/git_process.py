@@ -15,7 +15,7 @@ from unet_core.errors import StorageError
 NETWORK_SECONDS = 600.0
 #: The user's hooks and signature are for the user's own commits; a warning about line ends is no error.
 GIT = (
-    *("git", "-c", f"core.hooksPath={os.devnull}", "-c", "commit.gpgsign=false"),
+    *("git", "-c", f"core.hooksPath={os.devnull}", "-c", "commit.gpgsign=false", "-c", "push.gpgsign=false"),
     *("-c", "core.safecrlf=false", "-c", "diff.noprefix=false"),
 )
 #: A difference as it is, whatever the user's configuration says.
@@ -48,6 +48,10 @@ def run_git(
             timeout=limit_seconds,
         )
     except FileNotFoundError as error:
+        if not root.is_dir():
+            raise StorageError(
+                f"no such folder: {root}: git can't work there. Make it, or correct the path."
+            ) from error
         raise StorageError("git is not installed: it says what belongs to the working tree. Install it.") from error
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, b"", f"no answer within {limit_seconds:g} s".encode())
@@ -63,7 +67,7 @@ def must_git(
     """What a git command printed; StorageError with git's own words where it failed."""
     done = run_git(root, *words, more=more, given=given, limit_seconds=limit_seconds)
     if done.returncode:
-        shown = " ".join(word for word in words if not word.startswith("-"))[:60]
+        shown = " ".join(word for word in words if not word.startswith(("-", "user.")))[:60]
         raise StorageError(f"git refused: {shown}: {gits_reason(done)}")
     return done.stdout
 

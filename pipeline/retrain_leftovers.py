@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -55,7 +55,7 @@ def _clear_git_locks(root: Path) -> None:
     # The common folder's index.lock is that of the main tree, whose git works there.
     homes = {common, top, *_worktrees(root)}
     for path in {*git.glob("*.lock"), *common.glob("*.lock"), *(common / "refs").rglob("*.lock")}:
-        if _stays_unused(path, lambda: _is_at_work("git", homes)):
+        if _stays_unused(path, homes):
             path.unlink(missing_ok=True)
             log.warning("a lock of a git that was killed is removed: %s", path)
 
@@ -69,27 +69,30 @@ def _worktrees(root: Path) -> list[Path]:
     ]
 
 
-def _stays_unused(path: Path, is_at_work: Callable[[], bool]) -> bool:
-    """Wait until the lock is gone, or old enough without anybody at work."""
+def _stays_unused(path: Path, homes: Iterable[Path]) -> bool:
+    """Wait until the lock is gone, or old enough without a git at work."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while path.exists() and time.monotonic() < deadline:
         try:
-            age = time.time() - path.stat().st_mtime
+            stat = path.stat()
         except FileNotFoundError:
             return False
-        if age > GIT_LOCK_SECONDS and not is_at_work():
+        if time.time() - stat.st_mtime > GIT_LOCK_SECONDS and not _is_git_at_work(homes, stat.st_uid):
             return True
         time.sleep(POLL_SECONDS)
     return False
 
 
-def _is_at_work(program: str, folders: Iterable[Path]) -> bool:
-    """Whether a process of that name works in or below one of the folders, or where can't be seen: another user's."""
-    for process in psutil.process_iter(["name", "cwd", "status"]):
+def _is_git_at_work(homes: Iterable[Path], owner: int) -> bool:
+    """Whether a git works in or below one of the folders; one that can't be seen does if it is the lock's owner's."""
+    for process in psutil.process_iter(["name", "cwd", "status", "uids"]):
         told = process.info
-        if told["name"] != program or told["status"] == psutil.STATUS_ZOMBIE:
+        if told["name"] != "git" or told["status"] == psutil.STATUS_ZOMBIE:
             continue
-        if not told["cwd"] or any(Path(told["cwd"]).is_relative_to(folder) for folder in folders):
+        if not told["cwd"]:
+            if told["uids"] is None or told["uids"].effective == owner:
+                return True
+        elif any(Path(told["cwd"]).is_relative_to(home) for home in homes):
             return True
     return False
 

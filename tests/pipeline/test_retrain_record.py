@@ -107,7 +107,9 @@ def test_without_a_commit_nothing_can_be_recorded(tmp_path: Path, branch: str | 
 
 def test_an_origin_that_is_away_is_told_and_what_lies_here_is_used(record: Record, people: Path) -> None:
     (people.parent / "origin.git").rename(people.parent / "away.git")
-    assert update(record, *NO_LEDGER) == (False, ["origin/main can't be fetched: what lies here is used"])
+    moved, (note,) = update(record, *NO_LEDGER)
+    assert not moved
+    assert note.startswith("origin/main can't be fetched: what lies here is used (fatal: '")
     write(record.root, lock="new\n")
     write_record(record, "Retrain")
     with pytest.raises(StorageError, match=r"^git refused: push origin refs/heads/retrain:refs/heads/retrain: "):
@@ -122,7 +124,8 @@ def test_an_origin_that_falls_silent_holds_nobody_up_for_ever(record: Record, mo
     # Takes the connection, and never answers.
     with socket.create_server(("127.0.0.1", 0)) as server:
         git(record.root, "remote", "set-url", "origin", f"git://127.0.0.1:{server.getsockname()[1]}/x")
-        assert update(record, *NO_LEDGER) == (False, ["origin/main can't be fetched: what lies here is used"])
+        note = "origin/main can't be fetched: what lies here is used (no answer within 1 s)"
+        assert update(record, *NO_LEDGER) == (False, [note])
         with pytest.raises(StorageError, match=r"^git refused: push origin .*: no answer within 1 s$"):
             push_branch(record)
 
@@ -242,6 +245,7 @@ def test_whatever_the_users_git_is_set_to_the_results_are_committed(record: Reco
     write_record(record, "Retrain")
     assert is_recorded(record)
     assert git(record.root, "log", "-1", "--format=%an, %ae") == f"{NOBODY['name']}, a@b"
+    push_branch(record)
 
 
 @pytest.mark.parametrize("branch", [None, "retrain"])

@@ -1,10 +1,6 @@
-"""Real git: what people push comes into the clone that retrains, and a kill on the way loses nothing."""
+"""Real git: what people push comes into the clone that retrains, or people hear why it does not."""
 
-import os
-import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +14,8 @@ from pipeline.retrain_record import (
     unpushed_branch,
     write_record,
 )
-from pipeline.retrain_update import MOVING_NAME, update
+from pipeline.retrain_update import update
 from tests.pipeline.git_clones import NO_LEDGER, commit_and_push, git, write
-from unet_core.errors import StorageError
 
 
 def test_what_people_push_comes_by_fast_forward(record: Record, people: Path) -> None:
@@ -136,102 +131,3 @@ def test_a_tree_with_changes_or_an_untracked_batch_is_not_updated(record: Record
     assert update(record, ledger, tracked) == (False, expected)
     write(record.root, code="mine\n")
     assert update(record, *NO_LEDGER) == (False, expected)
-
-
-@pytest.fixture
-def halfway(record: Record, people: Path) -> Record:
-    """A clone whose update was killed between the first and the last of its files."""
-    (people / "gone.py").touch()
-    commit_and_push(people)
-    assert update(record, *NO_LEDGER) == (True, [])
-    write(people, code="2\n", lock="upstream's\n")
-    (people / "gone.py").unlink()
-    (people / "added.py").write_text("added\n")
-    (people / "zone.py").write_text("added\n")
-    commit_and_push(people)
-    # git writes them in the order of their names, and asks this filter for each.
-    git(record.root, "config", "filter.slow.smudge", "test ! -e hold || sleep 60; cat")
-    attributes = record.root / ".git" / "info" / "attributes"
-    attributes.write_text("zone.py filter=slow\n")
-    (record.root / "hold").touch()
-    program = (
-        "from pathlib import Path; from pipeline.retrain_record import Record; "
-        "from pipeline.retrain_update import update; "
-        f"update(Record(root=Path({str(record.root)!r}), results={record.results!r}, branch=None), Path('x'), Path('x'))"
-    )
-    call = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-    deadline = time.monotonic() + 30
-    while (record.root / "pipeline.py").read_text() != "2\n":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(call.pid, signal.SIGKILL)
-    call.wait()
-    (record.root / "hold").unlink()
-    # As `unet retrain` clears it.
-    (record.root / ".git" / "index.lock").unlink()
-    assert git(record.root, "status", "--porcelain", "--untracked-files=no").splitlines() != []
-    return record
-
-
-def test_an_update_that_was_killed_is_made_anew(halfway: Record) -> None:
-    (halfway.root / "notes.txt").write_text("mine")
-    assert update(halfway, *NO_LEDGER) == (True, [])
-    assert git(halfway.root, "status", "--porcelain") == "?? notes.txt"
-    assert [(halfway.root / name).read_text() for name in ("pipeline.py", "dvc.lock", "added.py", "zone.py")] == [
-        "2\n",
-        "upstream's\n",
-        "added\n",
-        "added\n",
-    ]
-    assert update(halfway, *NO_LEDGER) == (False, [])
-
-
-@pytest.mark.parametrize("index", ["old", "new"])
-def test_files_that_are_whole_need_no_stash(halfway: Record, index: str) -> None:
-    """Killed when git had written its files: the newest commit is still the old one, and perhaps the index."""
-    (halfway.root / "zone.py").write_text("added\n")
-    if index == "new":
-        git(halfway.root, "read-tree", "origin/main")
-    assert update(halfway, *NO_LEDGER) == (True, [])
-    assert git(halfway.root, "status", "--porcelain") == ""
-    assert git(halfway.root, "stash", "list") == ""
-
-
-def test_what_people_did_after_a_killed_update_is_kept(halfway: Record) -> None:
-    (halfway.root / "pipeline.py").write_text("mine\n")
-    (halfway.root / "added.py").write_text("mine, too\n")
-    assert update(halfway, *NO_LEDGER)[0]
-    assert git(halfway.root, "show", "stash@{0}:pipeline.py") == "mine"
-    # Files that git did not know yet are in the stash's third commit.
-    assert git(halfway.root, "show", "stash@{0}^3:added.py") == "mine, too"
-
-
-def test_people_who_went_another_way_after_a_killed_update_are_left_alone(halfway: Record) -> None:
-    git(halfway.root, "add", "--all", ":!zone.py")
-    git(halfway.root, "commit", "--quiet", "--message", "mine")
-    moved, (note,) = update(halfway, *NO_LEDGER)
-    assert (moved, note.partition(":")[0]) == (False, "origin/main and this working tree went apart")
-    assert git(halfway.root, "stash", "list") == ""
-    assert not (halfway.root / ".unet" / MOVING_NAME).exists()
-
-
-def test_a_mark_that_outlived_its_update_takes_nothing_away(record: Record) -> None:
-    mark = record.root / ".unet" / MOVING_NAME
-    mark.parent.mkdir()
-    mark.write_text(git(record.root, "rev-parse", "HEAD"))
-    write(record.root, code="mine\n")
-    assert update(record, *NO_LEDGER) == (False, [])
-    assert (record.root / "pipeline.py").read_text() == "mine\n"
-    assert not mark.exists()
-
-
-def test_an_update_that_git_refuses_leaves_what_people_have(record: Record, people: Path) -> None:
-    (people / "added.py").write_text("theirs\n")
-    commit_and_push(people)
-    (record.root / "added.py").write_text("mine\n")
-    for _ in range(2):
-        with pytest.raises(StorageError, match=r"^git refused: merge .* added\.py "):
-            update(record, *NO_LEDGER)
-        assert (record.root / "added.py").read_text() == "mine\n"
-    assert not (record.root / ".unet" / MOVING_NAME).exists()
-    assert git(record.root, "stash", "list") == ""
