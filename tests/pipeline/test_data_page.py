@@ -223,6 +223,7 @@ def kill_or_check(one: CatalogRow, reading: Reading) -> Finding:
     return check_row(one, reading)
 
 
+@pytest.mark.slow
 def test_a_file_that_ends_its_process_is_rejected_and_the_others_are_not(tmp_path: Path, monkeypatch, tree) -> None:
     from pipeline.placement import read_placement
 

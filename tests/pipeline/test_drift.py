@@ -250,6 +250,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
     assert str(caught.value) == ("--since yesterday: not a time. Give one as in 2026-11-01 or 2026-11-01T08:00.")
 
 
+@pytest.mark.slow
 def test_a_scheduler_gets_an_exit_code_only_where_it_asks(tree, write_model_dir, unet) -> None:
     write_model_dir(Path("model"))
     assert unet("drift", "--model", "model").returncode == 0

@@ -59,6 +59,7 @@ def test_an_exception_in_a_worker_is_raised_here() -> None:
         run(partial(divmod, 1), range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killers", [(0,), (57, 58), (99,)])
 def test_an_item_that_kills_its_process_is_named_and_the_others_are_done(killers: tuple[int, ...]) -> None:
     results = run(partial(crash, killers=killers), range(100))

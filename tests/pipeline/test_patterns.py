@@ -234,6 +234,7 @@ def test_a_field_takes_as_little_as_it_can_within_one_folder() -> None:
     }
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_in_a_folder_are_quick(tmp_path: Path) -> None:
     import time
 

@@ -105,6 +105,7 @@ def test_what_nobody_foresaw_is_told_without_its_own_words(
     assert (body["outcome"], body["sentence"]) == ("failed", sentence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ask", "kind", "sentence"),
     [

@@ -116,6 +116,7 @@ def test_an_origin_that_is_away_is_told_and_what_lies_here_is_used(record: Recor
         push_branch(record)
 
 
+@pytest.mark.slow
 def test_an_origin_that_falls_silent_holds_nobody_up_for_ever(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.retrain_record.NETWORK_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.retrain_update.NETWORK_SECONDS", 1.0)

@@ -226,6 +226,7 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     )
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_is_told_with_dvcs_reason(
     dvc_tree, dvc, committed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ def open_all(directory: Path, remote: Remote, shapes_dir: Path) -> None:
         assert_same_samples(cache, shapes_dir)
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_share_what_one_of_them_fetches(tmp_path: Path, remote: Remote, shapes_dir: Path) -> None:
     arguments = (tmp_path / "cache", remote, shapes_dir)
     processes = [SPAWN.Process(target=open_all, args=arguments) for _ in range(3)]
