@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.params import read_sections
+from pipeline.whole_file import write_whole
 from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
 
@@ -144,7 +145,7 @@ def note_tree(root: Path, *, aside: Path) -> None:
 
     Reports of an earlier job are not sent along, so the job can't tell that they were there: nobody edited them.
     """
-    _write_whole(aside / TAKEN_NAME, json.dumps(snapshot(root)).encode("ascii"))
+    write_whole(aside / TAKEN_NAME, json.dumps(snapshot(root)).encode("ascii"))
 
 
 def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str]:
@@ -159,24 +160,17 @@ def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str
     there = {result.name: hashlib.sha256(base64.b64decode(result.content)).hexdigest() for result in results}
     news = [result for result in results if here[result.name] != there[result.name]]
     edited = [result.name for result in news if here[result.name] not in (result.before, taken.get(result.name))]
+    # Killed in between, half a file would be taken for the user's own edit by the next call: each is written whole.
     for result in results if edited else news:
-        _write_whole((aside if edited else root) / result.name, base64.b64decode(result.content))
+        write_whole((aside if edited else root) / result.name, base64.b64decode(result.content))
     if edited:
         more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
         raise StorageError(
             f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
             f"{aside.relative_to(root)}. Compare them, and copy what you want."
         )
-    _write_whole(record, json.dumps({**taken, **there}).encode("ascii"))
+    write_whole(record, json.dumps({**taken, **there}).encode("ascii"))
     return [result.name for result in news]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Killed in between, half a file would be taken for the user's own edit by the next call."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _hash(path: Path) -> str | None:

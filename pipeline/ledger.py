@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.progress import progress
 from pipeline.references import hash_image, hash_masks, read_reference
 from pipeline.source import Pair
+from pipeline.whole_file import write_whole
 from unet_core.decode import measure
 from unet_core.errors import DataError
 from unet_core.images import FileBytes
@@ -162,9 +163,5 @@ def count_pixels(image: FileBytes) -> int:
 
 def append(path: Path, arrivals: Sequence[Arrival]) -> None:
     """Add lines; the file changes completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(old + "".join(json.dumps(asdict(arrival)) + "\n" for arrival in arrivals), encoding="utf-8")
-    # A new file takes the name: with DVC's links the old one may be the cache's own copy.
-    partial.replace(path)
+    old = path.read_bytes() if path.exists() else b""
+    write_whole(path, old + "".join(json.dumps(asdict(arrival)) + "\n" for arrival in arrivals).encode("utf-8"))

@@ -21,6 +21,7 @@ from typing import Literal
 from PIL import Image
 
 from pipeline.pictures import as_rgb
+from pipeline.whole_file import write_whole
 from unet_core.errors import StorageError
 from unet_core.samples import Array
 from unet_core.traits import Traits, parse_traits
@@ -228,9 +229,9 @@ def _keep_copy(log: Logbook, name: Path, data: bytes) -> bool:
         _FULL.add(limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Before the copy: a process killed in between leaves a count that is too high, and is put right above.
-    _write_whole(count, str(taken + len(data) if is_kept else taken).encode())
+    write_whole(count, str(taken + len(data) if is_kept else taken).encode())
     if is_kept:
-        _write_whole(path, data)
+        write_whole(path, data)
     return is_kept
 
 
@@ -239,9 +240,3 @@ def _read_count(path: Path) -> int:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 2**63
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -21,6 +21,7 @@ from pipeline.git_process import (
     must_git,
     run_git,
 )
+from pipeline.whole_file import write_whole
 from unet_core.errors import StorageError
 
 REMOTE = "origin"
@@ -119,10 +120,7 @@ def write_record(record: Record, message: str) -> str:
     """Commit the results on the branch, or write the patch; says where they are."""
     if record.branch is None:
         patch = _make_patch(record)
-        record.patch.parent.mkdir(exist_ok=True)
-        partial = record.patch.with_suffix(".partial")
-        partial.write_bytes(patch)
-        partial.replace(record.patch)
+        write_whole(record.patch, patch)
         return f"patch {record.patch.relative_to(record.root)}"
     # Once more: while the pipeline ran, somebody may have worked here.
     _check_commits(record, record.branch)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.retrain_reasons import Reason
+from pipeline.whole_file import write_whole
 
 Outcome = Literal["nothing to do", "promoted", "not promoted", "failed"]
 
@@ -55,8 +56,10 @@ class Summary:
 
 def write_summary(summary: Summary, report: Path) -> None:
     """Write both files beside the report; each is whole at any time."""
-    _write(report.with_name("retrain.json"), json.dumps(summary.body(), indent=1) + "\n")
-    _write(report.with_name("retrain.md"), to_markdown(summary))
+    texts = {"retrain.json": json.dumps(summary.body(), indent=1) + "\n", "retrain.md": to_markdown(summary)}
+    for name, text in texts.items():
+        # A sentence may name a file whose name is no UTF-8: people must hear of it all the same.
+        write_whole(report.with_name(name), text.encode("utf-8", errors="backslashreplace"))
 
 
 def to_markdown(summary: Summary) -> str:
@@ -84,16 +87,3 @@ def to_markdown(summary: Summary) -> str:
         steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in summary.seconds.items())
         lines += [f"Seconds: {steps}."]
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # A sentence may name a file whose name is no UTF-8: people must hear of it all the same.
-    try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    except OSError:
-        # It would take the little room that there is.
-        partial.unlink(missing_ok=True)
-        raise
