@@ -178,6 +178,9 @@ def _add_retrain(command: Callable[[str, str, Run], argparse.ArgumentParser]) ->
     retrain.add_argument("--max-age", type=float, metavar="DAYS", help="act where the champion is older")
     retrain.add_argument("--force", nargs="?", const="by hand", metavar="REASON", help="act though nothing is new")
     retrain.add_argument("--wait", action="store_true", help="for another retraining to end, instead of leaving")
+    retrain.add_argument(
+        "--time-limit", type=float, metavar="HOURS", help="stop when they are over; the next call goes on"
+    )
     retrain.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     retrain.add_argument(
         "--exit-code",
@@ -273,6 +276,7 @@ def _retrain(parsed: argparse.Namespace) -> None:
         wait=parsed.wait,
         max_age_days=parsed.max_age,
         force=parsed.force,
+        time_limit_hours=parsed.time_limit,
         dry_run=parsed.dry_run,
     )
     paths = Paths(

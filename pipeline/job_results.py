@@ -23,6 +23,8 @@ from unet_core.errors import DataError, StorageError
 from unet_core.hashing import hash_file
 
 PREFIX = "::result "
+#: The last line of a job that came to its end: where it is missing, the log is not whole.
+END = f"{PREFIX}end"
 LINE_CHARACTERS = 4000
 MAX_BYTES = 2 << 20
 #: What the tree held when a job was submitted, and what of the job was taken home since.
@@ -94,6 +96,8 @@ class ResultReader:
         self.results: tuple[Result, ...] | None = None
         self.is_cut = False
         """Whether newer results began and did not end: the job was killed while it told of them."""
+        self.has_ended = False
+        """Whether the log's last line has come."""
         self._rest = ""
         self._parts: list[str] = []
 
@@ -110,6 +114,9 @@ class ResultReader:
 
     def _take(self, line: str) -> str | None:
         """What of a line is for people: also what a program wrote before the results, without an end of its line."""
+        if line.endswith(END):
+            self.has_ended = True
+            return line.removesuffix(END) or None
         found = re.fullmatch(rf"(.*?){PREFIX}(\d+)/(\d+) ([A-Za-z0-9+/=]+)\r?", line)
         if found is None:
             return line

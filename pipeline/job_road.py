@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from pipeline.command import INTERRUPTED, run_command, say
 from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason
-from pipeline.job_results import find_lost, find_results, snapshot, to_lines
+from pipeline.job_results import END, find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
 from pipeline.placement import DVC_REMOTE, environment_for_tools, read_placement
 from unet_core.errors import StorageError, TrainingError
@@ -61,7 +63,7 @@ class Task:
     def shown(self) -> str:
         """The command, for people."""
         if self.words:
-            return " ".join(("unet", *self.words))
+            return shlex.join(("unet", *self.words))
         return f"dvc repro {self.stage}" if self.stage else "dvc repro, unet promote"
 
 
@@ -150,7 +152,7 @@ def _reproduce(task: Task, keep: Callable[[], None]) -> int:
     repro = [*DVC, "repro", "--allow-missing"]
     for part in parts_of(task.stage):
         is_data = part in DATA_STAGES
-        code = _call_dvc([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
+        code = _call([*repro, *([part] if part else [])], alone=is_data and task.is_source_in_tree)
         # Of a stage that failed, those before it.
         if _end_with(code, keep):
             return code
@@ -191,7 +193,9 @@ def _move_data(*words: str, limit_seconds: float | None = None) -> None:
     """`dvc pull` or `dvc push`; StorageError with DVC's reason, which it keeps to itself if it is to be quiet."""
     say(f"job: dvc {words[0]}")
     with tempfile.TemporaryFile() as told:
-        code = _call([*DVC, *words], limit_seconds=limit_seconds, told=told)
+        # A file, not a pipe: what a killed DVC left behind may hold that open.
+        process = _start([*DVC, *words], alone=False, stdout=subprocess.DEVNULL, stderr=told)
+        code = _wait(process, limit_seconds=limit_seconds)
         told.seek(0)
         text = told.read().decode(errors="replace")
     if code:
@@ -205,62 +209,60 @@ def _unet(*words: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.cli", *words]
 
 
-def _call(command: Sequence[str], *, limit_seconds: float | None = None, told: IO[bytes] | None = None) -> int:
-    """Run a command to its exit code; what it says goes into the log, or into `told` as far as it speaks of errors.
+def _call(command: Sequence[str], *, alone: bool = False) -> int:
+    """Run a command to its exit code; what it says goes into the log.
 
-    Where it takes longer than its limit, it is killed.
+    The code of `dvc repro` does not tell how a stage ended: what it says does.
     """
-    # A file, not a pipe: what a killed DVC left behind may hold that open.
-    shown = None if told is None else subprocess.DEVNULL
-    with subprocess.Popen(command, env=_environment(alone=False), stdout=shown, stderr=told) as process:
-        try:
-            return process.wait(limit_seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-        except KeyboardInterrupt:
-            _wait_for_end(process)
-            raise
-
-
-def _call_dvc(command: Sequence[str], *, alone: bool) -> int:
-    """The same for `dvc repro`, whose own exit code does not tell how a stage ended: what it says does."""
     codes: list[int] = []
-    process = subprocess.Popen(command, env=_environment(alone=alone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = _start(command, alone=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     reader = threading.Thread(target=_pass_on, args=(process.stdout, codes), daemon=True)
     reader.start()
     try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        _wait_for_end(process)
-        raise
+        code = _wait(process)
     finally:
-        # Not for ever: what a killed DVC left behind may hold the pipe open.
+        # Not for ever: what a killed command left behind may hold the pipe open.
         reader.join(LAST_WORDS_SECONDS)
-    return code and (codes[-1] if codes else code)
+    return code and (codes[-1] if codes and command[: len(DVC)] == [*DVC] else code)
 
 
 def _pass_on(stream: IO[bytes], codes: list[int]) -> None:
-    """Let people read what DVC says, and collect the exit codes of stages that failed."""
+    """Let people read what a command says, and collect the exit codes of stages that failed.
+
+    In UTF-8, whatever it is in: Ray's head gives none of a log that holds one other byte, and calls that its end.
+    """
     for line in stream:
-        sys.stdout.buffer.write(line)
+        text = line.decode(errors="backslashreplace")
+        sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
-        codes += map(int, STAGE_ENDED.findall(line.decode(errors="replace")))
+        codes += map(int, STAGE_ENDED.findall(text))
+
+
+def _start(command: Sequence[str], *, alone: bool, stdout: int, stderr: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, env=_environment(alone=alone), stdout=stdout, stderr=stderr)
+
+
+def _wait(process: "subprocess.Popen[bytes]", *, limit_seconds: float | None = None) -> int:
+    """Its exit code; where it takes longer than its limit, it is killed."""
+    try:
+        return process.wait(limit_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+    except KeyboardInterrupt:
+        # Ray tells all processes of the job to stop; stages leave a checkpoint's time for it.
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
 
 
 def _environment(*, alone: bool) -> dict[str, str]:
     # The other hosts have nothing of this tree's data; where the shards lie elsewhere too, the user says so.
     elsewhere = {"UNET_SHARDS": DVC_REMOTE}
     return {**elsewhere, **environment_for_tools(use_cluster=not alone), "DVC_NO_ANALYTICS": "1"}
-
-
-def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
-    """Ray tells all processes of the job to stop; stages leave a checkpoint's time for it."""
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def _send(root: Path, before: Mapping[str, str]) -> None:
@@ -296,11 +298,17 @@ def _remove_remains(root: Path, kept: set[Path]) -> None:
 
 def main() -> None:
     """The job's command."""
+    for stream in (sys.stdout, sys.stderr):
+        # As _pass_on does with what others say; a file's name may be in any encoding.
+        cast(TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="backslashreplace")
     # Ray's ways to stop a job; as with Ctrl-C, whatever runs ends by itself. A head that a script started in the
     # background ignores SIGINT, and so would all below it: a stopped job would go on to the gate.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    sys.exit(run_command("job", lambda: run(Path.cwd())))
+    try:
+        sys.exit(run_command("job", lambda: run(Path.cwd())))
+    finally:
+        say(END)
 
 
 if __name__ == "__main__":

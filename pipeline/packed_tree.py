@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.git_process import apart_from_the_user, ask_git, check_repository, must_git
 from pipeline.lineage import SUBMITTED
+from pipeline.public_text import holds_secret
 from pipeline.secret_files import fits, is_secret_file
-from pipeline.storage import is_url
+from pipeline.storage import is_text, is_url
 from unet_core.errors import RecipeError, StorageError
 
 MAX_FILE_BYTES = 5 << 20
@@ -28,8 +29,6 @@ ABOUT_DATA = ("*.dvc", ".gitignore")
 OF_TOOLS = (".git", ".venv", ".dvc/cache", ".dvc/tmp", ".unet")
 #: Options of a DVC remote that belong into .dvc/config.local.
 SECRET_OPTIONS = re.compile(r"(?<!ask_)password|secret|token|account_key|connection_string|access_key_id|client_id")
-#: Of an address: a password, or a signature.
-SECRET_PARTS = re.compile(r"://[^/@\s]*:[^/@\s]*@|://\S*\?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def _add(packed: zipfile.ZipFile, name: str, data: bytes, *, mode: int) -> None:
 
 def _check_file(root: Path, name: str) -> None:
     path = root / name
-    if "\\" in name or not _is_text(name):
+    if "\\" in name or not is_text(name):
         raise StorageError(f"a name that can't be sent: {name!a}. Rename the file.")
     if is_secret_file(name):
         raise StorageError(
@@ -124,15 +123,11 @@ def _check_dvc_config(root: Path, names: Iterable[str]) -> None:
         raise StorageError("no .dvc/config: the cluster gets data through DVC. Run `dvc init`, and add it to git.")
     for section, options in read_dvc_config(root).items():
         for option, value in options.items():
-            if _is_secret(option, value):
+            if SECRET_OPTIONS.search(option) or holds_secret(value):
                 raise StorageError(
                     f"a secret would be sent: .dvc/config: {section}: {option}. Move it to .dvc/config.local "
                     "(`dvc remote modify --local`); the cluster has its own credentials, as docs/submit.md tells."
                 )
-
-
-def _is_secret(option: str, value: str) -> bool:
-    return bool(SECRET_OPTIONS.search(option) or SECRET_PARTS.search(value))
 
 
 def read_dvc_config(root: Path) -> Mapping[str, Mapping[str, str]]:
@@ -168,10 +163,6 @@ def source_in_tree(root: Path, source: str) -> str | None:
 
 def _is_below(name: str, folders: Iterable[str]) -> bool:
     return any(PurePosixPath(name).is_relative_to(folder) for folder in folders)
-
-
-def _is_text(name: str) -> bool:
-    return name == name.encode(errors="replace").decode()
 
 
 def _list(root: Path, *options: str) -> set[str]:

@@ -39,9 +39,10 @@ from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.retrain_update import update
 from pipeline.source import IngestConfig
+from pipeline.time_limit import time_limit
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
-from unet_core.errors import RecipeError, RegistryError, TrainingError, UnetError
+from unet_core.errors import RecipeError, RegistryError, UnetError
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Request:
     """Of the champion; None: however old."""
     force: str | None = None
     """Why to act without a reason of its own."""
+    time_limit_hours: float | None = None
     dry_run: bool = False
 
 
@@ -162,29 +164,33 @@ class _Retraining:
     def run(self) -> Outcome:
         """All steps that are needed; people hear of a failure too."""
         try:
-            clear_leftovers(self._placement.root)
-            self._update()
-            check_name(self._record)
-            found = self._look()
-            self._standing = found.standing
-            self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
-            if not self._reasons:
-                summary = self._summarize("nothing to do", say_idle(found.seen, found.standing.model))
-                write_summary(summary, self._paths.report)
-                if self._notes:
-                    # Such as that upstream can't be taken: by themselves such things do not end.
-                    call_webhook(self._placement.webhook, summary.body())
-                say(summary.line)
-                return "nothing to do"
-            check_branch(self._record)
-            if (found.must_add or is_stale(found.seen)) and (error := _find_refusal(self._placement.root)):
-                raise error
-            say(f"retraining: {_join(self._reasons)}")
-            return self._act(found)
+            with time_limit(self._ask.time_limit_hours):
+                return self._decide()
         except Exception as error:
             summary = self._summarize("failed", to_sentence(error))
             tell_of_failure(summary, report=self._paths.report, webhook=self._placement.webhook)
             raise
+
+    def _decide(self) -> Outcome:
+        clear_leftovers(self._placement.root)
+        self._update()
+        check_name(self._record)
+        found = self._look()
+        self._standing = found.standing
+        self._reasons = find_reasons(found.seen, max_age_days=self._ask.max_age_days, force=self._ask.force)
+        if not self._reasons:
+            summary = self._summarize("nothing to do", say_idle(found.seen, found.standing.model))
+            write_summary(summary, self._paths.report)
+            if self._notes:
+                # Such as that upstream can't be taken: by themselves such things do not end.
+                call_webhook(self._placement.webhook, summary.body())
+            say(summary.line)
+            return "nothing to do"
+        check_branch(self._record)
+        if (found.must_add or is_stale(found.seen)) and (error := _find_refusal(self._placement.root)):
+            raise error
+        say(f"retraining: {_join(self._reasons)}")
+        return self._act(found)
 
     def _update(self) -> None:
         with self._timed("update"):
@@ -322,19 +328,10 @@ def _now() -> str:
 
 
 def _find_refusal(root: Path) -> UnetError | None:
-    """Why no stage should begin: DVC takes old results away before a stage can refuse."""
-    # They import torch, which takes seconds.
-    from pipeline.identity import say_other_pins
-    from pipeline.recipe_check import check_recipe
+    # It imports torch, which takes seconds.
+    from pipeline.recipe_check import find_refusal
 
-    try:
-        check_recipe()
-    except UnetError as error:
-        return error
-    if other := say_other_pins(root):
-        # It would be recorded as a training of versions that are not installed.
-        return TrainingError(f"{other}. Run `make install` (on a cluster, build the image anew), or correct the pin.")
-    return None
+    return find_refusal(root)
 
 
 def _client(found: Look) -> Client:

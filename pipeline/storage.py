@@ -232,12 +232,13 @@ def list_files(root: str, *, follow_links: bool = False) -> list[str]:
     try:
         "\n".join(names).encode()
     except UnicodeEncodeError:
-        (wrong, *_) = (name for name in names if not _is_text(name))
+        (wrong, *_) = (name for name in names if not is_text(name))
         raise DataError(f"a name that is no UTF-8: {root}: {wrong!a}. Rename the file.") from None
     return sorted(names)
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8."""
     return name == name.encode(errors="replace").decode()
 
 

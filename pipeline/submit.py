@@ -6,29 +6,29 @@ Here the tree is packed and the job followed; job_road.py is what runs there.
 import json
 import logging
 import os
-import re
 import secrets
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 from urllib.parse import urlsplit
 
 from pipeline.command import INTERRUPTED, first_names, say
 from pipeline.dvc_process import dvcs_reason, run_dvc_with_remote
 from pipeline.job_results import ResultReader, note_tree, take_home
 from pipeline.job_road import Task, versions
+from pipeline.job_screen import Screen
 from pipeline.jobs import COMMAND_TAG, TREE_TAG, ClusterAwayError, Job, Jobs
 from pipeline.lineage import git_state, source_state
 from pipeline.packed_tree import find_contents, hash_tree, read_dvc_config, source_in_tree, write_zip
 from pipeline.params import load_section
 from pipeline.placement import Placement, passed_on, read_placement
-from pipeline.public_text import public
+from pipeline.public_text import holds_secret, public
 from pipeline.source import IngestConfig
 from pipeline.storage import is_url
 from unet_core.errors import RecipeError, StorageError, TrainingError
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 ENTRYPOINT = "python -m pipeline.job_road"
 #: New files that are named; the number of the others is said.
 MAX_NAMED = 10
-#: As progress.py writes it where there is no terminal.
-PROGRESS = re.compile(r"\w[\w ]*: \d+ of \d+ ")
 #: How a job is stopped: as by Ctrl-C, with time for what runs to end by itself.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "50"}
 #: Lies in a job's own folder once it was followed to its end, and what came of its results is here.
@@ -66,9 +64,14 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
     check_ray(here["ray"], jobs.ray_version())
     if contents.new:
         say(f"new files, which git does not track, go along: {first_names(contents.new, MAX_NAMED)}")
-    if has_remote:
-        say("pushing what only this machine has (dvc push)")
-        _push_data()
+    with ThreadPoolExecutor(1) as beside:
+        # It imports torch, which takes seconds, as the push does.
+        checked = beside.submit(_check_recipe) if not words else None
+        if has_remote:
+            say("pushing what only this machine has (dvc push)")
+            _push_data()
+        if checked is not None:
+            checked.result()
     task = Task(
         job=f"unet-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         words=tuple(words),
@@ -92,11 +95,16 @@ def submit(words: Sequence[str], *, stage: str | None, address: str | None, resu
         try:
             jobs.submit(task.job, package, entrypoint=ENTRYPOINT, variables={**variables, **STOPPING}, metadata=tags)
         except ClusterAwayError as error:
-            raise ClusterAwayError(
-                f"{error} Whether the job began is not known: before you submit again, ask `unet attach {task.job}`."
-            ) from error
+            raise ClusterAwayError(f"{error} {_say_unknown(task.job)}") from error
+        except KeyboardInterrupt:
+            log.warning("submit: %s", _say_unknown(task.job))
+            raise
     say(f"job {task.job} submitted: {task.shown}, {len(contents.names)} files in {megabytes:.1f} MB")
     return _follow(placement, jobs, task.job)
+
+
+def _say_unknown(job: str) -> str:
+    return f"Whether the job began is not known: before you submit again, ask `unet attach {job}`."
 
 
 def attach(name: str | None, *, address: str | None) -> int:
@@ -113,7 +121,7 @@ def choose_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """Placement that the job is to have; StorageError for a secret, which all who list jobs could read."""
     chosen = {}
     for name, value in variables.items():
-        if public(value) != value:
+        if holds_secret(value):
             raise RecipeError(
                 f"environment variable {name} holds a password or a signature, and a job's variables can be read by "
                 "all who may list jobs. Take it out of the address, and give it to the cluster's own environment "
@@ -137,7 +145,7 @@ def _is_of_this_machine(name: str, value: str) -> bool:
 def check_words(words: Sequence[str]) -> None:
     """The command stands in the job's metadata, so it must hold no secret."""
     for word in words:
-        if public(word) != word:
+        if holds_secret(word):
             raise RecipeError(
                 f"a word of the command holds a password or a signature, which all who list jobs could read: "
                 f"{public(word)}. Give it to the cluster's own environment."
@@ -170,6 +178,13 @@ def check_remote(dvc_config: Mapping[str, Mapping[str, str]], *, needs_remote: b
             "bucket, or the absolute path of a folder that the cluster shares."
         )
     return True
+
+
+def _check_recipe() -> None:
+    """A typo in the last stage's section would be found after those before it have run."""
+    from pipeline.recipe_check import check_recipe
+
+    check_recipe()
 
 
 def _push_data() -> None:
@@ -264,10 +279,10 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     aside = _aside(placement, name)
     aside.mkdir(parents=True, exist_ok=True)
     (aside / ENDED_NAME).touch()
-    if screen.reader.is_cut and job.exit_code == 0:
+    if job.exit_code == 0 and (screen.reader.is_cut or not screen.reader.has_ended):
         raise StorageError(
-            f"the job's last results did not come whole: {name}. Try `unet attach {name}`, or submit it again: what it "
-            "has pushed is not made anew."
+            f"the job's log, by which its results come, did not come whole: {name}. Try `unet attach {name}`; where "
+            "the cluster has lost the log, submit again."
         )
     return INTERRUPTED if job.status == "STOPPED" else job.exit_code if job.exit_code is not None else 1
 
@@ -287,38 +302,6 @@ def _take_home(placement: Placement, reader: ResultReader, name: str) -> None:
         taken = take_home(placement.root, reader.results, aside=_aside(placement, name))
         say(f"taken home: {', '.join(taken)}" if taken else "all results are here already")
         say("`dvc pull` gets the rest; then commit")
-
-
-class Screen:
-    """Shows a job's log without its results; on a terminal, lines of progress take each other's place."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.reader = ResultReader()
-        self._stream = stream
-        self._is_terminal = stream.isatty()
-        self._is_open = False
-        """Whether a line of progress stands there without an end."""
-
-    def show(self, text: str) -> None:
-        """A piece of the log."""
-        for line in self.reader.read(text).splitlines():
-            self._write(line)
-
-    def close(self) -> None:
-        """End the last line."""
-        for line in self.reader.finish().splitlines():
-            self._write(line)
-        if self._is_open:
-            self._stream.write("\n")
-            self._is_open = False
-        self._stream.flush()
-
-    def _write(self, line: str) -> None:
-        is_progress = self._is_terminal and PROGRESS.match(line) is not None
-        again = "\r\x1b[K" if self._is_open and is_progress else "\n" if self._is_open else ""
-        self._stream.write(again + line + ("" if is_progress else "\n"))
-        self._is_open = is_progress
-        self._stream.flush()
 
 
 def _is_to_be_stopped(name: str) -> bool:

@@ -86,9 +86,7 @@ class Client(MlflowClient):  # type: ignore[misc]
 
 def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
-    # Without user and password, which stand before the last @.
-    scheme, _, rest = uri.rpartition("@")[0].partition("://")
-    shown = f"{scheme}://...@{uri.rpartition('@')[2]}" if rest else uri
+    shown = public(uri)
     try:
         address = urlsplit(uri)
         port = address.port or (443 if address.scheme == "https" else 80)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline.cli import _parser
+from pipeline.retrain_steps import GRACE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = ROOT / "infra" / "schedules"
@@ -31,6 +32,13 @@ def crontab_line() -> tuple[list[str], str]:
     return fields, command
 
 
+def assert_ends_before_the_next(words: list[str]) -> None:
+    """Else a remote that never answers would keep the lock, and each Monday's call would leave."""
+    parsed = _parser().parse_args(words)
+    assert parsed.branch == "retrain"
+    assert 24 < parsed.time_limit < 7 * 24
+
+
 def test_cron_calls_it_in_the_tree() -> None:
     fields, command = crontab_line()
     assert fields == ["0", "3", "*", "*", "1"]
@@ -40,7 +48,7 @@ def test_cron_calls_it_in_the_tree() -> None:
     assert there == "cd /srv/unet"
     program, *words = shlex.split(call)
     assert program == ".venv/bin/unet"
-    assert _parser().parse_args(words).branch == "retrain"
+    assert_ends_before_the_next(words)
 
 
 def test_crons_command_runs_under_its_bare_environment(tmp_path: Path) -> None:
@@ -51,17 +59,15 @@ def test_crons_command_runs_under_its_bare_environment(tmp_path: Path) -> None:
     command = crontab_line()[1].replace("/srv/unet", str(tmp_path))
     bare = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "SHELL": "/bin/sh", "LOGNAME": "unet"}
     subprocess.run(["/bin/sh", "-c", command], check=True, cwd="/", env=bare)
-    assert (tmp_path / "called").read_text() == f"{tmp_path} retrain --branch retrain\n"
+    assert (tmp_path / "called").read_text() == f"{tmp_path} retrain --branch retrain --time-limit 144\n"
 
 
 def test_systemd_calls_it_in_the_tree_and_stops_it_gently() -> None:
-    from pipeline.retrain_steps import GRACE_SECONDS
-
     service = read_unit("unet-retrain.service")["Service"]
     assert service["WorkingDirectory"] == "/srv/unet"
     program, *words = shlex.split(service["ExecStart"])
     assert program == "/srv/unet/.venv/bin/unet"
-    assert _parser().parse_args(words).branch == "retrain"
+    assert_ends_before_the_next(words)
     # Only the command itself hears SIGTERM; it has twice GRACE_SECONDS to end what it started.
     assert service["KillMode"] == "mixed"
     assert int(service["TimeoutStopSec"]) > 2 * GRACE_SECONDS
@@ -116,11 +122,13 @@ def test_the_workflows_call_what_is_there() -> None:
 def test_the_retraining_workflow_gives_the_command_words_and_variables_that_it_knows() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "retrain.yaml").read_text(encoding="utf-8"))
     (step,) = (step for step in workflow["jobs"]["retrain"]["steps"] if "unet retrain" in step.get("run", ""))
-    limit, _, words = step["run"].partition(".venv/bin/unet ")
-    assert _parser().parse_args(shlex.split(words)).branch.startswith("retrain-runs/")
-    # The install before it takes minutes, too.
-    minutes = int(re.findall(r" (\d+)m ", limit)[0])
-    assert minutes + 150 / 60 + 10 < workflow["jobs"]["retrain"]["timeout-minutes"]
+    program, *words = shlex.split(step["run"])
+    assert program == ".venv/bin/unet"
+    parsed = _parser().parse_args(words)
+    assert parsed.branch.startswith("retrain-runs/")
+    # The install before it takes minutes, too, and a training that is stopped.
+    minutes = parsed.time_limit * 60 + 2 * GRACE_SECONDS / 60 + 10
+    assert minutes < workflow["jobs"]["retrain"]["timeout-minutes"]
     placement = (ROOT / "pipeline" / "placement.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in placement for name in step["env"] if name.startswith("UNET_"))
     # Without a server, runs and champion go away with the runner.

@@ -147,6 +147,21 @@ def test_results_behind_a_line_without_an_end_count_and_those_that_were_cut_are_
     assert base64.b64decode(reader.results[0].content) == b"shards"
 
 
+@pytest.mark.parametrize("text", ["one\n::result end\n", "one\n::result end", "on", "one\n::result 1/2 AAAA\n"])
+@pytest.mark.parametrize("step", [1, 5, 100])
+def test_a_log_without_its_last_line_is_not_whole(text: str, step: int) -> None:
+    reader = ResultReader()
+    shown = "".join(reader.read(text[start : start + step]) for start in range(0, len(text), step)) + reader.finish()
+    assert shown in ("one\n", "on\n")
+    assert reader.has_ended == ("end" in text)
+
+
+def test_the_last_line_is_known_behind_words_without_an_end() -> None:
+    reader = ResultReader()
+    assert reader.read("words::result end\n") == "words\n"
+    assert reader.has_ended
+
+
 def test_no_line_is_so_long_that_ray_would_cut_it(cluster: Path) -> None:
     before = snapshot(cluster)
     (cluster / "dvc.lock").write_bytes(bytes(range(256)) * 2000)

@@ -183,7 +183,7 @@ def test_a_store_that_cannot_be_reached_ends_the_job_with_dvcs_reason(home: Path
     away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "12345"}
     done = start_job(there, **away, AWS_MAX_ATTEMPTS="1")
     assert done.returncode == 7
-    assert done.stdout.splitlines()[1:] == ["job: dvc pull"]
+    assert done.stdout.splitlines()[1:] == ["job: dvc pull", "::result end"]
     assert done.stderr == (
         "unet job: dvc pull failed on the cluster: failed to connect to s3 (bucket/dvc/files/md5) - Could not connect to "
         'the endpoint URL: "http://127.0.0.1:9/bucket"; failed to pull data from the cloud - 1 files failed to download. Let DVC\'s '
@@ -202,7 +202,7 @@ def test_a_stages_own_error_counts_more_than_that_of_the_push_after_it(tmp_path:
         assert done.returncode == code, done.stdout + done.stderr
         start = "job: " if code == 4 else "unet job: "
         assert f"{start}dvc push failed on the cluster: unexpected error - " in done.stderr
-        assert "::result" not in done.stdout
+        assert "::result 1" not in done.stdout
 
 
 @pytest.mark.slow
@@ -211,7 +211,22 @@ def test_a_command_runs_with_its_own_exit_code(home: Path, tmp_path: Path) -> No
     there = pack(home, tmp_path / "there", task(words=("add",)))
     done = start_job(there)
     assert done.returncode == 4
-    assert "unet add: " in done.stderr
+    assert "unet add: " in done.stdout
+    # So a log that is not whole is known as one.
+    assert done.stdout.endswith("\n::result end\n")
+
+
+@pytest.mark.slow
+def test_what_is_no_utf_8_is_told_in_utf_8_since_rays_head_reads_nothing_else(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    make_pipeline(there, tmp_path / "remote", f"{sys.executable} say.py")
+    text = "import os\nos.write(1, b'caf\\xe9.png \\xc3\\xa9\\n')\nopen('b', 'w').close()\n"
+    (there / "say.py").write_text(text)
+    submit(there, task(stage="validate"))
+    # Strict about UTF-8, too.
+    done = start_job(there, PYTHONPATH=REPOSITORY, LC_ALL="C")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\ncaf\\xe9.png é\n" in done.stdout
 
 
 @pytest.mark.parametrize(

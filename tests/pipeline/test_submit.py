@@ -1,6 +1,5 @@
 """`unet submit` and `unet attach`: what is refused before anything is sent, and whole commands against a real head."""
 
-import io
 import json
 import os
 import pty
@@ -30,7 +29,6 @@ from pipeline.placement import read_placement
 from pipeline.submit import (
     COMMAND_TAG,
     TREE_TAG,
-    Screen,
     check_ray,
     check_remote,
     check_words,
@@ -141,29 +139,6 @@ def test_a_wrong_command_is_refused_here(words, text: str, capsys: pytest.Captur
     assert capsys.readouterr().err == f"unet submit: {text}\n"
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-LOG = "train: 1 of 9 steps, 3 s left\n::result 1/2 AAAA\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend"
-
-
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_lines_of_progress_take_each_others_place_on_a_terminal_only(step: int) -> None:
-    shown = {}
-    for stream in (io.StringIO(), Terminal()):
-        screen = Screen(stream)
-        for start in range(0, len(LOG), step):
-            screen.show(LOG[start : start + step])
-        screen.close()
-        shown[stream.isatty()] = stream.getvalue()
-    assert shown[False] == ("train: 1 of 9 steps, 3 s left\ntrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n")
-    assert shown[True] == (
-        "train: 1 of 9 steps, 3 s left\r\x1b[Ktrain: 5 of 9 steps\nwarning\ntrain: 9 of 9 steps\nend\n"
-    )
-
-
 def test_a_cluster_that_is_not_there_is_named(tree, capsys: pytest.CaptureFixture[str], committed) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["submit", "--address", "http://127.0.0.1:9", "--", "history"])
@@ -224,6 +199,22 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     assert printed.err.endswith(
         f"Whether the job began is not known: before you submit again, ask `unet attach {told['job']}`.\n"
     )
+
+
+def test_a_typo_in_any_section_is_told_before_anything_is_sent(
+    tree, capsys: pytest.CaptureFixture[str], committed
+) -> None:
+    tree.write_recipe(promote={"confidense": 0.9})
+    (tree.root / ".dvc" / "config").write_text("[core]\n    remote = store\n['remote \"store\"']\n    url = /nowhere\n")
+    (tree.root / "dvc.yaml").write_text("stages: {}\n")
+    with HTTPServer(("127.0.0.1", 0), HeadThatFallsSilent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", "--address", f"http://127.0.0.1:{server.server_port}"])
+        server.shutdown()
+    assert ended.value.code == RecipeError.exit_code
+    assert "unknown key: params.yaml: promote: confidense. Did you mean confidence?" in capsys.readouterr().err
+    assert not (tree.root / ".unet" / "jobs.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -354,8 +345,10 @@ def unet(
     )
 
 
-def ask(head: RayHead, path: str) -> str:
-    request = urllib.request.Request(f"{head.address}{path}", headers={"Authorization": f"Bearer {head.token}"})
+def ask(head: RayHead, path: str, body: dict[str, str] | None = None) -> str:
+    headers = {"Authorization": f"Bearer {head.token}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{head.address}{path}", data=data, headers=headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.read().decode()
 
@@ -406,6 +399,21 @@ def test_the_exit_code_is_the_jobs_also_later(home: Path, head: RayHead) -> None
     again, _ = process.communicate(timeout=60)
     assert process.returncode == 4
     assert [line for line in again.splitlines() if line in output] == again.splitlines()
+
+
+@pytest.mark.slow
+def test_a_log_that_the_head_cannot_give_is_no_success(home: Path, head: RayHead) -> None:
+    # One byte that is no UTF-8, and Ray gives nothing at all of the log.
+    body = {"entrypoint": "printf 'caf\\351\\n::result end\\n'", "submission_id": "unet-latin"}
+    ask(head, "/api/jobs/", body)
+    process = unet(home, head, "attach", "unet-latin")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 7, output
+    assert "job unet-latin succeeded after " in output
+    assert output.endswith(
+        "unet attach: the job's log, by which its results come, did not come whole: unet-latin. Try `unet attach "
+        "unet-latin`; where the cluster has lost the log, submit again.\n"
+    )
 
 
 @pytest.mark.slow

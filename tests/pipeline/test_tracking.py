@@ -79,7 +79,7 @@ def test_a_server_that_is_silent_is_not_called_another_kind_of_server(monkeypatc
             with patience, pytest.raises(RegistryError) as caught:
                 tracking.connect(f"http://user:secret@{place}")
             assert str(caught.value) == (
-                f"tracking server does not answer within {seconds} s: http://...@{place}. Try again later, look whether "
+                f"tracking server does not answer within {seconds} s: http://***@{place}. Try again later, look whether "
                 "its host has too much to do, or correct MLFLOW_TRACKING_URI."
             )
     # Who does more than look has its patience back.
