@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -27,18 +28,18 @@ def run_command(name: str, function: Callable[[], None], *, timings: Path | None
     try:
         function()
     except UnetError as error:
-        sys.stderr.write(f"unet {name}: {error}\n")
+        tell(f"unet {name}: {error}\n", sys.stderr)
         return error.exit_code
     except FileNotFoundError as error:
-        sys.stderr.write(f"unet {name}: {_missing(error)}\n")
+        tell(f"unet {name}: {_missing(error)}\n", sys.stderr)
         return StorageError.exit_code
     except OSError as error:
         # A place that can't be read or written is the user's to mend; what it was doing tells the path.
         where = f": {error.filename}" if error.filename else ""
-        sys.stderr.write(f"unet {name}: {error.strerror or error}{where}. Make room, or choose another place.\n")
+        tell(f"unet {name}: {error.strerror or error}{where}. Make room, or choose another place.\n", sys.stderr)
         return StorageError.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write(f"unet {name}: interrupted\n")
+        tell(f"unet {name}: interrupted\n", sys.stderr)
         return INTERRUPTED
     if timings is not None:
         note_seconds(timings, name, time.time() - started)
@@ -92,10 +93,15 @@ def _quieten() -> None:
 
 
 def say(text: str = "") -> None:
-    """A line of a command's result. Where its reader has read enough (`| head`), the work goes on without a word."""
+    """A line of a command's result."""
+    tell(text + "\n", sys.stdout)
+
+
+def tell(text: str, stream: TextIO) -> None:
+    """Write where people read. Where they have read enough (`| head`), the work goes on without a word."""
     try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        stream.write(text)
+        stream.flush()
     except BrokenPipeError:
-        # Not only this line: Python itself writes what is left at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Not only this: Python itself writes what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -24,7 +24,8 @@ def run_dvc(
     return subprocess.run(
         [*DVC, *words],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         env={**environment_for_tools(), **(more or {})},
         pass_fds=[lock] if lock is not None else [],

@@ -1,5 +1,6 @@
 """What a retraining asks of DVC: what is stale, pull, reproduce (here or on a cluster), push."""
 
+import codecs
 import json
 import logging
 import os
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import INTERRUPTED
+import psutil
+
+from pipeline.command import INTERRUPTED, tell
 from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason, run_dvc, run_dvc_with_remote
 from pipeline.placement import environment_for_tools
 from pipeline.public_text import public
@@ -44,7 +48,12 @@ def start_status() -> "subprocess.Popen[str]":
     """`dvc status`, which takes a second in which others can work."""
     words = [*DVC, "status", "--json"]
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_for_tools()
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=environment_for_tools(),
     )
 
 
@@ -82,11 +91,11 @@ def has_remote(lock: int | None) -> bool:
     return bool(run_dvc("config", "core.remote", lock=lock).stdout.strip())
 
 
-def pull(status: Status, lock: int | None) -> None:
+def pull(status: Status, lock: int | None, *, may_replace: bool = False) -> None:
     """Get results that are recorded and not here; StorageError where the remote can't be reached.
 
-    What lies here and differs is replaced only where DVC has it in its cache: a killed stage may have left half of it,
-    and the stage that makes it again goes on from there.
+    What lies here and differs is replaced where DVC has it in its cache, else only with `may_replace`: a killed stage
+    may have left half of it, and the stage that makes it again goes on from there.
     """
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
     done = run_dvc_with_remote("fetch", *names, lock=lock)
@@ -98,7 +107,8 @@ def pull(status: Status, lock: int | None) -> None:
     gone = [name for name in names if not Path(name).exists()]
     others = [name for name in names if name not in gone]
     for found in filter(None, (gone, others)):
-        done = run_dvc("checkout", "--allow-missing", *found, lock=lock)
+        force = ["--force"] if may_replace else []
+        done = run_dvc("checkout", "--allow-missing", *force, *found, lock=lock)
         if done.returncode:
             why = dvcs_reason(done.stderr, done.returncode)
             log.info("left for the pipeline: %s, since DVC can't put them here: %s", ", ".join(found), why)
@@ -126,9 +136,10 @@ def reproduce_there(lock: int | None, told: Path) -> None:
     Called again for the same tree, it follows that job.
     """
     _run_to_end(SUBMIT, lock, told)
-    pull(read_status(start_status()), lock)
+    # What a stage that was killed here has left is older than what the job made.
+    pull(read_status(start_status()), lock, may_replace=True)
     status = read_status(start_status())
-    if left := sorted({*status.inputs, *status.absent}):
+    if left := sorted({*status.inputs, *status.absent, *status.altered}):
         raise StorageError(
             f"the job ended, and not all of its results are here: {', '.join(left)}. {told.name} has its log; the next "
             "call submits what is left."
@@ -161,11 +172,12 @@ def _run_to_end(command: Sequence[str], lock: int | None, told: Path) -> None:
 
 
 def _show_until_end(process: "subprocess.Popen[bytes]", told: Path) -> int:
-    with told.open(encoding="utf-8", errors="replace") as stream:
+    # A character may have come by half.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with told.open("rb") as stream:
         while True:
             code = process.poll()
-            sys.stderr.write(stream.read())
-            sys.stderr.flush()
+            tell(decoder.decode(stream.read(), final=code is not None), sys.stderr)
             if code is not None:
                 return code
             try:
@@ -176,16 +188,26 @@ def _show_until_end(process: "subprocess.Popen[bytes]", told: Path) -> int:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Interrupt the process and all below it, also where it has ended itself; kill what does not end."""
-    try:
-        for number in (signal.SIGINT, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
             os.killpg(process.pid, number)
-            deadline = time.monotonic() + GRACE_SECONDS
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(POLL_SECONDS)
-    except ProcessLookupError:
-        return
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            process.poll()
+            if not _is_at_work(process.pid):
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _is_at_work(group: int) -> bool:
+    """Whether a process of the group has not ended; in a container, who has may stay as a zombie for ever."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _failure(code: int, text: str) -> UnetError:

@@ -1,6 +1,7 @@
 """DVC as a process: a real one, in a folder of its own."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_what_it_says_is_kept_and_its_code_told(dvc_tree) -> None:
     assert dvcs_reason(done.stderr, done.returncode) == (
         "failed to reproduce 'a': failed to run: exit 4, exited with 4"
     )
+
+
+@pytest.mark.slow
+def test_what_is_no_utf_8_does_not_hide_why_it_failed(dvc_tree) -> None:
+    (dvc_tree.root / "say.py").write_text("import os\nos.write(2, b'caf\\xe9\\n')\nraise SystemExit(4)\n")
+    (dvc_tree.root / "dvc.yaml").write_text(f"stages:\n  a: {{cmd: {sys.executable} say.py}}\n")
+    done = run_dvc("repro")
+    assert "caf\ufffd\n" in done.stderr
+    assert STAGE_ENDED.findall(done.stderr) == ["4"]
 
 
 @pytest.mark.slow

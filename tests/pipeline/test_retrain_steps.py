@@ -1,5 +1,6 @@
 """Real DVC on a pipeline of one line a stage."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,10 +12,22 @@ import psutil
 import pytest
 
 from benchmarks.workspace import IN_BACKGROUND
-from pipeline.retrain_steps import Status, has_remote, parse_status, pull, push, read_status, reproduce, start_status
+from pipeline.retrain_steps import (
+    Status,
+    _is_at_work,
+    has_remote,
+    parse_status,
+    pull,
+    push,
+    read_status,
+    reproduce,
+    start_status,
+)
 from unet_core.errors import DataError, StorageError, TrainingError
 
 LOG = Path(".unet/retrain.log")
+#: Of Linux: orphans below come to this process.
+PR_SET_CHILD_SUBREAPER = 36
 #: A stage that has begun, and leaves something where it is interrupted.
 INTERRUPTIBLE = """
 import time
@@ -184,6 +197,41 @@ def test_what_a_killed_stage_left_stays_and_what_is_not_here_comes(pipeline: Pat
     # `b` is back, and of `a`, half of which is here, nothing was lost.
     assert (pipeline / "b").read_text() == "b"
     assert (pipeline / "a" / "half").exists()
+    # Where the stage has run elsewhere since, nothing goes on from there.
+    pull(read_status(start_status()), None, may_replace=True)
+    assert not (pipeline / "a" / "half").exists()
+    assert read_status(start_status()) == Status()
+
+
+@pytest.mark.slow
+def test_who_stops_reading_does_not_stop_the_pipeline(pipeline: Path) -> None:
+    (pipeline / "b.py").write_text("print(*range(100_000), sep='\\n'); open('b', 'w').write('b')")
+    code = "from pathlib import Path; from pipeline.retrain_steps import reproduce; reproduce(None, Path('.unet/log'))"
+    # As in `unet retrain 2>&1 | head`.
+    reads, writes = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=writes)
+    os.close(writes)
+    os.close(reads)
+    assert process.wait(timeout=120) == 0
+    assert (pipeline / "b").read_text() == "b"
+
+
+def test_a_process_that_nobody_collects_is_not_waited_for() -> None:
+    # So it is below a container's first process, if that is no init: here this process is the one that gets orphans.
+    subreaper = ctypes.CDLL(None).prctl
+    assert subreaper(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        process = subprocess.Popen(["sh", "-c", "sleep 0.3 & exit 0"], start_new_session=True)
+        process.wait()
+        assert _is_at_work(process.pid)
+        (orphan,) = (each for each in psutil.Process().children() if os.getpgid(each.pid) == process.pid)
+        while orphan.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        os.killpg(process.pid, 0)
+        assert not _is_at_work(process.pid)
+        os.waitpid(orphan.pid, 0)
+    finally:
+        subreaper(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,9 @@ def test_an_absolute_source_in_the_tree_is_refused(tree, capsys: pytest.CaptureF
 class HeadThatFallsSilent(BaseHTTPRequestHandler):
     """Knows of every package, and goes away when it is given a job."""
 
+    seconds = 0.0
+    was_asked = threading.Event()
+
     def do_GET(self) -> None:
         text = json.dumps({"version": "4", "ray_version": versions()["ray"]}).encode()
         self.send_response(200)
@@ -170,6 +173,8 @@ class HeadThatFallsSilent(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_POST(self) -> None:
+        type(self).was_asked.set()
+        time.sleep(self.seconds)
         self.close_connection = True
 
     def log_message(self, *_) -> None:
@@ -198,6 +203,31 @@ def test_a_job_whose_beginning_was_not_confirmed_is_known_here(
     assert printed.out == "new files, which git does not track, go along: dvc.yaml\n"
     assert printed.err.endswith(
         f"Whether the job began is not known: before you submit again, ask `unet attach {told['job']}`.\n"
+    )
+
+
+class HeadThatTakesItsTime(HeadThatFallsSilent):
+    seconds = 60.0
+    was_asked = threading.Event()
+
+
+def test_interrupted_while_it_is_submitted_a_job_is_named(tree, committed) -> None:
+    (tree.root / "dvc.yaml").write_text("stages: {}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), HeadThatTakesItsTime) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ["submit", "--address", f"http://127.0.0.1:{server.server_port}", "--", "history"]
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *words], stderr=subprocess.PIPE, text=True)
+        assert HeadThatTakesItsTime.was_asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        server.shutdown()
+    assert process.returncode == 130
+    (line,) = (tree.root / ".unet" / "jobs.jsonl").read_text().splitlines()
+    job = json.loads(line)["job"]
+    assert told.endswith(
+        f"submit: Whether the job began is not known: before you submit again, ask `unet attach {job}`.\n"
+        "unet submit: interrupted\n"
     )
 
 
