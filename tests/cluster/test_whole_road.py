@@ -141,9 +141,11 @@ def test_a_team_submits_loses_a_host_promotes_and_retrains(team: Team, tmp_path:
     process = team.start("unet", "submit")
     lost = team.hosts.hosts[-1]
     wait_until_it_trains(team, process)
+    assert lost.training_workers(), "the training was over before its host was lost"
     lost.kill()
     assert process.wait(timeout=600) == 0, (place.tree / "start.log").read_text()
     said = (place.tree / "start.log").read_text()
+    assert " Going on from the last checkpoint.\n" in said
     assert "promoted: the first champion, Dice 0." in said
     for secret in (team.hosts.token, team.store.secret, team.mlflow["MLFLOW_TRACKING_PASSWORD"]):
         assert secret not in said

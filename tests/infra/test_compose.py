@@ -78,7 +78,20 @@ def test_no_container_of_ours_has_rights_that_it_does_not_need() -> None:
     assert set(ours) == {"buckets", "mlflow", "ray-head", "ray-worker"}
     for service in ours.values():
         assert service["cap_drop"] == ["ALL"]
+        # Else what a killed stage leaves stays as a zombie.
+        assert service["init"] is True
+    for service in SERVICES.values():
         assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_every_server_has_a_health_check() -> None:
+    from ray.scripts.scripts import cli
+
+    assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == {"buckets"}
+    for name in ("ray-head", "ray-worker"):
+        test = SERVICES[name]["healthcheck"]["test"]
+        assert test[:3] == ["CMD", "ray", "health-check"]
+        assert cli.commands["health-check"].make_context("health-check", test[3:]).params["address"] == "ray-head:6379"
 
 
 def test_who_waits_for_a_healthy_service_waits_for_one_that_has_a_check() -> None:

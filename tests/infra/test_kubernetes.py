@@ -222,6 +222,9 @@ def test_every_pod_runs_as_a_user_and_gains_no_rights() -> None:
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    # KubeRay gives the head, for the autoscaler, an account that may change the cluster's pods; nobody else needs one.
+    head = CLUSTER["spec"]["headGroupSpec"]["template"]["spec"]
+    assert [pod for pod in pods if pod.get("automountServiceAccountToken") is not False] == [head]
 
 
 def test_nobody_reaches_a_pod_but_by_a_rule_and_what_submits_jobs_has_one() -> None:

@@ -9,7 +9,7 @@ def test_every_section_is_read() -> None:
     assert set(CLASSES) == {*SECTIONS, *OPTIONAL}
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, *OPTIONAL])
 def test_a_typo_is_found_in_each_section(section: str, tree) -> None:
     tree.write_recipe(**{section: {"typo": 1}})
     with pytest.raises(RecipeError, match=rf"^unknown key: params\.yaml: {section}: typo\. "):
