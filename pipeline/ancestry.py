@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import tracking
-from pipeline.command import say
+from pipeline.command import first_names, say
 from pipeline.fetched_model import find_model
 from pipeline.history import history
 from pipeline.lineage_record import Lineage, read_lineage, recipe_sections
@@ -77,12 +77,7 @@ def sample_changes(
         "with another image": [key for key in both if old[key][1] != new[key][1]],
         "in another split": [key for key in both if old[key][0] != new[key][0]],
     }
-    return [f"{len(keys)} {what}: {_name(keys)}" for what, keys in found.items() if keys]
-
-
-def _name(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
-    return ", ".join(keys[:NUM_NAMED]) + more
+    return [f"{len(keys)} {what}: {first_names(keys, NUM_NAMED)}" for what, keys in found.items() if keys]
 
 
 def _branches(lineage: Lineage) -> list[tuple[str, list[str]]]:

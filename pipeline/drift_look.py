@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline.command import first_names
 from pipeline.drift_reference import Reference, find_reference
 from pipeline.drift_statistics import (
     Comparison,
@@ -99,8 +100,7 @@ def say_drift(comparison: Comparison, config: DriftConfig, since: datetime) -> s
         return f"too few to tell: {counts}, {why}"
     if comparison.decision == "drift":
         names = [_say(finding) for finding in comparison.drifted]
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        return f"recent inputs differ from the training data: {', '.join(names[:MAX_NAMES])}{more}; {counts}"
+        return f"recent inputs differ from the training data: {first_names(names, MAX_NAMES)}; {counts}"
     largest = comparison.findings[0]
     assert largest.distance is not None, "alike is what was compared"
     limit = f"{config.max_distance:g} allowed"

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.command import first_names
 from pipeline.params import read_sections
 from pipeline.whole_file import write_whole
 from unet_core.errors import DataError, StorageError
@@ -171,9 +172,8 @@ def take_home(root: Path, results: Sequence[Result], *, aside: Path) -> list[str
     for result in results if edited else news:
         write_whole((aside if edited else root) / result.name, base64.b64decode(result.content))
     if edited:
-        more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
         raise StorageError(
-            f"changed here while the job ran: {edited[0]}{more}. Your files stay as they are; the job's lie in "
+            f"changed here while the job ran: {first_names(edited, 1)}. Your files stay as they are; the job's lie in "
             f"{aside.relative_to(root)}. Compare them, and copy what you want."
         )
     write_whole(record, json.dumps({**taken, **there}).encode("ascii"))

@@ -20,7 +20,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, cast
 
-from pipeline.command import INTERRUPTED, run_command, say
+from pipeline.command import INTERRUPTED, first_names, run_command, say
 from pipeline.dvc_process import DVC, STAGE_ENDED, dvcs_reason
 from pipeline.job_results import END, find_lost, find_results, snapshot, to_lines
 from pipeline.lineage import SUBMITTED
@@ -277,11 +277,9 @@ def _send(root: Path, before: Mapping[str, str]) -> None:
 
 def _tell_of_lost(names: Sequence[str]) -> None:
     if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         log.warning(
-            "left in the job's tree, and gone with it: %s%s. Let a command write into reports/, or to an address.",
-            names[0],
-            more,
+            "left in the job's tree, and gone with it: %s. Let a command write into reports/, or to an address.",
+            first_names(names, 1),
         )
 
 
