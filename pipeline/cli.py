@@ -178,9 +178,7 @@ def _add_retrain(command: Callable[[str, str, Run], argparse.ArgumentParser]) ->
     retrain.add_argument("--max-age", type=float, metavar="DAYS", help="act where the champion is older")
     retrain.add_argument("--force", nargs="?", const="by hand", metavar="REASON", help="act though nothing is new")
     retrain.add_argument("--wait", action="store_true", help="for another retraining to end, instead of leaving")
-    retrain.add_argument(
-        "--time-limit", type=float, metavar="HOURS", help="stop when they are over; the next call goes on"
-    )
+    retrain.add_argument("--time-limit", type=float, metavar="HOURS", help="then stop; the next call goes on")
     retrain.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     retrain.add_argument(
         "--exit-code",
@@ -267,7 +265,8 @@ def _diff(parsed: argparse.Namespace) -> None:
 
 
 def _retrain(parsed: argparse.Namespace) -> None:
-    from pipeline.retrain import Request, retrain
+    from pipeline.retrain import retrain
+    from pipeline.retrain_call import Request
     from pipeline.retrain_look import Paths
 
     ask = Request(

@@ -86,7 +86,7 @@ def add_promotion(report: Path, verdict: Verdict, challenger: "Version", champio
     rows = "".join(
         f"<tr><td>{html.escape(key)}</td><td><code>{html.escape(value)}</code></td></tr>"
         for key, value in tags.items()
-        if not key.startswith("gate.")
+        if not key.startswith(("gate.", "retrain."))
     )
     text = (
         f'<div class="verdict {css}"><p><b>{html.escape(verdict.sentence)}</b></p>'

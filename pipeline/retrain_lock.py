@@ -8,10 +8,13 @@ import fcntl
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+
+import psutil
 
 from unet_core.errors import StorageError
 
@@ -58,7 +61,11 @@ def held(path: Path, *, wait: bool, what: str = "retraining") -> Iterator[int | 
 
 def holder(path: Path) -> str:
     """Who has the lock, as a line for people."""
-    return path.read_text(encoding="utf-8").strip() or "a process that has not said who it is"
+    text = path.read_text(encoding="utf-8").strip() or "a process that has not said who it is"
+    found = re.match(r"process (\d+) on (\S+), ", text)
+    if found and found[2] == platform.node() and not psutil.pid_exists(int(found[1])):
+        text += " (it was killed; what it started, such as `dvc repro`, still works)"
+    return text
 
 
 def _open(path: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.arrivals import find_all_pairs, find_changes, tracked_by
+from pipeline.git_process import run_git
 from pipeline.ledger import Changes, present, read_ledger
 from pipeline.params import load_section
 from pipeline.placement import Placement
@@ -117,8 +118,11 @@ def _as_dvc_says(place: str) -> str:
 
 def _ended_stages(lock_file: Path) -> list[str]:
     """Names of the stages that ended once; read by pattern, since the door to YAML takes a while for so long a file."""
-    text = lock_file.read_text(encoding="utf-8") if lock_file.exists() else ""
-    return re.findall(r"^  ([\w-]+):$", text, re.MULTILINE)
+    return _stages_of(lock_file.read_text(encoding="utf-8") if lock_file.exists() else "")
+
+
+def _stages_of(lock: str) -> list[str]:
+    return re.findall(r"^  ([\w-]+):$", lock, re.MULTILINE)
 
 
 def _connect(placement: Placement, *, may_make: bool) -> tracking.Client | None:
@@ -129,6 +133,10 @@ def _connect(placement: Placement, *, may_make: bool) -> tracking.Client | None:
 
 
 def _read_status(process: "subprocess.Popen[str]", record: Record, *, may_mend: bool) -> Status:
+    if may_mend and _is_cut(record):
+        # DVC would take stages that have run for new ones.
+        mend_record(record.root, LOCK_FILE)
+        return read_status(start_status())
     try:
         return read_status(process)
     except StorageError as error:
@@ -140,6 +148,13 @@ def _read_status(process: "subprocess.Popen[str]", record: Record, *, may_mend: 
         for name in damaged:
             mend_record(record.root, name)
         return read_status(start_status())
+
+
+def _is_cut(record: Record) -> bool:
+    """Whether the lock file ends before stages that git's has behind: DVC was killed in writing it."""
+    here = _ended_stages(record.root / LOCK_FILE)
+    there = _stages_of(run_git(record.root, "show", f"HEAD:./{LOCK_FILE}").stdout.decode(errors="replace"))
+    return bool(here) and len(here) < len(there) and here == there[: len(here)]
 
 
 def _find_changes(config: IngestConfig, pairs: Sequence[Pair], status: Status) -> Changes | None:

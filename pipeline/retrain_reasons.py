@@ -70,6 +70,11 @@ def find_reasons(seen: Seen, *, max_age_days: float | None, force: str | None) -
     ]
 
 
+def join_reasons(reasons: Sequence[Reason]) -> str:
+    """All of them, for people."""
+    return "; ".join(reason.text for reason in reasons)
+
+
 def is_stale(seen: Seen) -> bool:
     """Whether `dvc repro` would do something."""
     return bool(seen.is_first or seen.inputs or seen.unfinished)

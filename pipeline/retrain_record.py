@@ -116,6 +116,12 @@ def is_recorded(record: Record) -> bool:
     return not patch or (record.patch.exists() and record.patch.read_bytes() == patch)
 
 
+def drop_patch(record: Record) -> None:
+    """Remove a patch file of results that git has since: nobody could apply it."""
+    if record.branch is not None or not _make_patch(record):
+        record.patch.unlink(missing_ok=True)
+
+
 def write_record(record: Record, message: str) -> str:
     """Commit the results on the branch, or write the patch; says where they are."""
     if record.branch is None:

@@ -1,6 +1,7 @@
 """Where the working tree's model stands in the registry, which also remembers what a stopped retraining was about."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 from pipeline import history, tracking
 from pipeline.params import read_sections
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
+from pipeline.retrain_reasons import Reason
 from pipeline.retrain_summary import Outcome
+from pipeline.whole_file import write_whole
 from unet_core.errors import DataError, RecipeError
 
 #: Tag of versions: what a retraining is about (JSON), until people were told what came of it.
 UNDER_WAY_TAG = "retrain.under_way"
 TOLD = "told"
+#: In the folder of the working tree's state.
+NOTED_NAME = "retrain-reasons.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,26 @@ def remember(client: tracking.Client, version: tracking.Version, memory: Memory)
 def forget(client: tracking.Client, version: tracking.Version) -> None:
     """Note that people were told."""
     tracking.set_version_tags(client, version, {UNDER_WAY_TAG: TOLD})
+
+
+def note_reasons(folder: Path, reasons: Sequence[Reason]) -> tuple[Reason, ...]:
+    """All reasons since people were last told, older ones first: until the model is registered, only a file knows.
+
+    Where it is lost, people hear of the last call's reasons alone, and nothing else changes.
+    """
+    path = folder / NOTED_NAME
+    try:
+        noted = [Reason(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        noted = []
+    causes = tuple(dict.fromkeys([*noted, *reasons]))
+    write_whole(path, json.dumps([asdict(reason) for reason in causes]).encode())
+    return causes
+
+
+def forget_reasons(folder: Path) -> None:
+    """Note that nothing is under way."""
+    (folder / NOTED_NAME).unlink(missing_ok=True)
 
 
 def model_name() -> str:

@@ -51,6 +51,24 @@ def update(record: Record, ledger: Path, tracked_by: Path) -> tuple[bool, list[s
     return True, notes
 
 
+def foresee(root: Path) -> str:
+    """What a call would meet upstream, as a sentence; nothing is changed here, nor fetched."""
+    upstream = find_upstream(root)
+    if upstream is None:
+        return ""
+    name = ask_git(root, "rev-parse", "--abbrev-ref", upstream)
+    commit = upstream
+    if upstream.startswith("refs/remotes/"):
+        remote, _, branch = name.partition("/")
+        done = run_git(root, "ls-remote", remote, f"refs/heads/{branch}", limit_seconds=NETWORK_SECONDS)
+        if done.returncode:
+            return f"{name} can't be asked: what lies here would be used ({gits_reason(done) or 'git gave no reason'})"
+        commit = (done.stdout.decode().split() or [upstream])[0]
+    if contains(root, "HEAD", commit):
+        return ""
+    return f"{name} has commits that are not here: a call takes them first where it can, and may then find more to do"
+
+
 def _fetch(record: Record, remote: str) -> str:
     """Ask the remote, and in a clone of one branch also for that of the results; why it did not answer, or nothing."""
     done = run_git(record.root, "fetch", "--quiet", remote, limit_seconds=NETWORK_SECONDS)

@@ -24,7 +24,8 @@ from pipeline import tracking
 from pipeline.claimant import Claimant
 from pipeline.history import Entry
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
-from pipeline.retrain_standing import UNDER_WAY_TAG
+from pipeline.retrain_reasons import Reason
+from pipeline.retrain_standing import UNDER_WAY_TAG, note_reasons
 from unet_core.errors import TrainingError
 
 pytestmark = pytest.mark.slow
@@ -145,10 +146,16 @@ def test_stopped_between_the_ledger_and_dvc(first: Place, reproduced: Place, tmp
 
 def test_stopped_after_reproducing(reproduced: Place, tmp_path: Path) -> None:
     place = reproduced.copy_to(tmp_path / "place")
+    # The stopped call's own.
+    note_reasons(place.tree / ".unet", [Reason(kind="data", text="12 new samples in data/raw/shapes")])
     code, said = place.call()
     assert code == 10, said
     assert "retraining: results that git does not have yet; the gate has not judged this model" in said
     assert "Running stage" not in said
+    causes = [reason["text"] for reason in place.summary()["reasons"]]
+    assert causes[:2] == ["12 new samples in data/raw/shapes", "results that git does not have yet"]
+    assert place.git("log", "-1", "--format=%b", "retrain").splitlines()[:2] == causes[:2]
+    assert not (place.tree / ".unet" / "retrain-reasons.json").exists()
     assert place.summary()["samples"] == {"new": 12, "changed": 0, "removed": 0}
     place.check_all_done()
 

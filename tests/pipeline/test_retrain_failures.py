@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.retrain import Request, retrain
+from pipeline.retrain import retrain
+from pipeline.retrain_call import Request
 from pipeline.retrain_look import Paths
 from unet_core.errors import RecipeError, RegistryError, StorageError, UnetError
 
@@ -98,7 +99,7 @@ def test_what_nobody_foresaw_is_told_without_its_own_words(
     def fail(_: Path) -> None:
         raise error
 
-    monkeypatch.setattr("pipeline.retrain.clear_leftovers", fail)
+    monkeypatch.setattr("pipeline.retrain_call.clear_leftovers", fail)
     with pytest.raises(type(error)):
         retrain(Request(), PATHS)
     (body,) = told

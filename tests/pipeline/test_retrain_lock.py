@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,7 +64,17 @@ def test_who_waits_gets_it_when_the_other_one_ends(tmp_path: Path, caplog: pytes
         assert lock is not None
         assert process.wait(10) == -9
     killer.wait()
+    assert "(it was killed" not in caplog.text
     assert f"waiting for another retraining: process {process.pid} on " in caplog.text
+
+
+def test_a_killed_holder_whose_child_works_on_is_not_taken_for_alive(tmp_path: Path) -> None:
+    path = tmp_path / "retrain.lock"
+    path.write_text(f"process 99999999 on {platform.node()}, since 2026-11-02T03:00:00+00:00\n")
+    text = path.read_text().strip()
+    assert holder(path) == f"{text} (it was killed; what it started, such as `dvc repro`, still works)"
+    path.write_text("process 99999999 on elsewhere, since 2026-11-02T03:00:00+00:00\n")
+    assert holder(path) == path.read_text().strip()
 
 
 def test_what_a_holder_started_keeps_the_lock_after_it(tmp_path: Path) -> None:

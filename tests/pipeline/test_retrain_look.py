@@ -151,6 +151,25 @@ def test_a_lock_file_that_is_not_to_be_mended_is_told_and_stays(project, text: s
 
 
 @pytest.mark.slow
+def test_a_lock_file_that_ends_before_gits_last_stages_is_gits_again(project, client) -> None:
+    whole = "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n  report:\n    cmd: y\n"
+    LOCK.write_text(whole)
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "--message", "lock")
+    cut = whole[: whole.index("  report")]
+    LOCK.write_text(cut)
+    assert "report" in look_now(may_mend=False).seen.unfinished
+    assert LOCK.read_text() == cut
+    assert list(look_now(may_mend=True).seen.inputs) == ["ingest", "report"]
+    assert LOCK.read_text() == whole
+    assert Path(".unet/dvc.lock.damaged").read_text() == cut
+    # Other stages are people's.
+    LOCK.write_text(others := whole.replace("ingest", "intake"))
+    look_now(may_mend=True)
+    assert LOCK.read_text() == others
+
+
+@pytest.mark.slow
 def test_a_damage_that_is_no_results_is_told_though_results_are_here(project, client) -> None:
     Path("dvc.yaml").write_text("stages: [")
     LOCK.write_text("schema: '2.0'\n")

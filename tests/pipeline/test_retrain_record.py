@@ -12,6 +12,7 @@ from pipeline.retrain_record import (
     check_branch,
     check_name,
     committed_text,
+    drop_patch,
     is_recorded,
     push_branch,
     unpushed_branch,
@@ -148,6 +149,18 @@ def test_without_a_branch_a_patch_tells_all_and_touches_nothing(record: Record, 
     assert (people / "pipeline.py").read_text() == "1\n"
     write(record.root, lock="newer\n")
     assert not is_recorded(patchy)
+
+
+def test_a_patch_that_git_has_since_is_removed(record: Record) -> None:
+    patchy = replace(record, branch=None)
+    write(record.root, lock="new\n")
+    write_record(patchy, "Retrain")
+    drop_patch(patchy)
+    assert patchy.patch.exists()
+    git(record.root, "commit", "--quiet", "--all", "--message", "results")
+    drop_patch(patchy)
+    drop_patch(patchy)
+    assert not patchy.patch.exists()
 
 
 def test_a_patch_of_a_tree_below_the_repositorys_root_applies_there(record: Record) -> None:

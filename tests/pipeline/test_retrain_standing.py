@@ -9,7 +9,19 @@ import pytest
 from pipeline import tracking
 from pipeline.history import Move, move_champion
 from pipeline.question import DECISION_TAG, SENTENCE_TAG, question_tags
-from pipeline.retrain_standing import Answer, Memory, Standing, conclude, forget, nowhere, read_standing, remember
+from pipeline.retrain_reasons import Reason
+from pipeline.retrain_standing import (
+    Answer,
+    Memory,
+    Standing,
+    conclude,
+    forget,
+    forget_reasons,
+    note_reasons,
+    nowhere,
+    read_standing,
+    remember,
+)
 from unet_core.errors import RecipeError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -78,6 +90,20 @@ def test_the_registry_remembers_what_a_retraining_is_about_until_people_are_told
     assert stand(client).memory == memory
     forget(client, version_of(client))
     assert stand(client).memory is None
+
+
+def test_reasons_are_kept_from_call_to_call_until_people_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / ".unet"
+    first = Reason(kind="data", text="2 new samples in raw")
+    second = Reason(kind="record", text="results that git does not have yet")
+    assert note_reasons(folder, [first]) == (first,)
+    assert note_reasons(folder, [second, first]) == note_reasons(folder, []) == (first, second)
+    for damaged in ("[", '["2 new samples"]', "{}"):
+        (folder / "retrain-reasons.json").write_text(damaged)
+        assert note_reasons(folder, [second]) == (second,)
+    forget_reasons(folder)
+    forget_reasons(folder)
+    assert note_reasons(folder, []) == ()
 
 
 def test_a_memory_of_another_version_of_the_project_is_one_all_the_same(registered, client) -> None:

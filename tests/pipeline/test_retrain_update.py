@@ -14,7 +14,7 @@ from pipeline.retrain_record import (
     unpushed_branch,
     write_record,
 )
-from pipeline.retrain_update import update
+from pipeline.retrain_update import foresee, update
 from tests.pipeline.git_clones import NO_LEDGER, commit_and_push, git, write
 
 
@@ -25,6 +25,24 @@ def test_what_people_push_comes_by_fast_forward(record: Record, people: Path) ->
     assert update(record, *NO_LEDGER) == (True, [])
     assert (record.root / "pipeline.py").read_text() == "2\n"
     assert update(record, *NO_LEDGER) == (False, [])
+
+
+def test_who_only_looks_hears_that_upstream_has_more_and_takes_nothing(record: Record, people: Path) -> None:
+    assert foresee(record.root) == ""
+    write(people, code="2\n")
+    commit_and_push(people)
+    before = git(record.root, "for-each-ref")
+    text = (
+        "origin/main has commits that are not here: a call takes them first where it can, and may then find more to do"
+    )
+    assert foresee(record.root) == text
+    assert git(record.root, "for-each-ref") == before
+    assert update(record, *NO_LEDGER) == (True, [])
+    assert foresee(record.root) == ""
+    (people.parent / "origin.git").rename(people.parent / "away")
+    assert foresee(record.root).startswith("origin/main can't be asked: what lies here would be used (fatal: ")
+    git(record.root, "branch", "--unset-upstream")
+    assert foresee(record.root) == ""
 
 
 def test_a_merged_branch_follows_main_and_goes_on(record: Record, people: Path) -> None:

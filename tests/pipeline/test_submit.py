@@ -432,21 +432,6 @@ def test_the_exit_code_is_the_jobs_also_later(home: Path, head: RayHead) -> None
 
 
 @pytest.mark.slow
-def test_a_log_that_the_head_cannot_give_is_no_success(home: Path, head: RayHead) -> None:
-    # One byte that is no UTF-8, and Ray gives nothing at all of the log.
-    body = {"entrypoint": "printf 'caf\\351\\n::result end\\n'", "submission_id": "unet-latin"}
-    ask(head, "/api/jobs/", body)
-    process = unet(home, head, "attach", "unet-latin")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 7, output
-    assert "job unet-latin succeeded after " in output
-    assert output.endswith(
-        "unet attach: the job's log, by which its results come, did not come whole: unet-latin. Try `unet attach "
-        "unet-latin`; where the cluster has lost the log, submit again.\n"
-    )
-
-
-@pytest.mark.slow
 def test_an_interrupted_command_leaves_the_job_running_and_says_how_to_see_it_again(home: Path, head: RayHead) -> None:
     process = unet(home, head, "submit", "--", "shapes", "data/raw/many", "--count", "400")
     assert process.stdout is not None
@@ -539,6 +524,21 @@ def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, hea
     assert any("unet shapes data/raw/few --count 2" in line for line in lines)
     assert any(line.startswith("runs      tracking server can't be reached: http://127.0.0.1:9") for line in lines)
     assert lines[-1] == "champion  not known, for the same reason"
+
+
+@pytest.mark.slow
+def test_a_log_that_the_head_cannot_give_is_no_success(home: Path, head: RayHead) -> None:
+    # One byte that is no UTF-8, and Ray gives nothing at all of the log.
+    body = {"entrypoint": "printf 'caf\\351\\n::result end\\n'", "submission_id": "unet-latin"}
+    ask(head, "/api/jobs/", body)
+    process = unet(home, head, "attach", "unet-latin")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 7, output
+    assert "job unet-latin succeeded after " in output
+    assert output.endswith(
+        "unet attach: the job's log, by which its results come, did not come whole: unet-latin. Try `unet attach "
+        "unet-latin`; where the cluster has lost the log, submit again.\n"
+    )
 
 
 @pytest.mark.slow
