@@ -26,6 +26,7 @@ os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "60")
 
 import ray
 import ray.train
+from ray._private import ray_constants
 from ray.train import CheckpointConsistencyMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
@@ -60,7 +61,10 @@ def cluster(placement: Placement, needed_cpus: int) -> Iterator[Callable[[], Non
     It starts in the background; the function that is given waits until it is there, and raises TrainingError if it
     can't be.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="ray-start") as pool:
+    with (
+        _listening(on_loopback=not placement.ray_address),
+        ThreadPoolExecutor(1, thread_name_prefix="ray-start") as pool,
+    ):
         started = pool.submit(_start, placement.ray_address, needed_cpus)
 
         def wait() -> None:
@@ -90,6 +94,25 @@ def _start(address: str | None, needed_cpus: int) -> None:
     else:
         # More workers than cores is allowed when the user asks for it, as in tests.
         ray.init(address="local", num_cpus=max(needed_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+
+
+@contextmanager
+def _listening(*, on_loopback: bool) -> Iterator[None]:
+    """Inside, a Ray that is started listens on loopback alone, if that is asked for.
+
+    By itself it takes the address by which the network knows the machine, and lets the network in to all its ports.
+    This is Ray's own switch, for firewalls that ask people about each port (macOS, Windows).
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0" if on_loopback else "1", not on_loopback
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        del os.environ[name]
+        if before[0] is not None:
+            os.environ[name] = before[0]
 
 
 def _knock(address: str | None) -> None:

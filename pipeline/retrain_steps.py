@@ -61,7 +61,10 @@ def read_status(process: "subprocess.Popen[str]") -> Status:
     """What it found; StorageError where DVC can't tell."""
     told, errors = process.communicate()
     if process.returncode:
-        raise StorageError(f"DVC can't tell what is stale: {dvcs_reason(errors, process.returncode)}.")
+        raise StorageError(
+            f"DVC can't tell what is stale: {dvcs_reason(errors, process.returncode)}. Mend what it names, or put git's "
+            "version back (`git checkout -- FILE`)."
+        )
     # DVC may say something else before, such as that it makes its folders.
     return parse_status(json.loads(told[told.index("{") :]))
 

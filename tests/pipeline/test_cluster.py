@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.placement import Placement, Workers
@@ -41,6 +42,12 @@ def test_workers_follow_placement_cores_and_lanes(tmp_path: Path, caplog: pytest
 
         cores = int(ray.cluster_resources()["CPU"])
         assert cores >= 4
+        # Nobody else needs it, and an open network is none of its business.
+        below = psutil.Process().children(recursive=True)
+        sockets = [socket for process in [psutil.Process(), *below] for socket in process.net_connections("tcp")]
+        places = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+        assert places
+        assert places <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
         all_cores = min(64, cores)
         assert choose_group(here, lanes=64, threads=1) == Group(
             least=all_cores, most=all_cores, threads=1, use_gpu=False
