@@ -62,8 +62,8 @@ def read_status(process: "subprocess.Popen[str]") -> Status:
     told, errors = process.communicate()
     if process.returncode:
         raise StorageError(
-            f"DVC can't tell what is stale: {dvcs_reason(errors, process.returncode)}. Mend what it names, or put git's "
-            "version back (`git checkout -- FILE`)."
+            f"DVC can't tell what is stale: {dvcs_reason(errors, process.returncode)}. Mend what it names, or put "
+            "git's version back (`git checkout -- FILE`)."
         )
     # DVC may say something else before, such as that it makes its folders.
     return parse_status(json.loads(told[told.index("{") :]))
