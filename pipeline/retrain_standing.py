@@ -140,7 +140,9 @@ def note_reasons(folder: Path, reasons: Sequence[Reason]) -> tuple[Reason, ...]:
         noted = [Reason(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         noted = []
-    causes = tuple(dict.fromkeys([*noted, *reasons]))
+    # An age, say, is told as it is now; samples that came twice are two deliveries.
+    kinds = {reason.kind for reason in reasons} - {"data"}
+    causes = tuple(dict.fromkeys([*(reason for reason in noted if reason.kind not in kinds), *reasons]))
     write_whole(path, json.dumps([asdict(reason) for reason in causes]).encode())
     return causes
 

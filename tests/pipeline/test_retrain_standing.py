@@ -98,6 +98,11 @@ def test_reasons_are_kept_from_call_to_call_until_people_are_told(tmp_path: Path
     second = Reason(kind="record", text="results that git does not have yet")
     assert note_reasons(folder, [first]) == (first,)
     assert note_reasons(folder, [second, first]) == note_reasons(folder, []) == (first, second)
+    later = (
+        Reason(kind="data", text="1 new samples in raw"),
+        Reason(kind="record", text="branch x is not at origin yet"),
+    )
+    assert note_reasons(folder, later) == (first, *later)
     for damaged in ("[", '["2 new samples"]', "{}"):
         (folder / "retrain-reasons.json").write_text(damaged)
         assert note_reasons(folder, [second]) == (second,)
