@@ -14,6 +14,7 @@ from pipeline.retrain_record import check_branch, check_name
 from pipeline.retrain_steps import has_remote
 from pipeline.retrain_summary import Outcome, Summary
 from pipeline.retrain_update import foresee
+from pipeline.time_limit import check_hours
 from unet_core.errors import RecipeError, RegistryError
 
 #: What schedulers get for --exit-code; errors have the codes of their classes.
@@ -64,6 +65,7 @@ def _check(ask: Request, placement: Placement) -> None:
     """An error for what can't be done, whatever there is to do."""
     if ask.max_age_days is not None and not ask.max_age_days > 0:
         raise RecipeError(f"--max-age {ask.max_age_days:g}: not a number of days above 0. Correct it.")
+    check_hours(ask.time_limit_hours)
     if ask.submit and placement.tracking_uri.startswith("sqlite:"):
         raise RegistryError(
             "--submit with a registry of this machine: the cluster's models would not be in it. Set "

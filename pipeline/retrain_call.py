@@ -49,7 +49,7 @@ from pipeline.retrain_steps import has_remote, pull, push, reproduce, reproduce_
 from pipeline.retrain_summary import Outcome, Scored, Summary, write_summary
 from pipeline.retrain_update import update
 from pipeline.source import IngestConfig
-from pipeline.time_limit import time_limit
+from pipeline.time_limit import stop_clock, time_limit
 from pipeline.tracking import Client
 from pipeline.webhook import call_webhook
 from unet_core.errors import UnetError
@@ -128,6 +128,7 @@ class Retraining:
         if moved:
             # Modules of two commits must not mix in one process. The lock is free until the new one takes it.
             sys.stdout.flush()
+            stop_clock()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
     def _look(self) -> Look:
@@ -146,7 +147,6 @@ class Retraining:
         drop_patch(self._record)
 
     def _act(self, found: Look) -> Outcome:
-        self._reasons = note_reasons(self._placement.state_dir, self._reasons)
         if found.must_add:
             with self._timed("add"):
                 if found.changes is None:
@@ -154,6 +154,8 @@ class Retraining:
                     add()
                 else:
                     record(load_section("ingest", IngestConfig), found.changes)
+        # Samples that can't be recorded are asked for by each call.
+        self._reasons = note_reasons(self._placement.state_dir, self._reasons)
         if found.must_add or is_stale(found.seen):
             with self._timed("reproduce"):
                 self._reproduce(self._placement.state_dir)
@@ -177,9 +179,9 @@ class Retraining:
         summary = self._summarize(outcome, sentence)
         write_summary(summary, self._paths.report)
         call_webhook(self._placement.webhook, summary.body())
+        self._tidy()
         if self._standing.version is not None:
             forget(_client(found), self._standing.version)
-        self._tidy()
         say(summary.line)
         return outcome
 

@@ -118,7 +118,7 @@ def _as_dvc_says(place: str) -> str:
 
 def _ended_stages(lock_file: Path) -> list[str]:
     """Names of the stages that ended once; read by pattern, since the door to YAML takes a while for so long a file."""
-    return _stages_of(lock_file.read_text(encoding="utf-8") if lock_file.exists() else "")
+    return _stages_of(lock_file.read_text(encoding="utf-8", errors="replace") if lock_file.exists() else "")
 
 
 def _stages_of(lock: str) -> list[str]:
@@ -134,7 +134,9 @@ def _connect(placement: Placement, *, may_make: bool) -> tracking.Client | None:
 
 def _read_status(process: "subprocess.Popen[str]", record: Record, *, may_mend: bool) -> Status:
     if may_mend and _is_cut(record):
-        # DVC would take stages that have run for new ones.
+        # DVC would take stages that have run for new ones; two of it would be in each other's way.
+        process.kill()
+        process.communicate()
         mend_record(record.root, LOCK_FILE)
         return read_status(start_status())
     try:

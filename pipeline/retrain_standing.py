@@ -19,6 +19,8 @@ UNDER_WAY_TAG = "retrain.under_way"
 TOLD = "told"
 #: In the folder of the working tree's state.
 NOTED_NAME = "retrain-reasons.json"
+#: Kinds of reasons that can't be seen any more once the stages have run.
+VANISHING = ("first", "data", "recipe", "code")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +133,19 @@ def forget(client: tracking.Client, version: tracking.Version) -> None:
 
 
 def note_reasons(folder: Path, reasons: Sequence[Reason]) -> tuple[Reason, ...]:
-    """All reasons since people were last told, older ones first: until the model is registered, only a file knows.
+    """Note those that a training makes vanish; all, behind the noted ones since a call last came to its end.
 
-    Where it is lost, people hear of the last call's reasons alone, and nothing else changes.
+    Until the model is registered, only this file knows. Where it is lost, people hear of the last call's reasons alone,
+    and nothing else changes.
     """
     path = folder / NOTED_NAME
     try:
-        noted = [Reason(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        noted = [Reason(kind=entry["kind"], text=str(entry["text"])) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError):
         noted = []
-    # An age, say, is told as it is now; samples that came twice are two deliveries.
-    kinds = {reason.kind for reason in reasons} - {"data"}
-    causes = tuple(dict.fromkeys([*(reason for reason in noted if reason.kind not in kinds), *reasons]))
-    write_whole(path, json.dumps([asdict(reason) for reason in causes]).encode())
+    causes = tuple(dict.fromkeys([*noted, *reasons]))
+    write_whole(path, json.dumps([asdict(reason) for reason in causes if reason.kind in VANISHING]).encode())
     return causes
 
 

@@ -97,10 +97,12 @@ def has_remote(lock: int | None) -> bool:
 def pull(status: Status, lock: int | None, *, may_replace: bool = False) -> None:
     """Get results that are recorded and not here; StorageError where the remote can't be reached.
 
-    What lies here and differs is replaced where DVC has it in its cache, else only with `may_replace`: a killed stage
-    may have left half of it, and the stage that makes it again goes on from there.
+    What lies here and differs is replaced where DVC has it in its cache: a killed stage may have left half of it, and
+    the stage that makes it again goes on from there. With `may_replace`, all that is a stage's; what people track by
+    DVC themselves never is replaced by what they had before.
     """
     names = [name for found in (status.absent, status.altered) for part in found.values() for name in part]
+    of_stages = {name for stage, part in status.altered.items() if not stage.endswith(".dvc") for name in part}
     done = run_dvc_with_remote("fetch", *names, lock=lock)
     if done.returncode:
         why = dvcs_reason(done.stderr, done.returncode)
@@ -108,10 +110,12 @@ def pull(status: Status, lock: int | None, *, may_replace: bool = False) -> None
             f"DVC can't fetch what is recorded: {why}. `dvc push` it where it is, or make it again here (`dvc repro`)."
         )
     gone = [name for name in names if not Path(name).exists()]
-    others = [name for name in names if name not in gone]
-    for found in filter(None, (gone, others)):
-        force = ["--force"] if may_replace else []
-        done = run_dvc("checkout", "--allow-missing", *force, *found, lock=lock)
+    replaced = [name for name in names if may_replace and name in of_stages and name not in gone]
+    others = [name for name in names if name not in {*gone, *replaced}]
+    for found, options in ((gone, []), (replaced, ["--force"]), (others, [])):
+        if not found:
+            continue
+        done = run_dvc("checkout", "--allow-missing", *options, *found, lock=lock)
         if done.returncode:
             why = dvcs_reason(done.stderr, done.returncode)
             log.info("left for the pipeline: %s, since DVC can't put them here: %s", ", ".join(found), why)
@@ -142,7 +146,8 @@ def reproduce_there(lock: int | None, told: Path) -> None:
     # What a stage that was killed here has left is older than what the job made.
     pull(read_status(start_status()), lock, may_replace=True)
     status = read_status(start_status())
-    if left := sorted({*status.inputs, *status.absent, *status.altered}):
+    altered = [stage for stage in status.altered if not stage.endswith(".dvc")]
+    if left := sorted({*status.inputs, *status.absent, *altered}):
         raise StorageError(
             f"the job ended, and not all of its results are here: {', '.join(left)}. {told.name} has its log; the next "
             "call submits what is left."

@@ -279,7 +279,9 @@ def _follow(placement: Placement, jobs: Jobs, name: str) -> int:
     aside = _aside(placement, name)
     aside.mkdir(parents=True, exist_ok=True)
     (aside / ENDED_NAME).touch()
-    if job.exit_code == 0 and (screen.reader.is_cut or not screen.reader.has_ended):
+    # What others than `unet submit` have submitted has no last line of ours.
+    is_whole = screen.reader.has_ended or COMMAND_TAG not in job.metadata
+    if job.exit_code == 0 and (screen.reader.is_cut or not is_whole):
         raise StorageError(
             f"the job's log, by which its results come, did not come whole: {name}. Try `unet attach {name}`; where "
             "the cluster has lost the log, submit again."

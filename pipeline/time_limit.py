@@ -21,19 +21,17 @@ def time_limit(hours: float | None) -> Iterator[None]:
 
     So it must be such that it may be killed anywhere. TrainingError then; RecipeError for a limit that is none.
     """
+    check_hours(hours)
     if hours is None:
         yield
         return
-    # No timer takes longer than 292 years.
-    if not 0 < hours * 3600 <= threading.TIMEOUT_MAX:
-        raise RecipeError(f"--time-limit {hours:g}: not a number of hours above 0. Correct it.")
 
     def end(_signal: int, _frame: object) -> None:
         raise _TimeIsOver
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, hours * 3600, AGAIN_SECONDS)
     try:
+        signal.setitimer(signal.ITIMER_REAL, hours * 3600, AGAIN_SECONDS)
         yield
     except _TimeIsOver as over:
         raise TrainingError(
@@ -41,5 +39,17 @@ def time_limit(hours: float | None) -> Iterator[None]:
             "goes on from there; see what took so long, or give it more."
         ) from over
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        stop_clock()
         signal.signal(signal.SIGALRM, before)
+
+
+def check_hours(hours: float | None) -> None:
+    """RecipeError for a limit that is none."""
+    # No timer takes longer than 292 years.
+    if hours is not None and not 0 < hours * 3600 <= threading.TIMEOUT_MAX:
+        raise RecipeError(f"--time-limit {hours:g}: not a number of hours above 0. Correct it.")
+
+
+def stop_clock() -> None:
+    """For who becomes another program: the timer would outlive what answers it, and kill that one."""
+    signal.setitimer(signal.ITIMER_REAL, 0)

@@ -30,7 +30,7 @@ from mlflow.entities import Metric
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 
-from pipeline.public_text import public
+from pipeline.public_text import public, public_address
 from unet_core.errors import RegistryError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -86,7 +86,7 @@ class Client(MlflowClient):  # type: ignore[misc]
 
 def connect(uri: str, experiment: str = "unet") -> Client:
     """A client of the tracking store; RegistryError within seconds where nothing answers."""
-    shown = public(uri)
+    shown = public_address(uri)
     try:
         address = urlsplit(uri)
         port = address.port or (443 if address.scheme == "https" else 80)

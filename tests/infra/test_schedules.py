@@ -122,8 +122,8 @@ def test_the_workflows_call_what_is_there() -> None:
 def test_the_retraining_workflow_gives_the_command_words_and_variables_that_it_knows() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "retrain.yaml").read_text(encoding="utf-8"))
     (step,) = (step for step in workflow["jobs"]["retrain"]["steps"] if "unet retrain" in step.get("run", ""))
-    program, *words = shlex.split(step["run"])
-    assert program == ".venv/bin/unet"
+    shell, program, *words = shlex.split(step["run"])
+    assert (shell, program) == ("exec", ".venv/bin/unet")
     parsed = _parser().parse_args(words)
     assert parsed.branch.startswith("retrain-runs/")
     # The install before it takes minutes, too, and a training that is stopped.

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.public_text import holds_secret, public
+from pipeline.public_text import holds_secret, public, public_address
 
 #: An address, and what of it others may read.
 SECRETS = {
     "postgresql://mlflow:secret@db/mlflow": "postgresql://***@db/mlflow",
     "postgresql+psycopg://mlflow:se/cret@db:5432/m": "postgresql+psycopg://***@db:5432/m",
     "s3://AKIA:wJalr/XUt/EXAMPLE@bucket/shards": "s3://***@bucket/shards",
+    "s3://AKIA:4/XUt@bucket/shards": "s3://***@bucket/shards",
+    "postgresql://mlflow:7/Kx9@db/m": "postgresql://***@db/m",
     "https://user:p@ss@host/x": "https://***@host/x",
     "https://user:@host/x": "https://***@host/x",
     "https://token@host/x": "https://***@host/x",
@@ -21,6 +23,8 @@ SECRETS = {
 }
 PLAIN = (
     "s3://bucket/by@somebody/a:b#1.png",
+    "s3://bucket/scan#monkey_01.tif",
+    "http://[::1]:5000/by@somebody",
     "http://127.0.0.1:5000/by@somebody",
     "ssh://host/srv/dvc",
     "sqlite:////srv/unet/mlflow.db",
@@ -45,12 +49,14 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 
 def test_the_name_of_a_user_is_no_secret_where_it_only_says_whom_to_let_in() -> None:
     assert not holds_secret("ssh://git@host/srv/dvc")
+    assert not holds_secret("webdavs://user@host/dvc")
     assert holds_secret("ssh://git:secret@host/srv/dvc")
     assert public("ssh://git@host/srv/dvc") == "ssh://***@host/srv/dvc"
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="\"'?#"), min_size=1))
 def test_no_password_is_shown_whatever_its_characters(secret: str) -> None:
-    # Digits and a slash at its beginning look like a port, and stay.
-    password = f"x{secret}"
-    assert public(f"at postgresql://user:{password}@db/m.") == "at postgresql://***@db/m."
+    assert public(f"at postgresql://user:{secret}@db/m.") == "at postgresql://***@db/m."
+    # Where hosts have ports, digits and a slash look like one; of a whole address, nothing before the last @ is shown.
+    assert public(f"at https://user:x{secret}@host/m.") == "at https://***@host/m."
+    assert public_address(f"https://user:{secret}@host/m") == "https://***@host/m"

@@ -333,12 +333,12 @@ def test_a_remote_that_never_answers_ends_with_the_time_limit(first: Place, tmp_
         place.run("dvc", "remote", "add", "silent", f"http://127.0.0.1:{silent.getsockname()[1]}")
         place.run("dvc", "config", "core.remote", "silent")
         commit(place.tree, "another remote")
-        process = start(place.tree, *CALL, "--force", "--time-limit", "0.005")
-        silent.settimeout(60)
+        process = start(place.tree, *CALL, "--force", "--time-limit", "0.01")
+        silent.settimeout(120)
         # DVC asks what the remote has.
         kept, _ = silent.accept()
         below = psutil.Process(process.pid).children(recursive=True)
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=240)
         kept.close()
     assert code == TrainingError.exit_code
     assert below, "nothing was at work"
@@ -346,7 +346,7 @@ def test_a_remote_that_never_answers_ends_with_the_time_limit(first: Place, tmp_
     told = place.summary()
     assert told["outcome"] == "failed"
     assert told["sentence"] == (
-        "stopped, since its time is over: --time-limit 0.005 hours. What is done stays, and the next call goes on from "
+        "stopped, since its time is over: --time-limit 0.01 hours. What is done stays, and the next call goes on from "
         "there; see what took so long, or give it more."
     )
     assert "push" in told["seconds"]

@@ -163,6 +163,10 @@ def test_a_lock_file_that_ends_before_gits_last_stages_is_gits_again(project, cl
     assert list(look_now(may_mend=True).seen.inputs) == ["ingest", "report"]
     assert LOCK.read_text() == whole
     assert Path(".unet/dvc.lock.damaged").read_text() == cut
+    # Also within a character.
+    LOCK.write_bytes(cut.encode() + b"    deps: caf\xc3")
+    look_now(may_mend=True)
+    assert LOCK.read_text() == whole
     # Other stages are people's.
     LOCK.write_text(others := whole.replace("ingest", "intake"))
     look_now(may_mend=True)

@@ -197,10 +197,14 @@ def test_what_a_killed_stage_left_stays_and_what_is_not_here_comes(pipeline: Pat
     # `b` is back, and of `a`, half of which is here, nothing was lost.
     assert (pipeline / "b").read_text() == "b"
     assert (pipeline / "a" / "half").exists()
-    # Where the stage has run elsewhere since, nothing goes on from there.
+    # Where the stage has run elsewhere since, nothing goes on from there; what people track themselves stays theirs.
+    (pipeline / "notes").write_text("old")
+    dvc("add", "notes")
+    (pipeline / "notes").write_text("new, and nowhere else")
     pull(read_status(start_status()), None, may_replace=True)
     assert not (pipeline / "a" / "half").exists()
-    assert read_status(start_status()) == Status()
+    assert (pipeline / "notes").read_text() == "new, and nowhere else"
+    assert read_status(start_status()) == Status(altered={"notes.dvc": ("notes",)})
 
 
 @pytest.mark.slow
@@ -221,10 +225,13 @@ def test_a_process_that_nobody_collects_is_not_waited_for() -> None:
     subreaper = ctypes.CDLL(None).prctl
     assert subreaper(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     try:
-        process = subprocess.Popen(["sh", "-c", "sleep 0.3 & exit 0"], start_new_session=True)
+        words = [sys.executable, "-c", "import subprocess; subprocess.Popen(['cat'])"]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
         process.wait()
         assert _is_at_work(process.pid)
         (orphan,) = (each for each in psutil.Process().children() if os.getpgid(each.pid) == process.pid)
+        assert process.stdin is not None
+        process.stdin.close()
         while orphan.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
         os.killpg(process.pid, 0)

@@ -375,7 +375,7 @@ def unet(
     )
 
 
-def ask(head: RayHead, path: str, body: dict[str, str] | None = None) -> str:
+def ask(head: RayHead, path: str, body: dict[str, object] | None = None) -> str:
     headers = {"Authorization": f"Bearer {head.token}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{head.address}{path}", data=data, headers=headers)
@@ -528,8 +528,17 @@ def test_status_shows_cluster_and_jobs_and_tells_of_what_is_away(home: Path, hea
 
 @pytest.mark.slow
 def test_a_log_that_the_head_cannot_give_is_no_success(home: Path, head: RayHead) -> None:
+    # Not one of ours: it has no last line.
+    ask(head, "/api/jobs/", {"entrypoint": "true", "submission_id": "by-hand"})
+    process = unet(home, head, "attach", "by-hand")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     # One byte that is no UTF-8, and Ray gives nothing at all of the log.
-    body = {"entrypoint": "printf 'caf\\351\\n::result end\\n'", "submission_id": "unet-latin"}
+    body = {
+        "entrypoint": "printf 'caf\\351\\n::result end\\n'",
+        "submission_id": "unet-latin",
+        "metadata": {COMMAND_TAG: "unet history"},
+    }
     ask(head, "/api/jobs/", body)
     process = unet(home, head, "attach", "unet-latin")
     output, _ = process.communicate(timeout=120)

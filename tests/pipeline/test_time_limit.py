@@ -14,10 +14,11 @@ from pipeline import time_limit as module
 from pipeline.time_limit import time_limit
 from unet_core.errors import RecipeError, TrainingError
 
-A_MOMENT_HOURS = 0.05 / 3600
+#: Long enough for a process to begin.
+A_MOMENT_HOURS = 1 / 3600
 NEVER_ENDS = [sys.executable, "-c", "import time; time.sleep(600)"]
 SENTENCE = (
-    "stopped, since its time is over: --time-limit 1.38889e-05 hours. What is done stays, and the next call goes on "
+    "stopped, since its time is over: --time-limit 0.000277778 hours. What is done stays, and the next call goes on "
     "from there; see what took so long, or give it more."
 )
 
@@ -36,7 +37,7 @@ def test_a_process_that_is_waited_for_ends_too() -> None:
 
 
 def test_what_hangs_while_it_is_stopped_hears_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 1.0)
     stopped = []
     with pytest.raises(TrainingError), time_limit(A_MOMENT_HOURS):
         try:
@@ -53,6 +54,16 @@ def test_within_the_time_nothing_happens_and_no_timer_is_left() -> None:
         assert 3590 < signal.getitimer(signal.ITIMER_REAL)[0] <= 3600
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_who_becomes_another_program_takes_no_timer_along() -> None:
+    code = (
+        "import os, sys; from pipeline.time_limit import stop_clock, time_limit\n"
+        "with time_limit(0.5 / 3600):\n"
+        "    stop_clock()\n"
+        "    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1)'])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_a_limit_no_timer_is_set() -> None:
