@@ -32,7 +32,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig
 
 from pipeline.elastic import ElasticTrainer, HostLeavesError, Journal, leaving_hosts
-from pipeline.placement import Placement, Workers
+from pipeline.placement import Placement, Workers, with_variable
 from unet_core.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -103,16 +103,14 @@ def _listening(*, on_loopback: bool) -> Iterator[None]:
     By itself it takes the address by which the network knows the machine, and lets the network in to all its ports.
     This is Ray's own switch, for firewalls that ask people about each port (macOS, Windows).
     """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0" if on_loopback else "1", not on_loopback
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
-        del os.environ[name]
-        if before[0] is not None:
-            os.environ[name] = before[0]
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with with_variable(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0" if on_loopback else "1"):
+        # Ray has read the variable already; the processes that it starts will.
+        ray_constants.ENABLE_RAY_CLUSTER = not on_loopback
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _knock(address: str | None) -> None:

@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +128,19 @@ def read_ray_token() -> str | None:
 def read_s3_endpoint() -> str | None:
     """Where S3 is to be found by whoever reads addresses alone; None: at Amazon."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+@contextmanager
+def with_variable(name: str, value: str) -> Iterator[None]:
+    """Inside, what this process starts has the variable; afterwards the environment is as it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def passed_on() -> dict[str, str]:

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.placement import DVC_REMOTE, Workers, environment_of, passed_on, read_placement, read_ray_token
+from pipeline.placement import (
+    DVC_REMOTE,
+    Workers,
+    environment_of,
+    passed_on,
+    read_placement,
+    read_ray_token,
+    with_variable,
+)
 from unet_core.errors import RecipeError
 
 
@@ -137,6 +145,17 @@ def test_a_range_that_is_the_wrong_way_round_is_refused(tree, monkeypatch: pytes
     assert str(caught.value) == (
         "environment variable UNET_WORKERS: '4-1': the least number of workers comes first. Did you mean 1-4?"
     )
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_a_variable_is_there_for_a_while(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNET_WORKERS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("UNET_WORKERS", before)
+    with pytest.raises(KeyboardInterrupt), with_variable("UNET_WORKERS", "2"):
+        assert passed_on()["UNET_WORKERS"] == "2"
+        raise KeyboardInterrupt
+    assert passed_on().get("UNET_WORKERS") == before
 
 
 def test_no_other_module_reads_the_environment(repository: Path) -> None:
